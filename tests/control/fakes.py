@@ -1,0 +1,160 @@
+"""A machine without a guest, and both ends of the control socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tvmm.control.server import ControlServer
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, TaskInfo
+from tvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from tvmm.control.target import Json
+
+NEGOTIATION = b'{"execute": "qmp_capabilities"}'
+
+
+class FakeMachine:
+    """Behaves towards control clients as a machine does: states, events, refusals."""
+
+    def __init__(self, name: str = "fake", cpu_count: int = 2) -> None:
+        self.name = name
+        self.server: ControlServer | None = None
+        self.ended = trio.Event()
+        self.button_presses = 0
+        self.resets = 0
+        self.hold_reset: trio.Event | None = None
+        self.bug: Exception | None = None
+        self._cpu_count = cpu_count
+        self._state = "running"
+
+    def emit(self, name: str, data: dict[str, Json] | None = None) -> None:
+        """Tell the control clients, if there is a server."""
+        if self.server is not None:
+            self.server.emit(name, data)
+
+    def run_state(self) -> str:
+        return self._state
+
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._state == "running":
+            self._state = "paused"
+            self.emit("STOP")
+
+    async def resume(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._state == "shutdown":
+            raise UserError("the machine has shut down", "reset it first")
+        if self._state == "paused":
+            self._state = "running"
+            self.emit("RESUME")
+
+    def quit(self) -> None:
+        self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        self.ended.set()
+
+    def powerdown(self) -> None:
+        self.button_presses += 1
+        self.emit("POWERDOWN")
+
+    def shut_down(self) -> None:
+        """What the guest does when it has heeded the power button."""
+        self._state = "shutdown"
+        self.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+
+    async def reset(self) -> None:
+        if self.hold_reset is not None:
+            await self.hold_reset.wait()
+        self.resets += 1
+        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def cpus(self) -> list[CpuInfo]:
+        if self.bug is not None:
+            raise self.bug
+        return [CpuInfo(index, 1000 + index, self._state, 7 * index) for index in range(self._cpu_count)]
+
+    async def registers(self, cpu_index: int) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        if self._state == "running":
+            raise UserError("registers can be read while the machine is paused", "'tvmm pause' it first")
+        return {"rip": 0xFFFF_FFFF_8100_0000 + cpu_index, "rflags": 2}
+
+    def memory_summary(self) -> MemorySummary:
+        return MemorySummary(256 << 20)
+
+    def memory_map(self) -> list[FlatRange]:
+        return [
+            FlatRange(0, 256 << 20, "ram", "machine", "ram"),
+            FlatRange(0xFEE0_0000, 4096, "lapic", "kvm", "mmio"),
+        ]
+
+    def tasks(self) -> list[TaskInfo]:
+        return [TaskInfo("vcpu/0", "a thread in run", 3, 0.001, 1.5)]
+
+    def chardevs(self) -> list[ChardevInfo]:
+        return [ChardevInfo("serial0", "pty:/dev/pts/3")]
+
+    def info(self) -> dict[str, Json]:
+        return {"kernel": "built-in", "cpus": self._cpu_count}
+
+
+@asynccontextmanager
+async def serving(machine: FakeMachine, path: Path) -> AsyncIterator[ControlServer]:
+    """A control server for `machine`, listening at `path`, for the length of the block."""
+    server = ControlServer(machine, path)
+    machine.server = server
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+class Peer:
+    """A control client that says what it is told to, bit by bit if need be."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._received = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def line(self) -> dict[str, Any] | None:
+        """The next message of the server, None if it hung up."""
+        while b"\r\n" not in self._received:
+            data = await self.stream.receive_some()
+            if not data:
+                assert not self._received, "the server hung up in the middle of a message"
+                return None
+            self._received += data
+        line, _, self._received = self._received.partition(b"\r\n")
+        message = json.loads(line)
+        assert isinstance(message, dict)
+        return message
+
+    async def ask(self, command: str, **members: Any) -> dict[str, Any] | None:
+        """Send one command; the next message that is not an event."""
+        await self.send(json.dumps({"execute": command, **members}).encode())
+        while (message := await self.line()) is not None and "event" in message:
+            pass
+        return message
+
+
+@asynccontextmanager
+async def connected(path: Path, negotiated: bool = True) -> AsyncIterator[Peer]:
+    """A client of the socket at `path` that has read the greeting and, if so wished, has left negotiation."""
+    async with await trio.open_unix_socket(path) as stream:
+        peer = Peer(stream)
+        greeting = await peer.line()
+        assert greeting is not None
+        assert "QMP" in greeting
+        if negotiated:
+            assert await peer.ask("qmp_capabilities") == {"return": {}}
+        yield peer

@@ -1,0 +1,122 @@
+"""The rules between packages, read off their import statements."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "tvmm"
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+IO_MODULES = {"trio", "cffi", "os", "socket", "threading", "mmap", "fcntl", "select", "subprocess"}
+
+PURE = (
+    "errors.py",
+    "bus.py",
+    "boot/",
+    "devices/",
+    "config/",
+    "memory/layout.py",
+    "memory/regions.py",
+    "vcpu/runstate.py",
+    "vcpu/exits.py",
+    "vcpu/registers.py",
+    "vcpu/cpuid.py",
+    "vcpu/cpu_features.py",
+    "vcpu/msrs.py",
+    "vcpu/assist/",
+    "chardev/history.py",
+    "chardev/escape.py",
+    "chardev/editor.py",
+    "control/qmp.py",
+    "control/verbs.py",
+    "control/target.py",
+)
+"""Modules without IO: state machines, tables, parsers."""
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports at run time, also inside functions; not those for type checkers."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    """Top-level packages that a module imports."""
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def test_modules_are_found() -> None:
+    """The rules below look at the real tree."""
+    assert "machine.py" in MODULES
+    assert len(MODULES) > 40
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(PURE)])
+def test_pure_modules_do_no_io(module: str) -> None:
+    """Models, parsers and tables import nothing that waits, opens or calls the kernel."""
+    assert not tops(ROOT / module) & IO_MODULES
+
+
+@pytest.mark.parametrize("prefix", PURE)
+def test_pure_list_is_not_stale(prefix: str) -> None:
+    """Each name in the list of pure modules exists."""
+    assert any(name.startswith(prefix) for name in MODULES)
+
+
+def test_cffi_only_in_kvm() -> None:
+    """The extension module and cffi are used in one package."""
+    users = [
+        name
+        for name in MODULES
+        if any(used == "cffi" or used.startswith("tvmm.kvm._kvm") for used in imports(ROOT / name))
+    ]
+    assert users
+    assert all(name.startswith("kvm/") for name in users)
+
+
+def test_pyroute2_only_in_net() -> None:
+    """Network set-up is one package's affair."""
+    assert not [name for name in MODULES if "pyroute2" in tops(ROOT / name) and not name.startswith("net/")]
+
+
+FAMILIES = ("virtio", "vnc", "migration", "devices")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_device_families_do_not_know_each_other(family: str) -> None:
+    """Only the wiring joins them."""
+    others = tuple(f"tvmm.{other}" for other in FAMILIES if other != family)
+    for name in MODULES:
+        if name.startswith(f"{family}/"):
+            assert not [used for used in imports(ROOT / name) if used.startswith(others)], name
+
+
+def test_nothing_imports_the_command_line() -> None:
+    """The command line is the top of the tree."""
+    for name in MODULES:
+        if not name.startswith("cli/"):
+            assert not [used for used in imports(ROOT / name) if used.startswith("tvmm.cli")], name
+
+
+def test_only_the_command_line_reads_the_environment() -> None:
+    """argv and the environment are read in one package."""
+    for name in MODULES:
+        if not name.startswith(("cli/", "guest/build.py")):
+            text = (ROOT / name).read_text()
+            assert "os.environ" not in text, name
+            assert "sys.argv" not in text, name

@@ -1,0 +1,277 @@
+"""The hardware of one machine, without Trio: made in a worker thread, handed to `Machine`, closed by it.
+
+`Board.__init__` reads from top to bottom like the machine's parts list. Everything is acquired through one exit
+stack, so that whatever fails half-way, and whatever comes later, is undone in the reverse order.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from tvmm.boot.loader import KernelOptions, load
+from tvmm.bus import MmioBus, PortBus
+from tvmm.devices.acpi_pm import AcpiPm
+from tvmm.devices.i8042 import I8042
+from tvmm.devices.misc import DebugExit, PostPort, SystemControl
+from tvmm.devices.rtc import Rtc
+from tvmm.errors import ConfigError, HostError, ImageError
+from tvmm.kvm.irq import IrqLine
+from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
+from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
+from tvmm.memory.ram import GuestRam
+from tvmm.memory.regions import FlatRange
+from tvmm.serial_port import COM1_IRQ, COM1_PORT, SerialPort
+from tvmm.serial_port import PORT_COUNT as SERIAL_PORTS
+from tvmm.vcpu.cpuid import policy
+from tvmm.vcpu.registers import apply_entry, back_to_power_on, connect_pic, power_on, set_boot_msrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvmm.config.machine import MachineConfig
+    from tvmm.kvm.vcpu import KvmVcpu
+    from tvmm.vcpu.cpuid import CpuidEntry
+    from tvmm.vcpu.registers import PowerOn
+
+__all__ = ["Board", "GuestRequest", "builtin_guest_path"]
+
+KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
+KEYBOARD_PORTS = ((0x60, 0), (0x64, 4))
+RTC_PORT, RTC_PORTS = 0x70, 2
+PM_PORT, PM_PORTS = 0x600, 12
+POST_PORT = 0x80
+FAST_A20_PORT, RESET_CONTROL_PORT = 0x92, 0xCF9
+
+
+class GuestRequest(NamedTuple):
+    """What the guest asked of the machine through a device: ``poweroff``, ``reset`` or ``debug-exit`` with a code."""
+
+    kind: str
+    code: int = 0
+
+
+def builtin_guest_path() -> str:
+    """The ELF image of the built-in guest, compiled when tvmm was installed."""
+    return os.path.join(os.path.dirname(__file__), "guest", "guest.elf")
+
+
+class _Offset:
+    """A device seen through a window that starts at `base` of its own range."""
+
+    def __init__(self, device: I8042 | SystemControl, base: int) -> None:
+        self._device = device
+        self._base = base
+
+    def read(self, offset: int, size: int) -> int:
+        return self._device.read(self._base + offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._device.write(self._base + offset, size, value)
+
+
+class Board:
+    """RAM, buses, devices, KVM's VM and vCPUs of one machine. Callbacks are set by `Machine` before anything runs."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        """Build it and load the kernel. Raises `UserError` with nothing left behind."""
+        self.config = config
+        self.on_request: Callable[[GuestRequest], None] = _ignore_request
+        self.on_rtc_deadline: Callable[[], None] = _ignore
+        with ExitStack() as stack:
+            self._read_images()
+            self._check_memory()
+            self.emulated_kernel = kernel_mode_is_emulated()
+            with Kvm() as kvm:
+                self.vm = kvm.create_vm()
+                stack.callback(self.vm.close)
+                self.max_cpus = kvm.check_extension("MAX_VCPUS") or kvm.check_extension("NR_VCPUS")
+                self._check_cpus()
+                supported = kvm.supported_cpuid()
+            self.vm.create_irqchip()
+            self._make_memory(stack)
+            self._make_devices(stack)
+            self._make_vcpus(stack, supported)
+            self.load_kernel()
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Undo everything, in order. No vCPU thread may be left."""
+        self._stack.close()
+
+    # --- the parts list ---
+
+    def _make_memory(self, stack: ExitStack) -> None:
+        self.ram = GuestRam(self.config.memory)
+        stack.callback(self.ram.close)
+        # KVM exports the mapping; it must let go before the mapping does.
+        stack.callback(self.vm.release_memory)
+        for slot, region in enumerate(self.ram.regions):
+            view = self.ram.blocks[region.block].view[region.offset : region.offset + region.size]
+            self.vm.set_memory(slot, region.gpa, view, read_only=region.read_only)
+
+    def _make_devices(self, stack: ExitStack) -> None:
+        self.bus_lock = threading.Lock()
+        self.ports = PortBus()
+        self.mmio = MmioBus()
+
+        def line(gsi: int) -> IrqLine:
+            made = IrqLine(self.vm, gsi)
+            stack.callback(made.close)
+            return made
+
+        self.serial = SerialPort(line(COM1_IRQ), self.bus_lock)
+        stack.callback(self.serial.close)
+        self.ports.add(COM1_PORT, SERIAL_PORTS, self.serial, "serial0")
+
+        self.keyboard = I8042(line(KEYBOARD_IRQ), line(MOUSE_IRQ), self._reset)
+        for port, offset in KEYBOARD_PORTS:
+            self.ports.add(port, 1, _Offset(self.keyboard, offset), "i8042")
+
+        self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._rtc_deadline_changed)
+        self.ports.add(RTC_PORT, RTC_PORTS, self.rtc, "rtc")
+
+        self.pm = AcpiPm(line(SCI_IRQ), self._sleep, time.monotonic_ns)
+        self.ports.add(PM_PORT, PM_PORTS, self.pm, "acpi-pm")
+
+        self.post = PostPort()
+        self.ports.add(POST_PORT, 1, self.post, "post")
+        self.system_control = SystemControl(self._reset)
+        self.ports.add(FAST_A20_PORT, 1, _Offset(self.system_control, 0), "system-control")
+        self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
+        for device in self.config.devices:
+            self._make_device(device.name, dict(device.properties))
+
+    def _make_device(self, name: str, properties: dict[str, int | str | bool]) -> None:
+        if name != "isa-debug-exit":
+            raise ConfigError(f"device {name!r} is known but not made")
+        base, length = int(properties["iobase"]), int(properties["iosize"])
+        self.ports.add(base, length, DebugExit(self._debug_exit), name)
+
+    def _make_vcpus(self, stack: ExitStack, supported: list[CpuidEntry]) -> None:
+        cpu = self.config.cpu
+        self.vcpus: list[KvmVcpu] = []
+        self.power_on: list[PowerOn] = []
+        for index in range(cpu.count):
+            vcpu = self.vm.create_vcpu(index)
+            stack.callback(vcpu.close)
+            vcpu.set_uart(self.serial.ring)
+            vcpu.set_cpuid(policy(cpu.model, cpu.adjustments, supported, cpu_index=index, cpu_count=cpu.count))
+            if index == 0:
+                connect_pic(vcpu)
+            self.vcpus.append(vcpu)
+            self.power_on.append(power_on(vcpu))
+        self.chips = self.vm.get_chips()
+
+    # --- kernel ---
+
+    def _read_images(self) -> None:
+        files = self.config.kernel
+        self.kernel_image = _read(files.kernel or builtin_guest_path(), "kernel")
+        self.initrd_image = _read(files.initrd, "initrd") if files.initrd else None
+
+    def load_kernel(self) -> None:
+        """Put the kernel into RAM and the boot CPU at its entry. Raises `ImageError`."""
+        files = self.config.kernel
+        options = KernelOptions(
+            kernel=self.kernel_image,
+            kernel_name=files.kernel or "the built-in guest",
+            initrd=self.initrd_image,
+            append=files.append,
+            entry=files.entry,
+            decompress=files.decompress,
+        )
+        entry = load(options, self.ram, self.ram.size, len(self.vcpus), self.emulated_kernel)
+        self.loaded = entry.kernel
+        set_boot_msrs(self.vcpus[0])
+        apply_entry(self.vcpus[0], entry)
+
+    def reset(self) -> None:
+        """Everything as after power-on, with the kernel loaded anew. All vCPUs are paused."""
+        with self.bus_lock:
+            self.serial.reset()
+            for device in (self.keyboard, self.rtc, self.pm, self.system_control):
+                device.reset()
+        self.vm.set_chips(self.chips)
+        for vcpu, state in zip(self.vcpus, self.power_on, strict=True):
+            back_to_power_on(vcpu, state)
+        self.ram.zero()
+        self.load_kernel()
+
+    # --- what devices ask for, on a vCPU's thread ---
+
+    def _reset(self) -> None:
+        self.on_request(GuestRequest("reset"))
+
+    def _sleep(self, kind: int) -> None:
+        self.on_request(GuestRequest("poweroff"))
+
+    def _debug_exit(self, status: int) -> None:
+        self.on_request(GuestRequest("debug-exit", status))
+
+    def _rtc_deadline_changed(self) -> None:
+        self.on_rtc_deadline()
+
+    # --- checks and views ---
+
+    def _check_memory(self) -> None:
+        total, available, free_huge = _host_memory(self.config.memory.hugepages)
+        self.config.memory.check_host(total, available, free_huge)
+
+    def _check_cpus(self) -> None:
+        if self.config.cpu.count > self.max_cpus:
+            raise HostError(f"KVM on this host makes at most {self.max_cpus} vCPUs, not {self.config.cpu.count}")
+
+    def memory_map(self) -> list[FlatRange]:
+        """The flat view of guest-physical addresses: RAM blocks and devices."""
+        view = [
+            FlatRange(region.gpa, region.size, region.block, "machine", "rom" if region.read_only else "ram")
+            for region in self.ram.regions
+        ]
+        view.append(FlatRange(IOAPIC_BASE, 0x1000, "ioapic", "kvm", "mmio"))
+        view.append(FlatRange(LAPIC_BASE, 0x1000, "lapic", "kvm", "mmio"))
+        view += [FlatRange(claimed.start, claimed.length, claimed.name, "machine", "mmio") for claimed in self.mmio]
+        return sorted(view)
+
+
+def _ignore_request(request: GuestRequest) -> None:
+    """Before the machine listens, nothing runs that could ask."""
+
+
+def _ignore() -> None:
+    """As above."""
+
+
+def _read(path: str, what: str) -> bytes:
+    """A whole file. Raises `ImageError` with the reason and what to do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        if path == builtin_guest_path():
+            raise HostError("the built-in guest was not compiled", "install tvmm again with 'pip install .'") from None
+        raise ImageError(f"no such {what}: {path}") from None
+    except IsADirectoryError:
+        raise ImageError(f"{what} {path} is a directory") from None
+    except OSError as error:
+        raise ImageError(f"{what} {path} cannot be read: {error.strerror}") from error
+
+
+def _host_memory(huge_page: int) -> tuple[int, int, int]:
+    """Bytes in all, bytes available, and free huge pages of the given size, from the kernel's own counters."""
+    fields = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for text in file:
+            key, _, value = text.partition(":")
+            fields[key] = int(value.split()[0]) * 1024
+    free = 0
+    if huge_page:
+        try:
+            with open(f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB/free_hugepages", encoding="ascii") as file:
+                free = int(file.read())
+        except OSError:
+            free = 0
+    return fields["MemTotal"], fields.get("MemAvailable", fields["MemTotal"]), free

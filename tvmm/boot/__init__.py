@@ -1,0 +1,1 @@
+"""Kernel images into guest memory: bytes in, entry state out."""

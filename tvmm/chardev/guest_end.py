@@ -1,0 +1,63 @@
+"""The guest's end of the serial line for Trio tasks: waits instead of callbacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from tvmm.serial_port import SerialPort
+
+__all__ = ["SerialEnd"]
+
+
+class SerialEnd:
+    """One reader and any number of writers over a `SerialPort`. Must be made inside Trio."""
+
+    def __init__(self, port: SerialPort) -> None:
+        self._port = port
+        self._handed_out = 0
+        self._token = trio.lowlevel.current_trio_token()
+        self._room = trio.Event()
+        self._sending = trio.Lock()
+        port.on_receive_room = self._room_from_thread
+
+    async def receive_some(self) -> bytes:
+        """Bytes that the guest transmitted, at least one; they take up room until `consumed`."""
+        ring = self._port.ring
+        while True:
+            data = ring.peek()[self._handed_out :]
+            if data:
+                self._handed_out += len(data)
+                return data
+            if self._handed_out:
+                raise RuntimeError("consume what was received before waiting for more")
+            if ring.arm():
+                await trio.lowlevel.wait_readable(ring.event_fd)
+                ring.clear_event()
+
+    def consumed(self, count: int) -> None:
+        """The first `count` bytes handed out are safe: the guest may transmit that many more."""
+        self._handed_out -= count
+        self._port.transmitted(count)
+
+    async def send(self, data: bytes) -> None:
+        """Give `data` to the guest, as fast as it reads. Several senders take turns, each with all of its bytes."""
+        async with self._sending:
+            while data:
+                self._room = trio.Event()
+                data = data[self._port.receive(data) :]
+                if data:
+                    await self._room.wait()
+
+    async def send_break(self) -> None:
+        """A break, after what was sent before it."""
+        async with self._sending:
+            self._port.receive_break()
+
+    def _room_from_thread(self) -> None:
+        self._token.run_sync_soon(self._set_room, idempotent=True)
+
+    def _set_room(self) -> None:
+        self._room.set()

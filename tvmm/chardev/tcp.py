@@ -1,0 +1,74 @@
+"""A listening TCP socket, without telnet's negotiation: `nc HOST PORT` is a viewer. See `server` for who gets what.
+
+Whoever can connect can type; there is no password. Listen on a loopback address unless the network is your own.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from tvmm.chardev.server import FAREWELL_SECONDS, ViewerServer
+from tvmm.errors import HostError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from tvmm.chardev.port import Line
+
+__all__ = ["TcpBackend"]
+
+
+class TcpBackend:
+    """`tcp=HOST:PORT`; port 0 takes a free one, which `path` then tells. Every address of HOST is listened on.
+
+    Acquisition raises `HostError` if the name has no address or one of them cannot be listened on.
+    """
+
+    patience = FAREWELL_SECONDS
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self.path = ""
+        self._listeners: list[trio.SocketListener] = []
+
+    async def __aenter__(self) -> Self:
+        where = _spelled(self._host, self._port)
+        try:
+            self._listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        except socket.gaierror as error:
+            raise HostError(f"cannot listen on {where}: {error.strerror}") from None
+        except OSError as error:
+            code = _errno_of(error)
+            if code == errno.EADDRINUSE:
+                raise HostError(f"cannot listen on {where}: the port is in use", "choose another port") from None
+            raise HostError(f"cannot listen on {where}: {error.strerror or error}") from None
+        for listener in self._listeners:
+            # Accepted connections inherit it: a viewer whose host went away must not be waited for for ever.
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._port = self._listeners[0].socket.getsockname()[1]
+        self.path = _spelled(self._host, self._port)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for listener in self._listeners:
+            listener.socket.close()
+
+    async def run(self, line: Line) -> None:
+        """Serve viewers until the guest's output ends."""
+        await ViewerServer(line).run(self._listeners)
+
+
+def _spelled(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _errno_of(error: OSError) -> int:
+    return error.errno or 0

@@ -1,0 +1,1 @@
+"""Option groups: typed, checked once, trusted after."""

@@ -1,0 +1,215 @@
+"""``--config FILE.toml``: the options of the command line in a file.
+
+Each option can be written as on the command line, or its group as a table; the two files below mean the
+same::
+
+    memory = "1G,hugepages=2M"          [memory]
+    cpus = 4                            size = "1G"
+    cpu = "host,-avx2"                  hugepages = "2M"
+    kernel = "vmlinuz"
+    append = "console=ttyS0"            [cpu]
+    serial = "file=boot.log"            count = 4
+    device = ["isa-debug-exit"]         model = "host"
+    reboot = false                      features = ["-avx2"]
+
+                                        [kernel]
+                                        file = "vmlinuz"
+                                        append = "console=ttyS0"
+
+                                        [serial]
+                                        file = "boot.log"
+
+                                        [[device]]
+                                        name = "isa-debug-exit"
+
+                                        [machine]
+                                        reboot = false
+
+Tables are turned into the command line's spelling, so there is one parser. An option on the command line
+replaces the same option of the file whole, ``--device`` included. Paths mean what they mean on the command
+line: relative ones start at the current directory, not at the file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.config.cpu import CpuConfig
+from tvmm.config.device import DeviceConfig
+from tvmm.config.kernel import KernelConfig
+from tvmm.config.machine import OPTION_NAMES, MachineConfig
+from tvmm.config.memory import MemoryConfig
+from tvmm.config.options import join_options, unknown_name
+from tvmm.config.serial import SerialConfig
+from tvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["config_from_file", "options_from_toml", "read_config"]
+
+_KERNEL_KEYS = {
+    "file": "kernel",
+    "initrd": "initrd",
+    "append": "append",
+    "entry": "entry",
+    "decompress": "decompress",
+}
+_MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
+_TABLES = ("memory", "cpu", "kernel", "serial", "device", "machine")
+
+_BOOLEAN_OPTIONS = ("reboot", "paused")
+
+
+def read_config(path: str) -> dict[str, object]:
+    """The options in the file at `path`, ready for `MachineConfig.from_options`.
+
+    Raises `ConfigError`, beginning with the file's name, if it cannot be read, is not TOML, or holds what
+    is no option.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {path!r} is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"config file {path!r} cannot be read: {reason}") from error
+    return options_from_toml(text, path)
+
+
+def config_from_file(path: str, **options: object) -> MachineConfig:
+    """The machine described by the file at `path`, with `options` (those of `MachineConfig.parse`) on top."""
+    return MachineConfig.from_options({**read_config(path), **options})
+
+
+def options_from_toml(text: str, source: str) -> dict[str, object]:
+    """As `read_config`, for the text of a file called `source`."""
+    from tomllib import TOMLDecodeError, loads
+
+    try:
+        document = loads(text)
+    except TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not TOML: nested too deeply") from None
+    options: dict[str, object] = {}
+    try:
+        for key, value in document.items():
+            for name, spelled in _options_of(key.replace("-", "_"), key, value).items():
+                if name in options:
+                    raise ConfigError(f"{name} is given twice", "write it once, as an option or in its table")
+                options[name] = spelled
+        _check_each(options)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error.message}", error.hint) from None
+    return options
+
+
+def _options_of(key: str, written: str, value: object) -> dict[str, object]:
+    """The options that one top-level key stands for."""
+    if key == "device" and isinstance(value, list):
+        return {key: [_device(item) for item in value]}
+    if isinstance(value, dict):
+        table = {str(name).replace("-", "_"): item for name, item in value.items()}
+        if key == "memory":
+            return {key: join_options(_texts(table, key), first="size")}
+        if key == "serial":
+            return {key: join_options(_texts(table, key), first="kind")}
+        if key == "cpu":
+            return _cpu(table)
+        if key == "kernel":
+            return _renamed(table, key, _KERNEL_KEYS)
+        if key == "machine":
+            return _renamed(table, key, {name: name for name in _MACHINE_KEYS})
+        if key in OPTION_NAMES:
+            raise ConfigError(
+                f"{written} is no table", f'write {written} = "..."; the tables are {", ".join(_TABLES)}'
+            )
+        raise unknown_name("table", written, _TABLES)
+    if key not in OPTION_NAMES:
+        raise unknown_name("option", written, [name.replace("_", "-") for name in OPTION_NAMES])
+    if key == "device":
+        raise ConfigError("device is no list", 'write device = ["NAME,property=value"] or a [[device]] table')
+    return {key: _scalar(key, written, value)}
+
+
+def _scalar(key: str, what: str, value: object) -> object:
+    """A value in the type that `MachineConfig.parse` takes."""
+    if key in _BOOLEAN_OPTIONS:
+        if not isinstance(value, bool | str):
+            raise ConfigError(f"{what} is neither true nor false")
+        return value
+    return _text(what, value)
+
+
+def _text(what: str, value: object) -> str:
+    """A TOML value as it is written on the command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ConfigError(f"{what} must be text or a number")
+
+
+def _texts(table: Mapping[str, object], group: str) -> dict[str, str]:
+    return {name: _text(f"[{group}] {name}", value) for name, value in table.items()}
+
+
+def _renamed(table: Mapping[str, object], group: str, keys: Mapping[str, str]) -> dict[str, object]:
+    """A table whose keys are options of their own."""
+    options = {}
+    for name, value in table.items():
+        if name not in keys:
+            raise unknown_name(f"key in [{group}]", name, list(keys))
+        options[keys[name]] = _scalar(keys[name], f"[{group}] {name}", value)
+    return options
+
+
+def _cpu(table: Mapping[str, object]) -> dict[str, object]:
+    keys = ("count", "model", "features")
+    for name in table:
+        if name not in keys:
+            raise unknown_name("key in [cpu]", name, keys)
+    features = table.get("features", [])
+    if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+        raise ConfigError("[cpu] features is no list of text", 'write features = ["+x2apic", "-avx2"]')
+    options: dict[str, object] = {}
+    if "count" in table:
+        options["cpus"] = _text("[cpu] count", table["count"])
+    if "model" in table or features:
+        options["cpu"] = ",".join([_text("[cpu] model", table.get("model", "host")), *features])
+    return options
+
+
+def _device(item: object) -> str:
+    """One entry of the device list in the command line's spelling."""
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, dict):
+        raise ConfigError(
+            "device holds what is neither text nor a table",
+            'write "NAME,property=value" or a [[device]] table',
+        )
+    values = _texts({str(name): value for name, value in item.items()}, "device")
+    if "name" not in values:
+        raise ConfigError("[[device]] has no name", "tvmm run --device help lists the names")
+    return join_options(values, first="name")
+
+
+def _check_each(options: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for a value that is wrong by itself, while the file is still known to be to blame.
+
+    What goes together is checked later, with the options of the command line.
+    """
+    texts = {name: value for name, value in options.items() if isinstance(value, str)}
+    if "memory" in texts:
+        MemoryConfig.parse(texts["memory"])
+    if "serial" in texts:
+        SerialConfig.parse(texts["serial"])
+    CpuConfig.parse(texts.get("cpus", 1), texts.get("cpu", "host"))
+    KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
+    devices = options.get("device", [])
+    for device in devices if isinstance(devices, list) else []:
+        DeviceConfig.parse(device)
+    MachineConfig.from_options({name: options[name] for name in _MACHINE_KEYS if name in options})

@@ -1,0 +1,165 @@
+"""Everything that describes one machine, in one record.
+
+``MachineConfig()`` is a machine already: the built-in guest with 256 MiB and one processor.
+``MachineConfig.parse`` takes what the command line and configuration files take, under the same names. Both
+end in `check`; after it every part may trust the record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tvmm.config.cpu import CpuConfig
+from tvmm.config.device import DeviceConfig
+from tvmm.config.kernel import KernelConfig
+from tvmm.config.memory import MemoryConfig
+from tvmm.config.options import choice_of, parse_bool, unknown_name
+from tvmm.config.serial import UNIX_PATH_LIMIT, SerialConfig
+from tvmm.config.units import parse_duration
+from tvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+__all__ = ["ASSIST_CHOICES", "NAME_LIMIT", "OPTION_NAMES", "MachineConfig", "check_name"]
+
+ASSIST_CHOICES = ("auto", "on", "off")
+
+NAME_LIMIT = 64
+"""Characters in a machine's name: it becomes a directory, and part of the path of a socket."""
+
+POWERDOWN_LIMIT_S = 86_400.0
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+OPTION_NAMES = (
+    "name",
+    "memory",
+    "cpus",
+    "cpu",
+    "kernel",
+    "initrd",
+    "append",
+    "entry",
+    "decompress",
+    "serial",
+    "control",
+    "device",
+    "reboot",
+    "paused",
+    "powerdown_timeout",
+    "assist",
+)
+"""What `MachineConfig.parse` takes, and with it the command line and configuration files."""
+
+
+class MachineConfig(NamedTuple):
+    """One machine.
+
+    `name` is '' for a machine that nobody needs to find. `control` is the path of the control socket, ''
+    for none other than that in `runtime_dir`, the place for files of running machines ('': the machine is
+    not registered). `reboot`: a reset by the guest starts it again; if False it ends the machine. `paused`:
+    wait for ``resume`` before the first instruction. `powerdown_timeout_s` is how long a guest that was
+    asked to power off may take. `assist`: stand in for KVM where it cannot emulate an instruction of the
+    guest's kernel mode; "auto" does where the host needs it.
+    """
+
+    name: str = ""
+    memory: MemoryConfig = MemoryConfig()
+    cpu: CpuConfig = CpuConfig()
+    kernel: KernelConfig = KernelConfig()
+    serial: SerialConfig = SerialConfig()
+    control: str = ""
+    devices: tuple[DeviceConfig, ...] = ()
+    reboot: bool = True
+    paused: bool = False
+    powerdown_timeout_s: float = 10.0
+    assist: str = "auto"
+    runtime_dir: str = ""
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        name: str = "",
+        memory: str | int = "256M",
+        cpus: str | int = 1,
+        cpu: str = "host",
+        kernel: str | PathLike[str] = "",
+        initrd: str | PathLike[str] = "",
+        append: str = "",
+        entry: str = "auto",
+        decompress: str = "auto",
+        serial: str = "none",
+        control: str | PathLike[str] = "",
+        device: Sequence[str] = (),
+        reboot: str | bool = True,
+        paused: str | bool = False,
+        powerdown_timeout: str | float = "10s",
+        assist: str = "auto",
+        runtime_dir: str | PathLike[str] = "",
+    ) -> MachineConfig:
+        """A machine from values spelled as on the command line, checked one by one and together.
+
+        Raises `ConfigError` for a value that is wrong, and for values that do not go together.
+        """
+        return cls(
+            name=name,
+            memory=MemoryConfig.parse(memory),
+            cpu=CpuConfig.parse(cpus, cpu),
+            kernel=KernelConfig(str(kernel), str(initrd), append, entry, decompress),
+            serial=SerialConfig.parse(serial),
+            control=str(control),
+            devices=tuple(map(DeviceConfig.parse, (device,) if isinstance(device, str) else device)),
+            reboot=parse_bool(reboot, "reboot"),
+            paused=parse_bool(paused, "paused"),
+            powerdown_timeout_s=parse_duration(powerdown_timeout, "powerdown timeout"),
+            assist=assist,
+            runtime_dir=str(runtime_dir),
+        ).check()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> MachineConfig:
+        """As `parse`, from a mapping. Raises `ConfigError` also for names that are no option."""
+        for name in options:
+            if name not in (*OPTION_NAMES, "runtime_dir"):
+                raise unknown_name("option", name, OPTION_NAMES)
+        return cls.parse(**options)  # type: ignore[arg-type]
+
+    def check(self) -> MachineConfig:
+        """The same record with its devices' properties filled in. Raises `ConfigError` for no machine."""
+        if self.name:
+            check_name(self.name)
+        self.memory.check()
+        self.cpu.check()
+        self.kernel.check().check_together()
+        self.serial.check()
+        choice_of(self.assist, "assist", ASSIST_CHOICES)
+        if not 0 < self.powerdown_timeout_s <= POWERDOWN_LIMIT_S:
+            raise ConfigError(
+                f"powerdown timeout {self.powerdown_timeout_s:g}s is out of range",
+                "it goes from above 0 to one day (24h)",
+            )
+        if len(self.control.encode("utf-8", "surrogateescape")) > UNIX_PATH_LIMIT:
+            raise ConfigError(
+                f"control path {self.control!r} is too long for a socket",
+                f"{UNIX_PATH_LIMIT} bytes are the limit",
+            )
+        if "\0" in self.control + self.runtime_dir:
+            raise ConfigError("control path holds a NUL character")
+        if self.control and self.serial.kind == "unix" and self.control == self.serial.path:
+            raise ConfigError(
+                f"control and serial both want the socket {self.control!r}", "give them different paths"
+            )
+        return self._replace(devices=tuple(device.check() for device in self.devices))
+
+
+def check_name(name: str) -> str:
+    """`name`, if a machine may be called that; raises `ConfigError` otherwise."""
+    if not name or len(name) > NAME_LIMIT or name[0] in ".-" or not _NAME_CHARACTERS.issuperset(name):
+        raise ConfigError(
+            f"machine name {name!r} is not usable",
+            f"use 1 to {NAME_LIMIT} letters, digits, '-', '_' and '.', with a letter or digit in front",
+        )
+    return name

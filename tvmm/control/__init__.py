@@ -1,0 +1,1 @@
+"""Control socket (QMP) and the registry of running machines."""

@@ -1,0 +1,127 @@
+"""`ControlTarget` of a machine, and the sockets that serve it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from tvmm.control.listener import unix_listener
+from tvmm.control.server import ControlServer
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, TaskInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tvmm.control.target import Json
+    from tvmm.machine import Machine
+
+__all__ = ["MachineTarget", "serve_machine"]
+
+_SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "tr")
+_CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+
+
+class MachineTarget:
+    """A machine as its control clients see it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._since = time.time()
+        self.pause = machine.pause
+        self.resume = machine.resume
+        self.reset = machine.reset
+        self.quit = machine.quit
+        self.powerdown = machine.powerdown
+        self.run_state = machine.run_state
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self._machine.name
+
+    def cpus(self) -> Sequence[CpuInfo]:
+        """The vCPUs, by index."""
+        return [
+            CpuInfo(vcpu.index, vcpu.native_id or 0, vcpu.state.value, vcpu.kvm.exits)
+            for vcpu in self._machine.vcpus
+        ]
+
+    async def registers(self, cpu_index: int) -> Mapping[str, int]:
+        """General, control and segment registers of one vCPU; pauses the machine for it."""
+        async with self._machine.paused():
+            vcpu = self._machine.vcpus[cpu_index]
+            sregs = vcpu.kvm.get_sregs()
+            values = dict(vcpu.registers._asdict())
+            values.update({name: int(getattr(sregs, name)) for name in _CONTROL})
+            values.update({name: int(getattr(sregs, name).selector) for name in _SEGMENTS})
+        return values
+
+    def memory_summary(self) -> MemorySummary:
+        """How much RAM the guest has."""
+        return MemorySummary(self._machine.config.memory.size)
+
+    def memory_map(self) -> Sequence[FlatRange]:
+        """The physical address space, by address."""
+        return [FlatRange(*line) for line in self._machine.board.memory_map()]
+
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The tasks of this machine."""
+        return self._machine.meter.snapshot()
+
+    def chardevs(self) -> Sequence[ChardevInfo]:
+        """The serial line and where it leads."""
+        kind, path = self._machine.config.serial.kind, self._machine.backend_path
+        return [ChardevInfo("serial0", f"{kind}:{path}" if path else kind)]
+
+    def info(self) -> Mapping[str, Json]:
+        """Anything else worth telling."""
+        machine = self._machine
+        writes, reads = machine.board.serial.ring.fast_accesses
+        return {
+            "kernel": machine.config.kernel.kernel or "built-in guest",
+            "entry": machine.board.loaded,
+            "cpus": len(machine.vcpus),
+            "cpu-model": machine.config.cpu.model,
+            "memory": machine.config.memory.size,
+            "kernel-mode": "emulated" if machine.board.emulated_kernel else "native",
+            "uptime-seconds": round(time.time() - self._since, 3),
+            "exits": sum(vcpu.kvm.exits for vcpu in machine.vcpus),
+            "exits-in-c": sum(vcpu.kvm.exits_in_c for vcpu in machine.vcpus),
+            "assists": dict(machine.exits.assists.most_common()),
+            "serial-writes-in-c": writes,
+            "serial-polls-in-c": reads,
+            "serial-bytes-received": machine.board.serial.received,
+            "unclaimed-port-reads": machine.board.ports.unclaimed_reads,
+            "unclaimed-port-writes": machine.board.ports.unclaimed_writes,
+            "unclaimed-mmio-reads": machine.board.mmio.unclaimed_reads,
+            "unclaimed-mmio-writes": machine.board.mmio.unclaimed_writes,
+        }
+
+
+async def serve_machine(machine: Machine, sockets: Sequence[str], console: str) -> None:
+    """Serve QMP on `sockets` and the serial line on `console` ('' for none), until cancelled."""
+    target = MachineTarget(machine)
+    servers = [ControlServer(target, Path(path)) for path in sockets]
+
+    def tell_all(name: str, data: Mapping[str, object]) -> None:
+        for server in servers:
+            server.emit(name, data)  # type: ignore[arg-type]
+
+    async with trio.open_nursery() as nursery:
+        for server in servers:
+            await nursery.start(server.serve)
+        machine.on_event = tell_all
+        if console:
+            listener = await nursery.start(_listen, Path(console))
+            nursery.start_soon(machine.hub.serve_viewers, [listener])
+        machine.control_ready.set()
+
+
+async def _listen(path: Path, *, task_status: trio.TaskStatus[trio.SocketListener]) -> None:
+    """Keep a listening socket at `path` until cancelled."""
+    async with unix_listener(path) as listener:
+        task_status.started(listener)
+        await trio.sleep_forever()

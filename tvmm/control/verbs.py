@@ -1,0 +1,193 @@
+"""The commands of the control socket, as one table.
+
+To add one: write an async function of the machine and the arguments that returns a JSON value, and give it a
+line in `VERBS` with its signature. The names and shapes are QAPI's where QEMU has the command; tvmm's own
+begin with `x-`, which QMP keeps for what may change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from tvmm.control.target import ControlTarget, Json
+
+__all__ = ["EVENTS", "SIGNATURES", "VERBS", "Verb"]
+
+EVENTS = ("STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED")
+"""What clients may be told of."""
+
+
+class Verb(NamedTuple):
+    """One command."""
+
+    run: Callable[[ControlTarget, Mapping[str, Any]], Awaitable[Json]]
+    """Carries it out, with arguments that fit `arguments`. Raises `CommandFailed` or any `TvmmError` to
+    refuse."""
+    arguments: tuple[Argument, ...] = ()
+    after: Callable[[ControlTarget], None] | None = None
+    """What is left to do once the client has the answer."""
+
+
+async def query_version(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: VersionInfo."""
+    return version_info()
+
+
+async def query_commands(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: a list of CommandInfo."""
+    return [{"name": name} for name in VERBS]
+
+
+async def query_events(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """A list of EventInfo, as QEMU had it before 6.0."""
+    return [{"name": name} for name in EVENTS]
+
+
+async def query_name(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: NameInfo."""
+    return {"name": target.name}
+
+
+async def query_status(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: StatusInfo."""
+    status = target.run_state()
+    return {"running": status == "running", "status": status}
+
+
+async def query_kvm(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: KvmInfo. There is nothing but KVM here."""
+    return {"enabled": True, "present": True}
+
+
+async def query_cpus_fast(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: a list of CpuInfoFast, with the vCPU's state and its exits added."""
+    return [
+        {
+            "cpu-index": cpu.cpu_index,
+            "qom-path": f"/machine/cpu[{cpu.cpu_index}]",
+            "thread-id": cpu.thread_id,
+            "target": "x86_64",
+            "x-state": cpu.state,
+            "x-exits": cpu.exits,
+        }
+        for cpu in target.cpus()
+    ]
+
+
+async def query_memory_size_summary(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: MemoryInfo, in bytes."""
+    summary = target.memory_summary()
+    return {"base-memory": summary.base, "plugged-memory": summary.plugged}
+
+
+async def query_chardev(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: a list of ChardevInfo."""
+    return [
+        {"label": device.label, "filename": device.filename, "frontend-open": device.frontend_open}
+        for device in target.chardevs()
+    ]
+
+
+async def stop(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Answer when no vCPU runs any more."""
+    await target.pause()
+    return {}
+
+
+async def cont(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Answer when the vCPUs run."""
+    await target.resume()
+    return {}
+
+
+async def system_reset(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Answer when the machine has been reset."""
+    await target.reset()
+    return {}
+
+
+async def system_powerdown(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Answer when the power button has been pressed, whatever the guest makes of it."""
+    target.powerdown()
+    return {}
+
+
+async def quit_machine(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Answer, and only then end the machine and the session with it."""
+    return {}
+
+
+async def query_tasks(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """The machine's tasks: what each waits for, how often it ran and how long."""
+    return [
+        {
+            "name": task.name,
+            "waits-for": task.waits_for,
+            "wakeups": task.wakeups,
+            "seconds": task.seconds,
+            "age-seconds": task.age_seconds,
+        }
+        for task in target.tasks()
+    ]
+
+
+async def query_memory_map(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """What answers at each guest-physical address, by address."""
+    return [
+        {
+            "start": flat.start,
+            "size": flat.size,
+            "block": flat.block,
+            "owner": flat.owner,
+            "kind": flat.kind,
+        }
+        for flat in target.memory_map()
+    ]
+
+
+async def query_info(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """What else the machine tells of itself."""
+    return dict(target.info())
+
+
+async def query_cpu_registers(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Register values of one vCPU, the first unless `cpu-index` names another."""
+    index = arguments.get("cpu-index", 0)
+    if not any(cpu.cpu_index == index for cpu in target.cpus()):
+        raise CommandFailed("DeviceNotFound", f"there is no vCPU {index}")
+    return dict(await target.registers(index))
+
+
+async def _negotiated(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """The session answers this one by itself (see `tvmm.control.qmp`); in the table for its signature."""
+    return {}
+
+
+VERBS: dict[str, Verb] = {
+    NEGOTIATE: Verb(_negotiated, (Argument("enable", "strings", required=False),)),
+    "cont": Verb(cont),
+    "query-chardev": Verb(query_chardev),
+    "query-commands": Verb(query_commands),
+    "query-cpus-fast": Verb(query_cpus_fast),
+    "query-events": Verb(query_events),
+    "query-kvm": Verb(query_kvm),
+    "query-memory-size-summary": Verb(query_memory_size_summary),
+    "query-name": Verb(query_name),
+    "query-status": Verb(query_status),
+    "query-version": Verb(query_version),
+    "quit": Verb(quit_machine, after=lambda target: target.quit()),
+    "stop": Verb(stop),
+    "system_powerdown": Verb(system_powerdown),
+    "system_reset": Verb(system_reset),
+    "x-query-cpu-registers": Verb(query_cpu_registers, (Argument("cpu-index", "integer", required=False),)),
+    "x-query-info": Verb(query_info),
+    "x-query-memory-map": Verb(query_memory_map),
+    "x-query-tasks": Verb(query_tasks),
+}
+
+SIGNATURES = {name: verb.arguments for name, verb in VERBS.items()}

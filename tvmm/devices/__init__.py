@@ -1,0 +1,1 @@
+"""Register models of devices: synchronous, without descriptors, told offsets and not addresses."""

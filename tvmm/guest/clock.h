@@ -1,0 +1,19 @@
+/* Time: the TSC's frequency, conversions, kvmclock. */
+#ifndef GUEST_CLOCK_H
+#define GUEST_CLOCK_H
+
+#include "lib.h"
+
+u64 tsc_khz(void); /* measured on first use */
+const char *tsc_khz_source(void);
+
+static inline u64 tsc_to_us(u64 ticks) { return ticks / tsc_khz() * 1000 + ticks % tsc_khz() * 1000 / tsc_khz(); }
+static inline u64 tsc_to_ns(u64 ticks) { return ticks / tsc_khz() * 1000000 + ticks % tsc_khz() * 1000000 / tsc_khz(); }
+static inline u64 us_to_tsc(u64 us) { return us / 1000 * tsc_khz() + us % 1000 * tsc_khz() / 1000; }
+static inline u64 ms_to_tsc(u64 ms) { return ms * tsc_khz(); }
+
+/* kvmclock: false if the host has none. */
+bool kvmclock_read(u64 *ns, u8 *flags);
+bool kvmclock_wall(u64 *seconds, u32 *ns); /* wall-clock time at which kvmclock was 0 */
+
+#endif

@@ -1,0 +1,45 @@
+/* The table of commands. To add one: write it in a cmd_*.c, declare it in commands.h, add a line here. */
+#include "commands.h"
+#include "console.h"
+#include "shell.h"
+
+const struct command commands[] = {
+    {"help", "", "this list", cmd_help},
+    {"info", "", "entry, command line, CPUs, clocks, uptime", cmd_info},
+    {"echo", "TEXT", "print TEXT", cmd_echo},
+    {"mem", "[ADDRESS [LENGTH]]", "the memory map, or a hex dump", cmd_mem},
+    {"poke", "ADDRESS VALUE [SIZE]", "write 1, 2, 4 (default) or 8 bytes", cmd_poke},
+    {"cpus", "", "start all CPUs; each counts to a million", cmd_cpus},
+    {"smp", "SECONDS", "all CPUs count; iterations of each", cmd_smp},
+    {"spin", "[SECONDS]", "keep one CPU busy, or until Ctrl-C", cmd_spin},
+    {"spinoff", "", "spin in kernel mode with interrupts off, for ever", cmd_spinoff},
+    {"stall", "[SECONDS]", "longest time in which this CPU did not run", cmd_stall},
+    {"dirty", "RATE SIZE [SECONDS]", "write RATE pages/s (0: flat out) over SIZE bytes", cmd_dirty},
+    {"check", "", "verify all pages that `dirty` wrote", cmd_check},
+    {"clock", "", "RTC, kvmclock and TSC", cmd_clock},
+    {"timer", "HZ TICKS [pit]", "count timer interrupts: local APIC, or PIT", cmd_timer},
+    {"rtc", "", "try the RTC's update and alarm interrupts", cmd_rtc},
+    {"pio", "COUNT", "what a port or device memory access costs", cmd_pio},
+    {"kbd", "[SECONDS]", "scan codes from the keyboard controller", cmd_kbd},
+    {"fuzz", "SECONDS SEED", "random accesses to ports and memory holes", cmd_fuzz},
+    {"emit", "BYTES", "send a checksummed pattern over the console", cmd_emit},
+    {"sink", "BYTES", "receive BYTES over the console; their FNV-1a", cmd_sink},
+    {"halt", "", "all CPUs: interrupts off, HLT", cmd_halt},
+    {"crash", "", "triple fault", cmd_crash},
+    {"badop", "", "run CRC32 in kernel mode, which instruction emulators lack", cmd_badop},
+    {"reboot", "", "reset through the keyboard controller, then by triple fault", cmd_reboot},
+    {"poweroff", "", "ACPI soft off, then debug exit 0, then reboot", cmd_poweroff},
+    {"exit", "CODE", "leave through the isa-debug-exit port", cmd_exit},
+    {NULL, NULL, NULL, NULL},
+};
+
+bool cmd_help(int count, char **arguments)
+{
+    (void)count, (void)arguments;
+    for (const struct command *c = commands; c->name; c++) {
+        char left[48];
+        format(left, sizeof left, "%s %s", c->name, c->arguments);
+        print("%-28s %s\n", left, c->help);
+    }
+    return true;
+}

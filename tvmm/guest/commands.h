@@ -1,0 +1,44 @@
+/* What the command table points to; each group lives in its own file. */
+#ifndef GUEST_COMMANDS_H
+#define GUEST_COMMANDS_H
+
+#include "arch.h"
+
+#define COMMAND(name) bool name(int count, char **arguments)
+
+COMMAND(cmd_help);
+/* cmd_info.c */
+COMMAND(cmd_info);
+COMMAND(cmd_echo);
+/* cmd_mem.c */
+COMMAND(cmd_mem);
+COMMAND(cmd_poke);
+/* cmd_cpu.c */
+COMMAND(cmd_cpus);
+COMMAND(cmd_smp);
+COMMAND(cmd_spin);
+COMMAND(cmd_spinoff);
+COMMAND(cmd_stall);
+/* cmd_dirty.c */
+COMMAND(cmd_dirty);
+COMMAND(cmd_check);
+/* cmd_serial.c */
+COMMAND(cmd_emit);
+COMMAND(cmd_sink);
+/* cmd_time.c */
+COMMAND(cmd_clock);
+COMMAND(cmd_timer);
+COMMAND(cmd_rtc);
+/* cmd_io.c, cmd_fuzz.c */
+COMMAND(cmd_pio);
+COMMAND(cmd_kbd);
+COMMAND(cmd_fuzz);
+/* cmd_end.c */
+COMMAND(cmd_halt);
+COMMAND(cmd_crash);
+COMMAND(cmd_badop);
+COMMAND(cmd_reboot);
+COMMAND(cmd_poweroff);
+COMMAND(cmd_exit);
+
+#endif

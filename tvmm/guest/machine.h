@@ -1,0 +1,38 @@
+/* What the loader told us: command line, memory map, initial ramdisk; and a page allocator on top of it. */
+#ifndef GUEST_MACHINE_H
+#define GUEST_MACHINE_H
+
+#include "lib.h"
+
+#define PAGE_SIZE   4096
+#define MAX_REGIONS 64
+#define REGION_RAM  1
+
+struct region {
+    u64 start, size;
+    u32 type; /* as in e820: 1 RAM, 2 reserved, ... */
+};
+
+struct machine {
+    u32 entry; /* ENTRY_PVH or ENTRY_LINUX64 */
+    u64 start_tsc;
+    char command_line[4096];
+    struct region regions[MAX_REGIONS];
+    size_t region_count;
+    u64 ram_bytes;
+    u64 initrd_start, initrd_size;
+};
+
+extern struct machine machine;
+
+void machine_init(u32 entry, u64 info);
+const char *entry_name(void);
+void print_memory_map(void);
+
+/* Contiguous zeroed pages that are never given back; 0 if memory is out. */
+u64 page_alloc(size_t pages);
+
+/* The RAM that nobody uses: behind the image and page_alloc()'s reserve. Returns the number of pieces. */
+size_t free_ram(struct region *pieces, size_t limit);
+
+#endif

@@ -1,0 +1,56 @@
+/* The C half of tvmm's vCPUs: one KVM_RUN step, the kick, and the two serial port accesses that need no Python.
+ *
+ * Everything here is called through cffi, which releases the interpreter lock around each call. No Python object is
+ * touched. What is decided here is only what cannot be decided differently; devices live in Python.
+ */
+#ifndef TVMM_SHIM_H
+#define TVMM_SHIM_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* What tvmm_step() returns: bits 0-7 one of these, bits 8-15 access size in bytes, bits 16-31 the port (PIO) or bits
+ * 16-47 the exit reason (OTHER) or errno (FAILED), bits 32-63 the value (PIO_OUT). MMIO: see vcpu->address and data. */
+enum {
+    TVMM_KICK = 0,       /* KVM_RUN returned EINTR or EAGAIN: whatever was pending is complete */
+    TVMM_PIO_OUT = 1,
+    TVMM_PIO_IN = 2,
+    TVMM_PIO_STRING = 3, /* REP INS/OUTS with more than one element: see tvmm_string_io() */
+    TVMM_MMIO_WRITE = 4,
+    TVMM_MMIO_READ = 5,
+    TVMM_OTHER = 6,
+    TVMM_FAILED = 7,
+};
+
+/* Transmit side of a 16550 as far as it needs no decision: a byte ring and the line status that Python published.
+ * The Python model owns the truth; `tx` and `lsr` say what it lets happen here (see devices/uart16550.py). */
+struct tvmm_uart {
+    uint32_t port;
+    int32_t tx;    /* a one-byte write to port+0 goes straight into the ring */
+    int32_t lsr;   /* line status without THRE and TEMT, or -1: ask the model */
+    int event_fd;  /* written when the reader armed itself and a byte came */
+    uint64_t fast_writes, fast_reads;
+    pthread_mutex_t lock;
+    uint32_t capacity, head, count;
+    int armed;
+    uint8_t *ring;
+};
+
+struct tvmm_vcpu {
+    int fd;
+    uint64_t address, data;
+    uint64_t exits, exits_in_c;
+    struct tvmm_uart *uart;
+    struct kvm_run *run;
+    size_t run_size;
+    uint8_t *reply;        /* where the response to the last read exit goes */
+    uint32_t reply_size;
+    volatile pid_t tid;    /* 0 while no thread runs this vCPU */
+    sigset_t saved_mask;
+};
+
+#endif

@@ -1,0 +1,415 @@
+"""A running virtual machine: one nursery over its vCPU threads, its serial line, its clock and its control socket.
+
+::
+
+    async with Machine(MachineConfig.parse(memory="256M", cpus=2)) as vm:
+        await vm.resume()
+        await vm.wait_serial("tvmm> ")
+        await vm.send_serial("poweroff\\n")
+        outcome = await vm.wait()
+
+The machine is paused when the block is entered, and gone, with every thread, descriptor and file, when it is left.
+Cancelling the scope around it does the same within milliseconds, whatever the guest is doing. Nothing here is global:
+machines in one process do not know of one another.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from tvmm.board import Board, GuestRequest
+from tvmm.chardev.expect import Expect
+from tvmm.chardev.factory import open_backend
+from tvmm.chardev.guest_end import SerialEnd
+from tvmm.chardev.port import SerialHub
+from tvmm.config.machine import MachineConfig
+from tvmm.errors import UserError, collapse
+from tvmm.tasks import TaskMeter
+from tvmm.vcpu.dispatch import ExitBoard
+from tvmm.vcpu.runstate import RunEvent
+from tvmm.vcpu.thread import Vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from re import Pattern
+    from types import TracebackType
+
+    from tvmm.chardev.port import Actions, Backend
+    from tvmm.control.registry import MachinePaths
+    from tvmm.memory.ram import GuestRam
+
+__all__ = ["Machine", "Outcome"]
+
+STATUS_CRASHED = 3
+HALT_LOOK_SECONDS = 0.5
+"""How often the machine looks whether its vCPUs have stopped for good; costs one clock read a vCPU."""
+CONTROL_GRACE_SECONDS = 0.1
+"""How long the control server's modules may wait to be imported for the guest to say its first word."""
+MP_UNINITIALIZED, MP_HALTED = 1, 3
+RFLAGS_IF = 1 << 9
+
+
+class Outcome(NamedTuple):
+    """How a machine ended.
+
+    `kind` is ``poweroff``, ``reset`` (and it was not to start again), ``halted``, ``crashed``, ``debug-exit`` or
+    ``quit``; `status` the exit status that goes with it; `report` says more, where there is more to say.
+    """
+
+    kind: str
+    status: int = 0
+    report: str = ""
+
+
+class Machine:
+    """One virtual machine. Use it once, in an `async with` block; see the module's text."""
+
+    def __init__(self, config: MachineConfig | None = None, *, board: Board | None = None) -> None:
+        """`board` is for a caller that has had it made in advance; the machine closes it."""
+        self.config = (config or MachineConfig()).check()
+        self.name = self.config.name
+        self.outcome: Outcome | None = None
+        self.backend_path = ""
+        self.on_event: Callable[[str, dict[str, object]], None] = _no_event
+        self.on_warning: Callable[[str], None] = _no_warning
+        self._prepared = board
+        self._ended = trio.Event()
+        self._settled = trio.Event()
+        self.control_ready = trio.Event()
+        self._requests: list[GuestRequest | Outcome] = []
+        self._request_news = trio.Event()
+        self._rtc_news = trio.Event()
+        self._transition = trio.Lock()
+        self._running = False
+
+    # --- life ---
+
+    async def __aenter__(self) -> Machine:
+        self._life = self._lifetime()
+        await self._life.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._life.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _lifetime(self) -> AsyncIterator[None]:
+        self.board = self._prepared or await trio.to_thread.run_sync(Board, self.config)
+        try:
+            self._wire()
+            with collapse():
+                async with AsyncExitStack() as stack:
+                    paths = await self._register(stack)
+                    backend = await stack.enter_async_context(open_backend(self.config.serial, self._actions()))
+                    self.backend_path = backend.path
+                    nursery = await stack.enter_async_context(trio.open_nursery())
+                    self._start_tasks(nursery, stack, backend, paths)
+                    try:
+                        yield
+                        await self._wind_down()
+                    finally:
+                        nursery.cancel_scope.cancel()
+        finally:
+            self.board.close()
+
+    def _wire(self) -> None:
+        """Join board, vCPUs and this machine."""
+        self._token = trio.lowlevel.current_trio_token()
+        board, config = self.board, self.config
+        assist = config.assist == "on" or (config.assist == "auto" and board.emulated_kernel)
+        self.exits = ExitBoard(board.ports, board.mmio, board.bus_lock, board.ram, assist=assist)
+        self.exits.on_crash = self._crashed
+        self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
+        board.on_request = self._from_guest
+        board.on_rtc_deadline = lambda: self._token.run_sync_soon(self._wake_rtc, idempotent=True)
+        self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
+        self._serial_end = SerialEnd(board.serial)
+
+    def _start_tasks(
+        self, nursery: trio.Nursery, stack: AsyncExitStack, backend: Backend, paths: MachinePaths | None
+    ) -> None:
+        """Every task of the machine, by name; `tvmm tasks` lists them."""
+        self.meter = stack.enter_context(TaskMeter(nursery))
+        self.hub = SerialHub(self._serial_end, backend)
+        self._expect = Expect(stack.enter_context(self.hub.follow(holding=False)))
+        limiter = trio.CapacityLimiter(len(self.vcpus))
+        nursery.start_soon(self.hub.run, name="serial0")
+        for vcpu in self.vcpus:
+            nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
+        nursery.start_soon(self._supervise, name="supervisor")
+        nursery.start_soon(self._watch_for_halt, name="halt watch")
+        nursery.start_soon(self._run_rtc, name="rtc")
+        sockets = [str(paths.control)] if paths else []
+        if self.config.control:
+            sockets.append(self.config.control)
+        if sockets:
+            nursery.start_soon(self._serve_control, sockets, str(paths.console) if paths else "", name="control")
+
+    async def _register(self, stack: AsyncExitStack) -> MachinePaths | None:
+        """Take the machine's name in the runtime directory, if it is to be found there."""
+        if not self.config.runtime_dir:
+            return None
+        from pathlib import Path
+
+        from tvmm.control.registry import register
+
+        return stack.enter_context(register(Path(self.config.runtime_dir), self.name))
+
+    async def _wind_down(self) -> None:
+        """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
+        await self._hold()
+        self._serial_end.finish()
+        await self.hub.drain()
+
+    async def _serve_control(self, sockets: list[str], console: str) -> None:
+        """The control sockets and the console's. Their modules are imported once the guest is on its way."""
+        await self._settled.wait()
+        with trio.move_on_after(CONTROL_GRACE_SECONDS), self.hub.follow(holding=False) as follower:
+            await follower.wait(1)
+        from tvmm.control.machine_target import serve_machine
+
+        await serve_machine(self, sockets, console)
+
+    def _actions(self) -> Actions:
+        from tvmm.control.prompt import MachineActions
+
+        return MachineActions(self)
+
+    # --- run state ---
+
+    async def resume(self) -> None:
+        """Let the guest run. Raises `UserError` when the machine has ended."""
+        async with self._transition:
+            if self.outcome is not None:
+                raise UserError(f"the machine has ended ({self.outcome.kind})", "start it anew with 'tvmm run'")
+            self._settled.set()
+            if not self._running:
+                self._running = True
+                self._release()
+                self.on_event("RESUME", {})
+
+    async def pause(self) -> None:
+        """Return when no vCPU runs and no access of one is half done."""
+        async with self._transition:
+            await self._hold()
+            if self._running:
+                self._running = False
+                self.on_event("STOP", {})
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Paused within the block, and after it as before."""
+        was_running = self._running
+        await self.pause()
+        try:
+            yield
+        finally:
+            if was_running and self.outcome is None:
+                await self.resume()
+
+    async def run(self) -> Outcome:
+        """`resume`, and `wait` for the end."""
+        await self.resume()
+        return await self.wait()
+
+    async def wait(self) -> Outcome:
+        """Until the machine has ended: powered off, crashed, quit."""
+        self._settled.set()
+        await self._ended.wait()
+        assert self.outcome is not None
+        return self.outcome
+
+    async def reset(self) -> None:
+        """Pull the reset line: all hardware as after power-on, the kernel loaded anew."""
+        async with self._transition:
+            await self._hold()
+            await trio.to_thread.run_sync(self.board.reset)
+            self._requests.clear()
+            if self._running:
+                self._release()
+        self.on_event("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def powerdown(self) -> None:
+        """Press the power button; the guest may or may not heed it."""
+        with self.board.bus_lock:
+            self.board.pm.press_power_button()
+        self.on_event("POWERDOWN", {})
+
+    def quit(self) -> None:
+        """End the machine now, whatever the guest does."""
+        self._post(Outcome("quit"))
+
+    async def shutdown(self) -> Outcome:
+        """Press the power button, give the guest `powerdown_timeout_s` to heed it, then quit."""
+        self.powerdown()
+        with trio.move_on_after(self.config.powerdown_timeout_s):
+            return await self.wait()
+        self.quit()
+        return await self.wait()
+
+    def run_state(self) -> str:
+        """A word of QEMU's RunState."""
+        if self.outcome is not None:
+            return "internal-error" if self.outcome.kind == "crashed" else "shutdown"
+        if self._running:
+            return "running"
+        return "paused" if self._settled.is_set() else "prelaunch"
+
+    async def _hold(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.hold()
+        for vcpu in self.vcpus:
+            await vcpu.wait_not_running()
+
+    def _release(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.request(RunEvent.RESUME)
+
+    # --- what the guest asks for ---
+
+    def _from_guest(self, request: GuestRequest) -> None:
+        """On a vCPU's thread: stop all of them, so that no instruction after the request runs, and tell the supervisor."""
+        for vcpu in self.vcpus:
+            vcpu.hold()
+        self._token.run_sync_soon(self._post, request)
+
+    def _crashed(self, report: str) -> None:
+        """On a vCPU's thread."""
+        for vcpu in self.vcpus:
+            vcpu.hold()
+        self._token.run_sync_soon(self._post, Outcome("crashed", STATUS_CRASHED, report))
+
+    def _post(self, request: GuestRequest | Outcome) -> None:
+        self._requests.append(request)
+        self._request_news.set()
+
+    async def _supervise(self) -> None:
+        """Carry out what guest and user ask for, one after the other, until the machine has ended."""
+        while self.outcome is None:
+            await self._request_news.wait()
+            self._request_news = trio.Event()
+            while self._requests and self.outcome is None:
+                await self._carry_out(self._requests.pop(0))
+
+    async def _carry_out(self, request: GuestRequest | Outcome) -> None:
+        async with self._transition:
+            await self._hold()
+            if isinstance(request, Outcome):
+                self._end(request)
+            elif request.kind == "reset" and self.config.reboot:
+                await trio.to_thread.run_sync(self.board.reset)
+                # What other vCPUs asked for on their way to the pause belongs to the life that is over.
+                self._requests[:] = [left for left in self._requests if isinstance(left, Outcome)]
+                self.on_event("RESET", {"guest": True, "reason": "guest-reset"})
+                if self._running:
+                    self._release()
+            else:
+                self._end(Outcome(request.kind, request.code))
+
+    def _end(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._running = False
+        self._ended.set()
+        if outcome.kind == "crashed":
+            self.on_event("GUEST_PANICKED", {"action": "shutdown"})
+        guest = outcome.kind != "quit"
+        self.on_event("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
+
+    async def _watch_for_halt(self) -> None:
+        """End the machine when every vCPU is in HLT with interrupts off: nothing can wake it any more.
+
+        With the interrupt chips in the kernel HLT is no exit, so one has to look; only a machine whose threads have
+        used no CPU time since the last look is disturbed for it, once.
+        """
+        before: list[float] = []
+        looked_at: list[float] = []
+        while self.outcome is None:
+            await trio.sleep(HALT_LOOK_SECONDS)
+            now = [time.clock_gettime(clock) for clock in self._thread_clocks()]
+            if self._running and now == before and now != looked_at:
+                async with self._transition:
+                    if self._running and self.outcome is None and not self._requests:
+                        await self._hold()
+                        if all(_is_dead(vcpu) for vcpu in self.vcpus):
+                            self._end(Outcome("halted"))
+                        else:
+                            self._release()
+                # What looking cost the threads must not count as their own activity.
+                await trio.sleep(HALT_LOOK_SECONDS)
+                now = looked_at = [time.clock_gettime(clock) for clock in self._thread_clocks()]
+            before = now
+
+    def _thread_clocks(self) -> Iterable[int]:
+        idents = [vcpu.thread_ident for vcpu in self.vcpus]
+        return [time.pthread_getcpuclockid(ident) for ident in idents if ident is not None]
+
+    async def _run_rtc(self) -> None:
+        """Fires the clock's alarm, update and periodic interrupts when they are due."""
+        rtc = self.board.rtc
+        while True:
+            self._rtc_news = trio.Event()
+            with self.board.bus_lock:
+                due = rtc.next_deadline()
+            if due is None:
+                await self._rtc_news.wait()
+                continue
+            with trio.move_on_after(max(0.0, due - time.time())) as scope:
+                await self._rtc_news.wait()
+            if scope.cancelled_caught:
+                with self.board.bus_lock:
+                    rtc.tick(time.time())
+
+    def _wake_rtc(self) -> None:
+        self._rtc_news.set()
+
+    # --- serial line and memory ---
+
+    async def send_serial(self, data: str | bytes) -> None:
+        """Type `data` at the serial line."""
+        await self.hub.send(data.encode() if isinstance(data, str) else data)
+
+    async def wait_serial(self, pattern: str | bytes | Pattern[bytes]) -> bytes:
+        """The serial output from where the last call stopped up to the end of the first match of `pattern`.
+
+        A str or bytes is looked for as it is, a compiled pattern of bytes as a regular expression. Raises `GuestError`
+        when the output ends, or 1 MiB goes by, without a match.
+        """
+        return await self._expect.wait(pattern)
+
+    @property
+    def memory(self) -> GuestRam:
+        """Guest-physical memory: `read(gpa, length)` and `write(gpa, data)`."""
+        return self.board.ram
+
+
+_SHUTDOWN_REASONS = {
+    "poweroff": "guest-shutdown",
+    "reset": "guest-reset",
+    "halted": "guest-shutdown",
+    "crashed": "guest-panic",
+    "debug-exit": "guest-shutdown",
+    "quit": "host-qmp-quit",
+}
+"""QEMU's ShutdownCause for each kind of outcome."""
+
+
+def _is_dead(vcpu: Vcpu) -> bool:
+    """Whether nothing but a reset can make this paused vCPU run another instruction."""
+    state = vcpu.kvm.get_mp_state()
+    if state == MP_UNINITIALIZED:
+        return True
+    return state == MP_HALTED and not vcpu.kvm.get_regs().rflags & RFLAGS_IF
+
+
+def _no_event(name: str, data: dict[str, object]) -> None:
+    """Nobody listens yet."""
+
+
+def _no_warning(message: str) -> None:
+    """Nobody listens yet."""

@@ -1,0 +1,77 @@
+"""Where guest-physical addresses lie: RAM below and above the PC hole, and what is put into low memory.
+
+RAM starts at 0 and leaves out 3 GiB to 4 GiB, where the local APIC, the IOAPIC and devices answer; what does not
+fit below the hole goes on at 4 GiB. Low memory holds what a loader leaves there for the kernel to read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+__all__ = [
+    "LEGACY_WINDOW",
+    "BASE_MEMORY_END",
+    "BOOT_GDT",
+    "BOOT_PAGE_TABLES",
+    "COMMAND_LINE",
+    "COMMAND_LINE_LIMIT",
+    "HIGH_MEMORY",
+    "HOLE_START",
+    "IOAPIC_BASE",
+    "LAPIC_BASE",
+    "MP_TABLE",
+    "ONE_MIB",
+    "PVH_INFO",
+    "ZERO_PAGE",
+    "GuestMemory",
+    "Range",
+    "ram_ranges",
+]
+
+ONE_MIB = 1 << 20
+HOLE_START = 3 << 30
+HIGH_MEMORY = 4 << 30
+
+BOOT_GDT = 0x500
+PVH_INFO = 0x6000
+ZERO_PAGE = 0x7000
+BOOT_PAGE_TABLES = 0x9000
+COMMAND_LINE = 0x2_0000
+COMMAND_LINE_LIMIT = 0x1_0000
+"""Bytes set aside for the command line with its final NUL."""
+MP_TABLE = 0x9_FC00
+BASE_MEMORY_END = MP_TABLE
+LEGACY_WINDOW = 0xA_0000
+"""From here to 1 MiB a PC has video memory and ROMs: RAM behind it, reserved for the kernel."""
+
+IOAPIC_BASE = 0xFEC0_0000
+LAPIC_BASE = 0xFEE0_0000
+
+
+class Range(NamedTuple):
+    """A run of guest-physical addresses, in bytes."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """First address behind it."""
+        return self.start + self.size
+
+
+class GuestMemory(Protocol):
+    """What loaders and device models ask of guest RAM."""
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """Put `data` at `gpa`; raises `MemoryAccessError`, and writes nothing, unless all of it is RAM."""
+
+
+def ram_ranges(size: int) -> tuple[Range, ...]:
+    """The ranges of guest-physical addresses that `size` bytes of RAM occupy."""
+    if size <= HOLE_START:
+        return (Range(0, size),)
+    return (Range(0, HOLE_START), Range(HIGH_MEMORY, size - HOLE_START))

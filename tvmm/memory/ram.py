@@ -1,0 +1,145 @@
+"""RAM blocks in this process's address space, and guest memory as the rest of tvmm reads and writes it.
+
+A block is a memfd mapped shared, so that a successor process or a vhost-user device can map it too; `shared=off`
+takes anonymous memory instead, which the kernel may back with transparent huge pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from tvmm.errors import HostError, MemoryAccessError
+from tvmm.memory.layout import ram_ranges
+from tvmm.memory.regions import Region, RegionTable
+
+if TYPE_CHECKING:
+    from tvmm.config.memory import MemoryConfig
+
+__all__ = ["GuestRam", "RamBlock"]
+
+MAIN_BLOCK = "pc.ram"
+HUGE_SHIFT = 26
+"""Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
+MADV_POPULATE_WRITE = 23
+
+
+class RamBlock:
+    """Named host memory of the guest. `map` is the mapping; bytes are the guest's, at any moment."""
+
+    def __init__(self, name: str, size: int, *, shared: bool = True, huge_page: int = 0) -> None:
+        """`size` in bytes; `huge_page` in bytes, 0 for ordinary pages. Raises `HostError` if there is not enough."""
+        self.name = name
+        self.size = size
+        self.fd = -1
+        try:
+            if shared or huge_page:
+                flags = os.MFD_CLOEXEC
+                if huge_page:
+                    flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << HUGE_SHIFT
+                self.fd = os.memfd_create(f"tvmm-{name}", flags)
+                os.ftruncate(self.fd, size)
+                self.map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
+            else:
+                self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self.map.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, ValueError, OverflowError) as error:
+            if self.fd >= 0:
+                os.close(self.fd)
+            raise _memory_error(name, size, huge_page, error) from error
+        self.view = memoryview(self.map)
+
+    def populate(self) -> None:
+        """Have every page allocated now. Raises `HostError` if the host cannot."""
+        try:
+            self.map.madvise(MADV_POPULATE_WRITE)
+        except OSError as error:
+            raise _memory_error(self.name, self.size, 0, error) from error
+
+    def zero(self) -> None:
+        """Give all pages back to the host; the guest reads zeros, as after power-on."""
+        self.map.madvise(mmap.MADV_REMOVE if self.fd >= 0 else mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmap. No vCPU may run, and KVM must have let go of the buffer."""
+        self.view.release()
+        self.map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class GuestRam:
+    """Guest-physical memory: RAM blocks and the table that says where the guest sees them."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        """Allocates what `config` asks for. Raises `HostError` when the host cannot give it."""
+        self.size = config.size
+        self.blocks: dict[str, RamBlock] = {}
+        self.regions = RegionTable()
+        block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
+        self.blocks[MAIN_BLOCK] = block
+        offset = 0
+        for part in ram_ranges(config.size):
+            self.regions.add(Region(part.start, part.size, MAIN_BLOCK, offset))
+            offset += part.size
+        if config.prealloc:
+            try:
+                block.populate()
+            except HostError:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Unmap all blocks."""
+        for block in self.blocks.values():
+            block.close()
+        self.blocks.clear()
+
+    def zero(self) -> None:
+        """All RAM as after power-on."""
+        for block in self.blocks.values():
+            block.zero()
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""
+        pieces = self.regions.spans(gpa, length)
+        if len(pieces) == 1:
+            region, offset, count = pieces[0]
+            return bytes(self.blocks[region.block].view[offset : offset + count])
+        return b"".join(
+            self.blocks[region.block].view[offset : offset + count] for region, offset, count in pieces
+        )
+
+    def window(self, gpa: int, length: int) -> memoryview:
+        """The bytes themselves, writable; raises `MemoryAccessError` unless they are RAM of one block in one run."""
+        pieces = self.regions.spans(gpa, length)
+        if len(pieces) != 1:
+            raise MemoryAccessError(f"{length} bytes at {gpa:#x} are not in one piece")
+        region, offset, count = pieces[0]
+        return self.blocks[region.block].view[offset : offset + count]
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `gpa`; raises `MemoryAccessError`, and writes nothing, unless all of it is writable RAM."""
+        source = memoryview(data).cast("B")
+        pieces = self.regions.spans(gpa, len(source))
+        if any(region.read_only for region, _, _ in pieces):
+            raise MemoryAccessError(f"write of {len(source)} bytes at {gpa:#x} touches read-only memory")
+        done = 0
+        for region, offset, count in pieces:
+            self.blocks[region.block].view[offset : offset + count] = source[done : done + count]
+            done += count
+
+
+def _memory_error(name: str, size: int, huge_page: int, error: Exception) -> HostError:
+    number = getattr(error, "errno", None)
+    if huge_page and number in (errno.ENOMEM, errno.EINVAL, errno.ENODEV):
+        pages = -(-size // huge_page)
+        kib = huge_page >> 10
+        return HostError(
+            f"the host has not enough free huge pages of {kib} KiB for {size >> 20} MiB of {name}",
+            f"reserve them with 'echo {pages} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages'",
+        )
+    return HostError(f"the host gives no {size >> 20} MiB of memory for {name}: {error}", "ask for less with --memory")

@@ -1,0 +1,59 @@
+"""Repair of SYSCALL where KVM enters the handler with user privileges.
+
+Without hardware virtualization, KVM performs SYSCALL from user mode by setting RIP to LSTAR and saving
+RCX and R11, but leaves CS and SS at privilege level 3. The fetch of the handler's first instruction
+then faults: it is user code that fetches from a kernel page. The guest's page-fault handler is entered,
+finds an impossible fault and kills the process.
+
+Page-fault handlers of kernels that use SMAP begin with CLAC (maybe after ENDBR64), which KVM does not
+emulate, so tvmm gets control before anything else has happened: the exception frame still lies at RSP.
+If all of it says that this is such a SYSCALL, the frame is taken back and the handler is entered as
+SYSCALL should have done it. CS needs no repair, since the exception has loaded the kernel's.
+
+A user program can jump to LSTAR to make the same frame. What it wins is a system call, with no more
+than a real one gives: it must have `syscall` before RCX, and RFLAGS are masked by SFMASK here as the
+instruction does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.vcpu.assist.cpu import MSR_LSTAR, MSR_SFMASK, RF, GuestException
+
+if TYPE_CHECKING:
+    from tvmm.vcpu.assist.cpu import AssistCpu
+
+__all__ = ["repair_syscall"]
+
+FRAME_SIZE = 48
+"""Error code, RIP, CS, RFLAGS, RSP, SS: what a fault pushes in long mode."""
+USER_FETCH_FROM_KERNEL_PAGE = 0x15
+"""Error code of #PF: present, user, instruction fetch."""
+SYSCALL_INSTRUCTION = b"\x0f\x05"
+
+
+def repair_syscall(cpu: AssistCpu) -> bool:
+    """Enter the handler if the vCPU stands at the entry of #PF because of such a SYSCALL; else change
+    nothing."""
+    regs, sregs = cpu.regs, cpu.sregs
+    target = sregs.cr2
+    if not target >> 63:  # The usual fault is at a user address: done, at the price of one comparison.
+        return False
+    try:
+        frame = cpu.read_linear(regs.rsp, FRAME_SIZE)
+        if int.from_bytes(frame[0:8], "little") != USER_FETCH_FROM_KERNEL_PAGE:
+            return False
+        if int.from_bytes(frame[8:16], "little") != target or frame[16] & 3 != 3:
+            return False
+        if target != cpu.read_msr(MSR_LSTAR):
+            return False
+        if cpu.read_linear((regs.rcx - 2) & 0xFFFF_FFFF_FFFF_FFFF, 2, user=True) != SYSCALL_INSTRUCTION:
+            return False
+        mask = cpu.read_msr(MSR_SFMASK)
+    except GuestException:
+        return False
+    regs.rip = target
+    regs.rsp = int.from_bytes(frame[32:40], "little")
+    regs.rflags = int.from_bytes(frame[24:32], "little") & ~(mask | RF) | 2
+    return True

@@ -1,0 +1,123 @@
+"""Register state of a vCPU: what a boot protocol asks for, power-on state, and the records that a library user sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tvmm.boot.entry import EntryState, Segment
+    from tvmm.kvm.vcpu import KvmVcpu
+
+__all__ = ["PowerOn", "Registers", "apply_entry", "connect_pic", "power_on", "read_registers", "write_registers"]
+
+MP_RUNNABLE = 0
+MP_UNINITIALIZED = 1
+
+RFLAGS_RESERVED = 2
+
+APIC_LVT_LINT0 = 0x350
+APIC_LVT_LINT1 = 0x360
+LVT_EXTINT = 0x700
+LVT_NMI = 0x400
+
+MSR_MISC_ENABLE = 0x1A0
+MISC_ENABLE_FAST_STRING = 1
+MSR_MTRR_DEF_TYPE = 0x2FF
+MTRR_ON_WRITE_BACK = 1 << 11 | 6
+"""A stock kernel takes all memory for uncached, and says so, when no firmware has turned MTRRs on."""
+
+
+class Registers(NamedTuple):
+    """The general registers of a paused vCPU, each 64 bits."""
+
+    rax: int = 0
+    rbx: int = 0
+    rcx: int = 0
+    rdx: int = 0
+    rsi: int = 0
+    rdi: int = 0
+    rsp: int = 0
+    rbp: int = 0
+    r8: int = 0
+    r9: int = 0
+    r10: int = 0
+    r11: int = 0
+    r12: int = 0
+    r13: int = 0
+    r14: int = 0
+    r15: int = 0
+    rip: int = 0
+    rflags: int = RFLAGS_RESERVED
+
+
+class PowerOn(NamedTuple):
+    """What KVM gave a new vCPU, kept to go back to at a reset."""
+
+    sregs: Any
+    lapic: bytes
+
+
+def read_registers(cpu: KvmVcpu) -> Registers:
+    """The general registers. The vCPU must not be running."""
+    raw = cpu.get_regs()
+    return Registers(*(int(getattr(raw, name)) for name in Registers._fields))
+
+
+def write_registers(cpu: KvmVcpu, registers: Registers) -> None:
+    """Set all general registers. The vCPU must not be running."""
+    raw = cpu.new_regs()
+    for name, value in zip(Registers._fields, registers, strict=True):
+        setattr(raw, name, value)
+    cpu.set_regs(raw)
+
+
+def power_on(cpu: KvmVcpu) -> PowerOn:
+    """Remember the state of a new vCPU."""
+    return PowerOn(cpu.get_sregs(), bytes(cpu.get_lapic()))
+
+
+def back_to_power_on(cpu: KvmVcpu, state: PowerOn) -> None:
+    """Undo what the guest did to this vCPU: general, special, interrupt and floating point state."""
+    events = cpu.get_events()
+    events.exception.injected = events.exception.pending = 0
+    events.interrupt.injected = events.nmi.injected = events.nmi.pending = events.nmi.masked = 0
+    cpu.set_events(events)
+    cpu.set_sregs(state.sregs)
+    write_registers(cpu, Registers())
+    cpu.set_lapic(state.lapic)
+    cpu.set_mp_state(MP_RUNNABLE if cpu.index == 0 else MP_UNINITIALIZED)
+
+
+def connect_pic(cpu: KvmVcpu) -> None:
+    """LINT0 takes the PIC's interrupts and LINT1 the NMI, as firmware leaves the boot CPU (virtual wire mode)."""
+    lapic = cpu.get_lapic()
+    lapic[APIC_LVT_LINT0 : APIC_LVT_LINT0 + 4] = LVT_EXTINT.to_bytes(4, "little")
+    lapic[APIC_LVT_LINT1 : APIC_LVT_LINT1 + 4] = LVT_NMI.to_bytes(4, "little")
+    cpu.set_lapic(lapic)
+
+
+def set_boot_msrs(cpu: KvmVcpu) -> None:
+    """What firmware would have written before it starts a kernel."""
+    cpu.set_msrs([(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)])
+
+
+def apply_entry(cpu: KvmVcpu, entry: EntryState) -> None:
+    """Registers of the boot CPU as the boot protocol wants them."""
+    sregs = cpu.get_sregs()
+    _set_segment(sregs.cs, entry.code)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        _set_segment(getattr(sregs, name), entry.data)
+    _set_segment(sregs.tr, entry.task)
+    sregs.gdt.base, sregs.gdt.limit = entry.gdt
+    sregs.idt.base, sregs.idt.limit = entry.idt
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = entry.cr0, entry.cr3, entry.cr4, entry.efer
+    cpu.set_sregs(sregs)
+    write_registers(cpu, Registers(**entry.registers))
+
+
+def _set_segment(raw: Any, segment: Segment) -> None:
+    raw.selector, raw.base, raw.limit = segment.selector, segment.base, segment.limit
+    raw.type, raw.present, raw.dpl, raw.db = segment.type, segment.present, segment.dpl, segment.db
+    raw.s, raw.l, raw.g = segment.s, segment.l, segment.g
+    raw.avl = 0
+    raw.unusable = 0 if segment.present else 1

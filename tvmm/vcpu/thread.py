@@ -1,0 +1,222 @@
+"""A vCPU's thread: KVM_RUN, exits to devices, and the hand-shake with the task that supervises it.
+
+The thread comes from `trio.to_thread.run_sync` and lives as long as the machine. What it should do is one variable,
+`_wanted`, changed under a lock by any thread and followed by a kick; what it does is `state`, changed by the thread
+alone. KVM completes a pending port or memory access at the next KVM_RUN even if that leaves at once, so a pause that
+is acknowledged after KVM_RUN returned EINTR has nothing half done in it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from tvmm.kvm.vcpu import (
+    FAILED,
+    KICK,
+    MMIO_READ,
+    MMIO_WRITE,
+    OTHER,
+    PIO_IN,
+    PIO_OUT,
+    PIO_STRING,
+    KvmVcpu,
+    step,
+)
+from tvmm.vcpu.registers import Registers, read_registers, write_registers
+from tvmm.vcpu.runstate import RunEvent, RunState, after
+
+if TYPE_CHECKING:
+    from tvmm.bus import MmioBus, PortBus
+
+__all__ = ["Board", "Vcpu"]
+
+
+class Board(Protocol):
+    """What a vCPU meets when it leaves the guest: buses, their lock, and somebody who decides about the rest."""
+
+    ports: PortBus
+    mmio: MmioBus
+    bus_lock: threading.Lock
+
+    def unusual_exit(self, vcpu: Vcpu, reason: int) -> bool:
+        """An exit that is no access to a device, on the vCPU's thread. True: run on. False: stay paused."""
+
+    def run_failed(self, vcpu: Vcpu, error: int) -> None:
+        """KVM_RUN failed with errno `error`; the vCPU stays paused."""
+
+
+class Vcpu:
+    """One vCPU of a machine. Methods without `async` may be called from any thread."""
+
+    def __init__(self, kvm: KvmVcpu, board: Board) -> None:
+        self.kvm = kvm
+        self.index = kvm.index
+        self.state = RunState.PAUSED
+        self.thread_ident: int | None = None
+        self.native_id: int | None = None
+        self._board = board
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._wanted = RunState.PAUSED
+        self._changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    # --- the supervising task ---
+
+    async def run(self, limiter: trio.CapacityLimiter) -> None:
+        """Run the thread until `FINISH`; cancelling this finishes the vCPU and waits for its thread."""
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._finish_when_cancelled, name=f"vcpu/{self.index} canceller")
+            await trio.to_thread.run_sync(self._thread_main, abandon_on_cancel=False, limiter=limiter)
+            nursery.cancel_scope.cancel()
+
+    async def _finish_when_cancelled(self) -> None:
+        """Turns cancellation, which cannot reach a thread, into an event that can."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.request(RunEvent.FINISH)
+
+    async def wait_not_running(self) -> None:
+        """Until the thread has acknowledged a pause, or finished."""
+        while self.state is RunState.RUNNING:
+            await self._changed.park()
+
+    def request(self, event: RunEvent) -> None:
+        """Ask for a run state. Raises `RuntimeError` for what the run state table does not allow."""
+        with self._lock:
+            self._wanted = after(self._wanted, event)
+            self._wake.set()
+        if event is not RunEvent.RESUME:
+            self.kvm.kick()
+
+    def hold(self) -> None:
+        """Ask for a pause, unless the vCPU is finished or about to be: then there is nothing to pause."""
+        with self._lock:
+            if self._wanted is RunState.FINISHED:
+                return
+            self._wanted = after(self._wanted, RunEvent.PAUSE)
+            self._wake.set()
+        self.kvm.kick()
+
+    @property
+    def registers(self) -> Registers:
+        """General registers. Raises `RuntimeError` unless paused."""
+        self._check_paused()
+        return read_registers(self.kvm)
+
+    @registers.setter
+    def registers(self, registers: Registers) -> None:
+        self._check_paused()
+        write_registers(self.kvm, registers)
+
+    def _check_paused(self) -> None:
+        if self.state is RunState.RUNNING:
+            raise RuntimeError(f"vCPU {self.index} is running: pause the machine first")
+
+    # --- the thread ---
+
+    def _thread_main(self) -> None:
+        kvm = self.kvm
+        kvm.enter_thread()
+        self.thread_ident, self.native_id = threading.get_ident(), threading.get_native_id()
+        try:
+            if self._obey():
+                self._loop()
+        finally:
+            kvm.leave_thread()
+            self.thread_ident = self.native_id = None
+            self._set_state(RunState.FINISHED)
+
+    def _set_state(self, state: RunState) -> None:
+        if self.state is state:
+            return
+        self.state = state
+        assert self._token is not None
+        self._token.run_sync_soon(self._changed.unpark_all, idempotent=True)
+
+    def _obey(self) -> bool:
+        """Be in the state that is wanted. True once that is Running, False when it is Finished."""
+        self.kvm.unkick()
+        while True:
+            with self._lock:
+                wanted = self._wanted
+                self._wake.clear()
+            if wanted is RunState.FINISHED:
+                return False
+            self._set_state(wanted)
+            if wanted is RunState.RUNNING:
+                return True
+            self._wake.wait()
+
+    def _loop(self) -> None:
+        """Run the guest until finished. The hot path: local names, no allocation that can be avoided."""
+        board = self._board
+        lock = board.bus_lock
+        port_read, port_write = board.ports.read, board.ports.write
+        mmio_read, mmio_write = board.mmio.read, board.mmio.write
+        raw = self.kvm.raw
+        response = 0
+        while True:
+            code = step(raw, response)
+            kind = code & 0xFF
+            if kind == PIO_OUT:
+                with lock:
+                    hold = port_write(code >> 16 & 0xFFFF, code >> 8 & 0xFF, code >> 32)
+                if hold is not None:
+                    self._wait_for(hold)
+            elif kind == PIO_IN:
+                with lock:
+                    response = port_read(code >> 16 & 0xFFFF, code >> 8 & 0xFF)
+            elif kind == MMIO_WRITE:
+                with lock:
+                    mmio_write(raw.address, code >> 8 & 0xFF, raw.data)
+            elif kind == MMIO_READ:
+                with lock:
+                    response = mmio_read(raw.address, code >> 8 & 0xFF)
+            elif kind == KICK:
+                if not self._obey():
+                    return
+            elif not self._unusual(kind, code >> 16):
+                return
+
+    def _unusual(self, kind: int, detail: int) -> bool:
+        """String I/O and everything that is no device access. False: the vCPU is finished."""
+        if kind == PIO_STRING:
+            self._string_io()
+            return True
+        if kind == OTHER and self._board.unusual_exit(self, detail):
+            return True
+        if kind == FAILED:
+            self._board.run_failed(self, detail)
+        self.hold()
+        return self._obey()
+
+    def _string_io(self) -> None:
+        """REP INS or OUTS: element by element, as a loop of the guest would."""
+        data, size, port, is_in = self.kvm.string_io()
+        ports = self._board.ports
+        for start in range(0, len(data), size):
+            hold: Any = None
+            with self._board.bus_lock:
+                if is_in:
+                    data[start : start + size] = ports.read(port, size).to_bytes(size, "little")
+                else:
+                    hold = ports.write(port, size, int.from_bytes(data[start : start + size], "little"))
+            if hold is not None:
+                self._wait_for(hold)
+
+    def _wait_for(self, hold: Any) -> None:
+        """A device is full: keep the guest here until it has room, or somebody wants this vCPU elsewhere."""
+        while True:
+            with self._lock:
+                if self._wanted is not RunState.RUNNING:
+                    return
+                self._wake.clear()
+            if not hold.call_when_ready(self._wake.set):
+                return
+            self._wake.wait()
