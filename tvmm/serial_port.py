@@ -107,8 +107,9 @@ class SerialPort:
         self.received += taken
         return taken
 
-    def receive_break(self) -> None:
-        """A break condition on the line."""
+    def receive_break(self) -> bool:
+        """A break condition on the line. False: the FIFO is full, wait for `on_receive_room`."""
         with self._bus_lock:
-            self.model.receive_break()
+            taken = self.model.receive_break()
             self._publish()
+        return taken

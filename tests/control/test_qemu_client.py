@@ -50,7 +50,7 @@ async def test_qemu_client(tmp_path: Path) -> None:
     machine = FakeMachine()
     async with serving(machine, tmp_path / "qmp"):
         seen = await trio.to_thread.run_sync(asyncio.run, _conversation(str(tmp_path / "qmp")))
-        assert machine.ended.is_set()
+        await machine.ended.wait()
     assert seen["package"] == "tvmm"
     assert seen["status"] == {"running": True, "status": "running"}
     assert seen["events"] == ["STOP", "RESUME"]

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvmm.control.framing import MAX_DEPTH, MAX_MESSAGE_BYTES, MAX_PENDING_BYTES
 from tvmm.control.qmp import (
-    MAX_DEPTH,
-    MAX_MESSAGE_BYTES,
-    MAX_PENDING_BYTES,
     NEGOTIATE,
     Answer,
     Argument,

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.control.fakes import FakeMachine
 
+from tests.control.fakes import FakeMachine
 from tvmm.control.qmp import NEGOTIATE, Answer, CommandFailed, QmpSession, Request
 from tvmm.control.verbs import EVENTS, SIGNATURES, VERBS
 from tvmm.errors import UserError

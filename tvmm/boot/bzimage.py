@@ -1,8 +1,8 @@
 """Linux's bzImage: the setup header to a checked record, the protected-mode kernel to guest memory.
 
-Layout and meaning of the fields are from Linux's Documentation/arch/x86/boot.rst. The file is real-mode code with
-the setup header in it (skipped here), followed by the protected-mode kernel: a decompressor with the compressed
-vmlinux inside it, entered 512 bytes behind its start in 64-bit mode.
+Layout and meaning of the fields are from Linux's Documentation/arch/x86/boot.rst. The file is real-mode
+code with the setup header in it (skipped here), followed by the protected-mode kernel: a decompressor with
+the compressed vmlinux inside it, entered 512 bytes behind its start in 64-bit mode.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ _HEADER_NEEDS = ((_OLDEST, 0x23C), (_WITH_PAYLOAD, 0x250), (_WITH_PREFERRED_ADDR
 class BzImage(NamedTuple):
     """A checked setup header. Offsets are into the file, addresses are guest-physical, sizes in bytes.
 
-    `header` is the header itself, as the zero page wants it. `used` is the memory that the kernel takes until it
-    has read the memory map, from its load address on. `payload` is the compressed kernel, empty before 2.08.
+    `header` is the header itself, as the zero page wants it. `used` is the memory that the kernel takes
+    until it has read the memory map, from its load address on. `payload` is the compressed kernel, empty
+    before 2.08.
     """
 
     version: int
@@ -71,16 +72,19 @@ def parse_bzimage(image: memoryview, name: str) -> BzImage:
         raise _truncated(name, "the setup header")
     (version,) = unpack_from("<H", image, 0x206)
     if version < _OLDEST:
-        raise ImageError(f"{name} speaks Linux boot protocol {_dotted(version)}; 2.06 is the oldest that is known here",
-                         "take a kernel of this century's second decade: Linux 3.8 or later")  # fmt: skip
+        raise ImageError(
+            f"{name} speaks Linux boot protocol {_dotted(version)}; 2.06 is the oldest that is known here",
+            "take Linux 3.8 or later",
+        )
     header_end = 0x202 + image[0x201]
     for since, needed in _HEADER_NEEDS:
         if version >= since and header_end < needed:
-            raise ImageError(f"{name} has a setup header that ends at {header_end:#x}, too early for "
-                             f"version {_dotted(version)}")  # fmt: skip
+            raise ImageError(
+                f"{name} has a setup header that ends at {header_end:#x}, too early for "
+                f"version {_dotted(version)}"
+            )
     if not image[0x211] & _LOADED_HIGH:
-        raise ImageError(f"{name} is a zImage, which has to be loaded below 1 MiB",
-                         "build a bzImage")  # fmt: skip
+        raise ImageError(f"{name} is a zImage, which has to be loaded below 1 MiB", "build a bzImage")
     kernel = _protected_mode_part(image, name)
     (initrd_addr_max,) = unpack_from("<I", image, 0x22C)
     (command_line_size,) = unpack_from("<I", image, 0x238)
@@ -88,8 +92,10 @@ def parse_bzimage(image: memoryview, name: str) -> BzImage:
     if version >= _WITH_PAYLOAD:
         payload_part = Range(*unpack_from("<II", image, 0x248))
         if payload_part.end > kernel.size:
-            raise ImageError(f"{name} has its compressed kernel at {payload_part.start:#x} to {payload_part.end:#x} "
-                             f"of {kernel.size:#x} bytes: the file is damaged")  # fmt: skip
+            raise ImageError(
+                f"{name} has its compressed kernel at {payload_part.start:#x} to {payload_part.end:#x} "
+                f"of {kernel.size:#x} bytes: the file is damaged"
+            )
     if version >= _WITH_PREFERRED_ADDRESS:
         address, init_size = unpack_from("<QI", image, 0x258)
     if version >= _WITH_XLOADFLAGS:
@@ -110,9 +116,10 @@ def parse_bzimage(image: memoryview, name: str) -> BzImage:
 def payload(image: memoryview, bzimage: BzImage, name: str) -> memoryview:
     """The compressed kernel inside of `image`; raises `ImageError` if the header does not say where it is."""
     if not bzimage.payload.size:
-        raise ImageError(f"{name} (boot protocol {_dotted(bzimage.version)}) does not say where its "
-                         "compressed kernel is",
-                         "give the vmlinux of that kernel, or let the guest unpack it: decompress=off")  # fmt: skip
+        raise ImageError(
+            f"{name} (boot protocol {_dotted(bzimage.version)}) does not say where its compressed kernel is",
+            "give the vmlinux of that kernel, or let the guest unpack it: --decompress off",
+        )
     return image[bzimage.payload.start : bzimage.payload.end]
 
 
@@ -122,8 +129,9 @@ def entry_64(bzimage: BzImage, name: str) -> int:
         because = "is a 32-bit kernel"
         if bzimage.version < _WITH_XLOADFLAGS:
             because = f"speaks boot protocol {_dotted(bzimage.version)}, older than 2.12"
-        raise ImageError(f"{name} has no 64-bit entry point: it {because}",
-                         "take a 64-bit kernel, Linux 3.8 or later")  # fmt: skip
+        raise ImageError(
+            f"{name} has no 64-bit entry point: it {because}", "take a 64-bit kernel, Linux 3.8 or later"
+        )
     return bzimage.used.start + _ENTRY_64
 
 
@@ -136,8 +144,11 @@ def check_bzimage_placement(bzimage: BzImage, ram_end: int, name: str) -> None:
         hint = "it has to be built to run below 3 GiB"
         if used.end <= HOLE_START:
             hint = f"give the machine more memory: --memory {-(-used.end >> 20)}M"
-        raise ImageError(f"{name} needs memory from {used.start:#x} to {used.end:#x} to unpack itself, "
-                         f"but RAM ends at {ram_end:#x}", hint)  # fmt: skip
+        raise ImageError(
+            f"{name} needs memory from {used.start:#x} to {used.end:#x} to unpack itself, "
+            f"but RAM ends at {ram_end:#x}",
+            hint,
+        )
 
 
 def load_bzimage(image: memoryview, bzimage: BzImage, memory: GuestMemory) -> None:

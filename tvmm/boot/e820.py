@@ -27,8 +27,8 @@ class MapEntry(NamedTuple):
 def memory_map(ram_size: int) -> tuple[MapEntry, ...]:
     """The map of a machine with `ram_size` bytes of RAM, sorted, without overlaps.
 
-    The last KiB of base memory (the MP table) and the legacy window up to 1 MiB are reserved. `ram_size` must be
-    more than 1 MiB.
+    The last KiB of base memory (the MP table) and the legacy window up to 1 MiB are reserved. `ram_size`
+    must be more than 1 MiB.
     """
     low, *high = ram_ranges(ram_size)
     return (

@@ -1,12 +1,12 @@
 """ELF executables: headers to a checked record, segments to guest memory.
 
-The file is somebody else's: every offset and count in it is checked before it is used, nothing is written before
-the whole file has been judged, and segments go to memory as slices of a `memoryview`, so that no copy of a kernel
-is made. 64-bit files for x86-64 are what Linux and most kernels are; 32-bit files are of use only with a PVH note,
-because the PVH entry is 32-bit code and needs nothing else from the file.
+The file is somebody else's: every offset and count in it is checked before it is used, nothing is written
+before the whole file has been judged, and segments go to memory as slices of a `memoryview`, so that no
+copy of a kernel is made. 64-bit files for x86-64 are what Linux and most kernels are; 32-bit files are of
+use only with a PVH note, because the PVH entry is 32-bit code and needs nothing else from the file.
 
-Rejected: trusting the section headers. They are not needed to load a program, are often stripped, and would be
-one more table to check.
+Rejected: trusting the section headers. They are not needed to load a program, are often stripped, and would
+be one more table to check.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["LOADER_AREAS", "ElfImage", "ElfSegment", "check_placement", "is_elf"
 MAX_PROGRAM_HEADERS = 128
 """Linux has five. A header may announce 65535, each of which would cost a walk over its notes."""
 MAX_NOTE_BYTES = 16 << 10
-"""Of all note segments together. The smallest note is 12 bytes, so a file of notes would keep us for minutes."""
+"""Of all note segments together. The smallest note is 12 bytes: a file full of them would take minutes."""
 
 LOADER_AREAS = (
     ("the boot structures", Range(0, 0x1_0000)),
     ("the command line", Range(COMMAND_LINE, COMMAND_LINE_LIMIT)),
     ("the firmware area", Range(BASE_MEMORY_END, ONE_MIB - BASE_MEMORY_END)),
 )
-"""Low memory that the loader writes itself or that the guest is told to keep off; see `tvmm.memory.layout`."""
+"""Low memory that the loader writes itself, or that the memory map reserves (see `tvmm.memory.layout`)."""
 
 _IDENT_SIZE = 16
 _HEADER_64 = Struct("<HHIQQQIHHHHHH")
@@ -51,16 +51,29 @@ _ET_DYN = 3
 _EM_386 = 3
 _EM_X86_64 = 62
 _PT_LOAD = 1
+_PT_INTERP = 3
 _PT_NOTE = 4
 _XEN_PHYS32_ENTRY = 18
 
-_MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S/390", 40: "ARM", 43: "SPARC64",
-             50: "IA-64", 183: "ARM64", 243: "RISC-V", 258: "LoongArch"}  # fmt: skip
+_MACHINES = {
+    2: "SPARC",
+    8: "MIPS",
+    20: "PowerPC",
+    21: "PowerPC64",
+    22: "S/390",
+    40: "ARM",
+    43: "SPARC64",
+    50: "IA-64",
+    183: "ARM64",
+    243: "RISC-V",
+    258: "LoongArch",
+}
+_TAKE_A_KERNEL = "give a linked kernel, such as Linux's vmlinux"
 _TYPES = {0: "no type", 1: "an object file", 4: "a core dump"}
 
 
 class ElfSegment(NamedTuple):
-    """A loadable segment: `file_size` bytes from `offset` go to physical `address`, zeros follow up to `size`."""
+    """`file_size` bytes at `offset` of the file go to physical `address`, zeros follow up to `size` bytes."""
 
     address: int
     virtual: int
@@ -72,8 +85,8 @@ class ElfSegment(NamedTuple):
 class ElfImage(NamedTuple):
     """A judged ELF file. `segments` are sorted by address, do not overlap, and there is at least one.
 
-    `entry` is the physical address of the file's entry point, or None if it lies in no segment; `pvh_entry` is
-    what the PVH note says, or None without such a note. `extent` spans all segments with their zeros.
+    `entry` is the physical address of the file's entry point, or None if it lies in no segment; `pvh_entry`
+    is what the PVH note says, or None without such a note. `extent` spans all segments with their zeros.
     """
 
     bits: int
@@ -91,16 +104,20 @@ def is_elf(image: bytes | memoryview) -> bool:
 def parse_elf(image: memoryview, name: str) -> ElfImage:
     """Check the headers, the program headers and the notes of the executable `image`.
 
-    `name` is for messages. Raises `ImageError` for anything but a whole, little-endian x86 executable; a 32-bit
-    file must have a PVH note. (System V ABI, chapter 5; Xen's PVH boot ABI.)
+    `name` is for messages. Raises `ImageError` for anything but a whole, little-endian x86 executable; a
+    32-bit file must have a PVH note. (System V ABI, chapter 5; Xen's PVH boot ABI.)
     """
     bits, kind, machine, entry, table, entry_size, count = _header(image, name)
     if kind not in (_ET_EXEC, _ET_DYN):
-        raise ImageError(f"{name} is {_TYPES.get(kind, f'of ELF type {kind}')}, not an executable",
-                         "give a linked kernel, such as Linux's vmlinux")  # fmt: skip
+        raise ImageError(
+            f"{name} is {_TYPES.get(kind, f'of ELF type {kind}')}, not an executable",
+            _TAKE_A_KERNEL,
+        )
     if machine != _EM_X86_64 and (bits == 64 or machine != _EM_386):
-        raise ImageError(f"{name} is an ELF for {_MACHINES.get(machine, f'machine {machine}')}, not x86-64",
-                         "this machine has x86-64 processors: take a kernel built for them")  # fmt: skip
+        raise ImageError(
+            f"{name} is an ELF for {_MACHINES.get(machine, f'machine {machine}')}, not x86-64",
+            "this machine has x86-64 processors: take a kernel built for them",
+        )
     program = _PROGRAM_64 if bits == 64 else _PROGRAM_32
     if count == 0:
         raise ImageError(f"{name} has no program headers, so nothing says where it wants to be loaded")
@@ -118,19 +135,23 @@ def parse_elf(image: memoryview, name: str) -> ElfImage:
             tag, _, offset, virtual, address, file_size, size, align = row
         else:
             tag, offset, virtual, address, file_size, size, _, align = row
+        if tag == _PT_INTERP:
+            raise ImageError(f"{name} is a program for an operating system, not a kernel", _TAKE_A_KERNEL)
         if tag not in (_PT_LOAD, _PT_NOTE) or (tag == _PT_LOAD and size == 0):
             continue
-        if offset > len(image) or file_size > len(image) - offset:
+        if file_size and (offset > len(image) or file_size > len(image) - offset):
             raise _truncated(name, f"the segment for {address:#x}")
         if tag == _PT_NOTE:
             notes.append((offset, file_size, 8 if align == 8 else 4))
         elif file_size > size:
-            raise ImageError(f"{name} has a segment for {address:#x} that is larger in the file "
-                             f"({file_size} bytes) than in memory ({size})")  # fmt: skip
+            raise ImageError(
+                f"{name} has a segment for {address:#x} that is larger in the file "
+                f"({file_size} bytes) than in memory ({size})"
+            )
         else:
             segments.append(ElfSegment(address, virtual, offset, file_size, size))
     if not segments:
-        raise ImageError(f"{name} has no loadable segments", "give a linked kernel, such as Linux's vmlinux")
+        raise ImageError(f"{name} has no loadable segments", _TAKE_A_KERNEL)
     segments.sort()
     end = segments[0].address
     for segment in segments:
@@ -141,32 +162,34 @@ def parse_elf(image: memoryview, name: str) -> ElfImage:
     if pvh_entry is not None and not any(s.address <= pvh_entry < s.address + s.size for s in segments):
         raise ImageError(f"{name} has a PVH note with entry {pvh_entry:#x}, which is in none of its segments")
     if bits == 32 and pvh_entry is None:
-        raise ImageError(f"{name} is a 32-bit ELF without a PVH note",
-                         "use a 64-bit kernel, or build this one with PVH support (Linux: CONFIG_PVH=y)")  # fmt: skip
+        raise ImageError(
+            f"{name} is a 32-bit ELF without a PVH note",
+            "use a 64-bit kernel, or build this one with PVH support (Linux: CONFIG_PVH=y)",
+        )
     start = segments[0].address
     return ElfImage(bits, _physical(entry, segments), pvh_entry, tuple(segments), Range(start, end - start))
 
 
 def check_placement(elf: ElfImage, ram_end: int, name: str) -> None:
-    """Raise `ImageError` if a segment lies outside of low RAM, or where the loader keeps structures of its own.
+    """Raise `ImageError` if a segment is outside of low RAM, or where the loader keeps structures of its own.
 
-    `ram_end` is where low RAM ends: the boot page tables and the 32-bit entry do not reach further than 4 GiB.
+    `ram_end` is where low RAM ends: boot page tables and the 32-bit entry do not reach further than 4 GiB.
     """
+    end = elf.extent.end
+    if end > ram_end:
+        hint = "it has to be linked to run below 3 GiB"
+        if end <= HOLE_START:
+            hint = f"give the machine more memory: --memory {-(-end >> 20)}M"
+        raise ImageError(f"{name} wants memory up to {end:#x}, but RAM ends at {ram_end:#x}", hint)
     for segment in elf.segments:
         start, end = segment.address, segment.address + segment.size
-        if end > ram_end:
-            hint = "it has to be linked to run below 3 GiB"
-            if end <= HOLE_START:
-                hint = f"give the machine more memory: --memory {-(-end >> 20)}M"
-            raise ImageError(f"{name} wants memory up to {end:#x}, but RAM ends at {ram_end:#x}", hint)
-        if start < ONE_MIB:
-            for owner, area in LOADER_AREAS:
-                if start < area.end and area.start < end:
-                    raise ImageError(
-                        f"{name} wants memory at {start:#x}, where {owner} "
-                        f"({area.start:#x} to {area.end:#x}) must be",
-                        "link it to run at 1 MiB or above",
-                    )
+        for owner, area in LOADER_AREAS:
+            if start < area.end and area.start < end:
+                raise ImageError(
+                    f"{name} wants memory at {start:#x}, where {owner} "
+                    f"({area.start:#x} to {area.end:#x}) must be",
+                    "link it to run at 1 MiB or above",
+                )
 
 
 def load_elf(image: memoryview, elf: ElfImage, memory: GuestMemory) -> None:
@@ -186,15 +209,21 @@ def _header(image: memoryview, name: str) -> tuple[int, int, int, int, int, int,
     if len(image) < _IDENT_SIZE:
         raise _truncated(name, "the ELF header")
     if image[5] == 2:
-        raise ImageError(f"{name} is a big-endian ELF, for another kind of processor",
-                         "this machine has x86-64 processors: take a kernel built for them")  # fmt: skip
+        raise ImageError(
+            f"{name} is a big-endian ELF, for another kind of processor",
+            "this machine has x86-64 processors: take a kernel built for them",
+        )
     if image[4] not in (1, 2) or image[5] != 1 or image[6] != 1:
-        raise ImageError(f"{name} has an ELF header of class {image[4]}, byte order {image[5]}, "
-                         f"version {image[6]}: damaged, or no ELF at all")  # fmt: skip
+        raise ImageError(
+            f"{name} has an ELF header of class {image[4]}, byte order {image[5]}, "
+            f"version {image[6]}: damaged, or no ELF at all"
+        )
     header = _HEADER_64 if image[4] == 2 else _HEADER_32
     if len(image) < _IDENT_SIZE + header.size:
         raise _truncated(name, "the ELF header")
-    kind, machine, _, entry, table, _, _, _, entry_size, count, _, _, _ = header.unpack_from(image, _IDENT_SIZE)
+    kind, machine, _, entry, table, _, _, _, entry_size, count, _, _, _ = header.unpack_from(
+        image, _IDENT_SIZE
+    )
     return 32 * image[4], kind, machine, entry, table, entry_size, count
 
 

@@ -1,8 +1,8 @@
 """The descriptor table and segment registers that a guest starts with, the same layout for both protocols.
 
-Linux wants its code segment at selector 0x10 and data at 0x18 (Documentation/arch/x86/boot.rst, 64-bit protocol);
-PVH does not care about the numbers. The table lies in guest memory as well as in the hidden parts of the
-registers, so that a guest may reload a segment before it has a table of its own.
+Linux wants its code segment at selector 0x10 and data at 0x18 (Documentation/arch/x86/boot.rst, 64-bit
+protocol); PVH does not care about the numbers. The table lies in guest memory as well as in the hidden
+parts of the registers, so that a guest may reload a segment before it has a table of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ CODE_64 = Segment(0x10, 0, _FLAT, type=0xB, present=1, dpl=0, db=0, s=1, l=1, g=
 DATA = Segment(0x18, 0, _FLAT, type=0x3, present=1, dpl=0, db=1, s=1, l=0, g=1)
 TASK_32 = Segment(0x20, 0, 0x67, type=0xB, present=1, dpl=0, db=0, s=0, l=0, g=0)
 TASK_64 = TASK_32
-"""A busy TSS in either mode: type 11 means 32-bit in protected mode and 64-bit in long mode (SDM vol. 3, 3.5)."""
+"""A busy TSS in either mode: type 11 means 32-bit in protected mode and 64-bit in long mode (SDM vol. 3,
+3.5)."""
 NO_IDT = DescriptorTable(0, 0)
 """Interrupts are off at entry, and an exception before the guest has a table ends in a triple fault."""
 

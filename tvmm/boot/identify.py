@@ -31,7 +31,9 @@ _MAGICS = (
     (0x8001, b"CD001", "a CD image", "give the kernel that is on it"),
 )
 _PE_KINDS = {0x10B: "PE32", 0x20B: "PE32+"}
-_PE_HINT = "UEFI programs need a firmware; a unified kernel image has its kernel in section .linux: extract that"
+_PE_HINT = (
+    "UEFI programs need a firmware; a unified kernel image has its kernel in section .linux: extract that"
+)
 
 
 def unknown_kernel(image: memoryview, name: str) -> ImageError:
@@ -44,8 +46,10 @@ def unknown_kernel(image: memoryview, name: str) -> ImageError:
     if bytes(image[:2]) == b"MZ":
         return ImageError(f"{name} is {_pe_kind(image)}, not a kernel that can be booted here", _PE_HINT)
     if bytes(image[0x1FE:0x200]) == b"\x55\xaa":
-        return ImageError(f"{name} is a boot sector or a disk image, not a kernel",
-                          "a disk is given with --disk, the kernel with --kernel")  # fmt: skip
+        return ImageError(
+            f"{name} is a boot sector or a disk image, not a kernel",
+            "a disk is given with --disk, the kernel with --kernel",
+        )
     start = bytes(image[:8]).hex(" ")
     return ImageError(f"{name} is of no known kernel format (it starts with {start})", _BUILD)
 

@@ -1,10 +1,10 @@
 """Linux's 64-bit boot protocol: the zero page, identity page tables, and the boot CPU in long mode.
 
-Facts are from Linux's Documentation/arch/x86/boot.rst and zero-page.rst. The same entry serves a bzImage (512 bytes
-behind its load address) and a bare vmlinux (its ELF entry): both find the zero page by RSI.
+Facts are from Linux's Documentation/arch/x86/boot.rst and zero-page.rst. The same entry serves a bzImage
+(512 bytes behind its load address) and a bare vmlinux (its ELF entry): both find the zero page by RSI.
 
-Rejected: the 16-bit entry, which needs a BIOS, and the 32-bit one, which would only add another way to the same
-kernel.
+Rejected: the 16-bit entry, which needs a BIOS, and the 32-bit one, which would only add another way to the
+same kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ BOOT_PAGE_TABLES_SIZE = 6 << 12
 
 _PAGE = 0x1000
 _STACK_TOP = BOOT_PAGE_TABLES - 16
-"""In the page below the page tables. The protocol promises no stack; some kernels push before they have one."""
+"""In the page below the page tables. The protocol promises no stack; some kernels push before they have
+one."""
 
 _ACPI_RSDP = 0x070
 _EXT_RAMDISK_ADDRESS = 0x0C0
@@ -60,8 +61,9 @@ _EFER_LME_LMA = 0x500
 class LinuxEntry(NamedTuple):
     """What `enter_linux` puts into the zero page. All addresses are guest-physical, all sizes in bytes.
 
-    `header` is the kernel's own setup header, from `HEADER_START` on, or `made_header()`; `start` is where the kernel
-    was loaded; `kernel` is for reports. `rsdp` is the address of ACPI's root pointer, 0 for none.
+    `header` is the kernel's own setup header, from `HEADER_START` on, or `made_header()`; `start` is where
+    the kernel was loaded; `kernel` is for reports. `rsdp` is the address of ACPI's root pointer, 0 for
+    none.
     """
 
     rip: int
@@ -95,7 +97,8 @@ def enter_linux(memory: GuestMemory, entry: LinuxEntry, memory_map: tuple[MapEnt
 
 
 def made_header(command_line_size: int, initrd_addr_max: int) -> bytes:
-    """A setup header for a kernel that comes without one: the fields that say what a boot loader would rely on."""
+    """A setup header for a kernel that comes without one: the fields that say what a boot loader would rely
+    on."""
     page = bytearray(HEADER_END)
     pack_into("<H", page, _BOOT_FLAG, 0xAA55)
     pack_into("<4sH", page, _MAGIC_AND_VERSION, b"HdrS", _MADE_VERSION)
@@ -107,8 +110,8 @@ def made_header(command_line_size: int, initrd_addr_max: int) -> bytes:
 def _zero_page(entry: LinuxEntry, memory_map: tuple[MapEntry, ...]) -> bytes:
     """struct boot_params: the header with a boot loader's fields filled in, and the memory map.
 
-    Everything else is zero, which also tells the kernel (by the sentinel at 0x1ef) that the page was not copied
-    from a file without care.
+    Everything else is zero, which also tells the kernel (by the sentinel at 0x1ef) that the page was not
+    copied from a file without care.
     """
     page = bytearray(_PAGE)
     header = entry.header[: HEADER_END - HEADER_START]

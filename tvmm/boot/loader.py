@@ -1,7 +1,8 @@
-"""From files to a machine that is ready to run: the kernel, its initrd and command line, and the platform tables.
+"""From files to a machine that is ready to run: kernel, initrd, command line and platform tables.
 
-All that can be wrong with the files, or does not fit, is found before the first byte is written. Everything beside
-ELF with a PVH note is imported on demand, since the built-in guest, which has to start fast, does without.
+All that can be wrong with the files, or does not fit, is found before the first byte is written. What only
+some formats need is imported when they turn up: the built-in guest, which has to start fast, is an ELF with a
+PVH note.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ _INITRD_ADDR_MAX = 0x7FFF_FFFF
 class KernelOptions(NamedTuple):
     """What to boot, and how.
 
-    `kernel_name` is what messages call the kernel, most often its path. `append` is the command line; bytes of it
-    that are no UTF-8 come as surrogate escapes, as in ``sys.argv``. `entry`: which entry point to use, ``auto`` is
-    PVH for an ELF that has it, else the 64-bit one. `decompress`: whether to unpack a bzImage here rather than in
-    the guest, ``auto`` does if kernel code is emulated, where unpacking takes minutes.
+    `kernel_name` is what messages call the kernel, most often its path. `append` is the command line; bytes
+    of it that are no UTF-8 come as surrogate escapes, as in ``sys.argv``. `entry`: which entry point to
+    use, ``auto`` is PVH for an ELF that has it, else the 64-bit one. `decompress`: whether to unpack a
+    bzImage here rather than in the guest, ``auto`` does if kernel code is emulated, where unpacking takes
+    minutes.
     """
 
     kernel: memoryview | bytes
@@ -44,16 +46,20 @@ class KernelOptions(NamedTuple):
     decompress: Literal["auto", "on", "off"] = "auto"
 
 
-class _Kernel(NamedTuple):
-    """A parsed kernel file.
-
-    `elf` is what to load, None for a bzImage that unpacks itself; `bzimage` is None for an ELF file; `image` is
-    what the offsets in `elf`, or else in `bzimage`, are about.
-    """
+class _ElfKernel(NamedTuple):
+    """A kernel to load by its segments. `bzimage` is what it was unpacked from, None if the file is the
+    ELF."""
 
     image: memoryview
-    elf: ElfImage | None
+    elf: ElfImage
     bzimage: BzImage | None
+
+
+class _PackedKernel(NamedTuple):
+    """A bzImage that unpacks itself in the guest."""
+
+    image: memoryview
+    bzimage: BzImage
 
 
 def load(
@@ -61,10 +67,11 @@ def load(
 ) -> EntryState:
     """Put the kernel and all that it looks for into `memory`; return the boot CPU's registers.
 
-    `ram_size` is in bytes, `cpu_count` is 1 to 254. `emulated_kernel` says that this host runs kernel-mode code in
-    an emulator. `memory` has to read as zeros (fresh RAM, or RAM that was discarded before a reset), because the
-    zeros of a kernel's BSS are not written. Raises `ImageError` if a file is at fault, `ConfigError` if an option
-    is, and `HostError` if a decoder is not installed; nothing has been written then.
+    `ram_size` is in bytes, `cpu_count` is 1 to 254. `emulated_kernel` says that this host runs kernel-mode
+    code in an emulator. `memory` has to read as zeros (fresh RAM, or RAM that was discarded before a
+    reset), because the zeros of a kernel's BSS are not written. Raises `ImageError` if a file is at fault,
+    `ConfigError` if an option is, and `HostError` if a decoder is not installed; nothing has been written
+    then.
     """
     ram_end = ram_ranges(ram_size)[0].end
     if ram_end < MIN_RAM:
@@ -80,7 +87,12 @@ def load(
     initrd = _place_initrd(options.initrd, used, ram_end, kernel.bzimage)
 
     # Everything is known to fit: from here on memory is written, and nothing can fail.
-    _write_kernel(kernel, memory)
+    if isinstance(kernel, _ElfKernel):
+        load_elf(kernel.image, kernel.elf, memory)
+    else:
+        from tvmm.boot.bzimage import load_bzimage
+
+        load_bzimage(kernel.image, kernel.bzimage, memory)
     memory.write(COMMAND_LINE, command_line)
     if options.initrd is not None and initrd is not None:
         memory.write(initrd.start, options.initrd)
@@ -92,11 +104,11 @@ def load(
     return _enter_linux(kernel, address, memory, ram_size, initrd)
 
 
-def _parse(options: KernelOptions, emulated_kernel: bool) -> _Kernel:
+def _parse(options: KernelOptions, emulated_kernel: bool) -> _ElfKernel | _PackedKernel:
     """Find out what the kernel file is, judge it, and unpack it if that is asked for."""
     image, name = memoryview(options.kernel), options.kernel_name
     if is_elf(image):
-        return _Kernel(image, parse_elf(image, name), None)
+        return _ElfKernel(image, parse_elf(image, name), None)
 
     from tvmm.boot.bzimage import is_bzimage, parse_bzimage, payload
 
@@ -106,54 +118,58 @@ def _parse(options: KernelOptions, emulated_kernel: bool) -> _Kernel:
         raise unknown_kernel(image, name)
     bzimage = parse_bzimage(image, name)
     if options.decompress == "off" or (options.decompress == "auto" and not emulated_kernel):
-        return _Kernel(image, None, bzimage)
+        return _PackedKernel(image, bzimage)
 
     from tvmm.boot.payload import unpack
 
     unpacked = memoryview(unpack(payload(image, bzimage, name), name))
-    return _Kernel(unpacked, parse_elf(unpacked, f"the kernel unpacked from {name}"), bzimage)
+    return _ElfKernel(unpacked, parse_elf(unpacked, f"the kernel unpacked from {name}"), bzimage)
 
 
-def _entry(options: KernelOptions, kernel: _Kernel) -> tuple[bool, int]:
+def _entry(options: KernelOptions, kernel: _ElfKernel | _PackedKernel) -> tuple[bool, int]:
     """Whether to use PVH rather than Linux's 64-bit protocol, and the physical address of the entry point.
 
-    A kernel unpacked from a bzImage is entered by the protocol of its bzImage unless PVH is asked for: the setup
-    header tells it more than PVH does.
+    A kernel unpacked from a bzImage is entered by the protocol of its bzImage unless PVH is asked for: the
+    setup header tells it more than PVH does.
     """
-    name, elf = options.kernel_name, kernel.elf
-    if elf is None or kernel.bzimage is not None:
-        by_pvh = options.entry == "pvh"
-    else:
-        by_pvh = options.entry == "pvh" or (options.entry == "auto" and elf.pvh_entry is not None)
-    if by_pvh:
-        if elf is None:
-            raise ImageError(f"{name} is a bzImage, which has no PVH entry point",
-                             "give its vmlinux, or have it unpacked: decompress=on")  # fmt: skip
-        if elf.pvh_entry is None:
-            raise ImageError(f"{name} has no PVH note", "use entry=linux64, or build it with CONFIG_PVH=y")
-        return True, elf.pvh_entry
-    if elf is None:
+    name = options.kernel_name
+    if isinstance(kernel, _PackedKernel):
+        if options.entry == "pvh":
+            raise ImageError(
+                f"{name} is a bzImage, which has no PVH entry point",
+                "give its vmlinux, or have it unpacked: --decompress on",
+            )
         from tvmm.boot.bzimage import entry_64
 
-        assert kernel.bzimage is not None
         return False, entry_64(kernel.bzimage, name)
+    elf = kernel.elf
+    if options.entry == "pvh" or (
+        options.entry == "auto" and kernel.bzimage is None and elf.pvh_entry is not None
+    ):
+        if elf.pvh_entry is None:
+            raise ImageError(f"{name} has no PVH note", "use --entry linux64, or build it with CONFIG_PVH=y")
+        return True, elf.pvh_entry
     if elf.bits == 32:
-        raise ImageError(f"{name} is a 32-bit ELF, which has no 64-bit entry point", "use entry=pvh")
+        raise ImageError(f"{name} is a 32-bit ELF, which has no 64-bit entry point", "use --entry pvh")
     if elf.entry is None:
-        raise ImageError(f"{name} has an entry point that is in none of its segments",
-                         "link it again with the entry in its text")  # fmt: skip
+        raise ImageError(
+            f"{name} has an entry point that is in none of its segments",
+            "link it again with the entry in its text",
+        )
     return False, elf.entry
 
 
-def _check_placement(kernel: _Kernel, ram_end: int, name: str) -> Range:
-    """The memory that the kernel takes until it has read the memory map; raises `ImageError` if it is not there."""
-    if kernel.elf is not None:
+def _check_placement(kernel: _ElfKernel | _PackedKernel, ram_end: int, name: str) -> Range:
+    """The memory that the kernel takes until it has read the memory map.
+
+    Raises `ImageError` if it is no free RAM.
+    """
+    if isinstance(kernel, _ElfKernel):
         check_placement(kernel.elf, ram_end, name)
         return kernel.elf.extent
 
     from tvmm.boot.bzimage import check_bzimage_placement
 
-    assert kernel.bzimage is not None
     check_bzimage_placement(kernel.bzimage, ram_end, name)
     return kernel.bzimage.used
 
@@ -163,15 +179,24 @@ def _command_line(append: str, bzimage: BzImage | None) -> bytes:
     try:
         line = append.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise ConfigError("the kernel command line has a character that UTF-8 cannot express", "see --append") from error
+        raise ConfigError(
+            "the kernel command line has a character that UTF-8 cannot express", "see --append"
+        ) from error
     if b"\0" in line:
-        raise ConfigError("the kernel command line has a NUL character in it, which would end it", "see --append")
+        raise ConfigError(
+            "the kernel command line has a NUL character in it, which would end it", "see --append"
+        )
     if len(line) >= COMMAND_LINE_LIMIT:
-        raise ConfigError(f"the kernel command line is {len(line)} bytes long; there is room for "
-                          f"{COMMAND_LINE_LIMIT - 1}", "shorten --append")  # fmt: skip
+        raise ConfigError(
+            f"the kernel command line is {len(line)} bytes long; there is room for {COMMAND_LINE_LIMIT - 1}",
+            "shorten --append",
+        )
     if bzimage is not None and len(line) > bzimage.command_line_size:
-        raise ConfigError(f"the kernel command line is {len(line)} bytes long; this kernel takes "
-                          f"{bzimage.command_line_size}", "shorten --append")  # fmt: skip
+        raise ConfigError(
+            f"the kernel command line is {len(line)} bytes long; this kernel takes "
+            f"{bzimage.command_line_size}",
+            "shorten --append",
+        )
     return line + b"\0"
 
 
@@ -191,35 +216,28 @@ def _place_initrd(
         if start >= ONE_MIB and (start >= used.end or start + size <= used.start):
             return Range(start, size)
     raise ImageError(
-        f"the initrd ({size} bytes) does not fit beside the kernel ({used.start:#x} to {used.end:#x}) into memory "
-        f"below {top:#x}",
-        "give the machine more memory (--memory)" if top == ram_end else "this kernel takes a smaller initrd only",
+        f"the initrd ({size} bytes) does not fit beside the kernel ({used.start:#x} to {used.end:#x}) "
+        f"into memory below {top:#x}",
+        "give the machine more --memory" if top == ram_end else "this kernel takes a smaller initrd only",
     )
 
 
-def _write_kernel(kernel: _Kernel, memory: GuestMemory) -> None:
-    if kernel.elf is not None:
-        load_elf(kernel.image, kernel.elf, memory)
-    elif kernel.bzimage is not None:
-        from tvmm.boot.bzimage import load_bzimage
-
-        load_bzimage(kernel.image, kernel.bzimage, memory)
-
-
 def _enter_linux(
-    kernel: _Kernel, address: int, memory: GuestMemory, ram_size: int, initrd: Range | None
+    kernel: _ElfKernel | _PackedKernel, address: int, memory: GuestMemory, ram_size: int, initrd: Range | None
 ) -> EntryState:
     """The 64-bit protocol, with the kernel's own setup header if it has one."""
     from tvmm.boot.linux import LinuxEntry, enter_linux, made_header
 
-    bzimage, elf = kernel.bzimage, kernel.elf
+    bzimage = kernel.bzimage
     if bzimage is None:
         header, what = made_header(COMMAND_LINE_LIMIT - 1, _INITRD_ADDR_MAX), "64-bit ELF"
     else:
-        header = bzimage.header
-        what = f"Linux {bzimage.release or '(unknown release)'}, bzImage"
-        if elf is not None:
+        header, what = bzimage.header, f"Linux {bzimage.release or '(unknown release)'}, bzImage"
+    if isinstance(kernel, _ElfKernel):
+        start = kernel.elf.extent.start
+        if bzimage is not None:
             what += ", unpacked by the loader"
-    start = elf.extent.start if elf is not None else address
+    else:
+        start = kernel.bzimage.used.start
     entry = LinuxEntry(address, start, header, initrd, what)
     return enter_linux(memory, entry, memory_map(ram_size))

@@ -1,8 +1,9 @@
 """The Intel MultiProcessor Specification 1.4 tables: processors, IOAPIC and how ISA interrupts are wired.
 
-Kernels without ACPI learn from it that there are more processors and where the IOAPIC is; without it Linux waits
-for the timer interrupt to come in some other way. The floating pointer has to lie in an area that kernels search
-(the last KiB of base memory is one), the table itself may be anywhere in memory that the map reserves.
+Kernels without ACPI learn from it that there are more processors and where the IOAPIC is; without it Linux
+waits for the timer interrupt to come in some other way. The floating pointer has to lie in an area that
+kernels search (the last KiB of base memory is one), the table itself may be anywhere in memory that the map
+reserves.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def check_cpu_count(cpu_count: int) -> None:
 def write_mp_table(memory: GuestMemory, cpu_count: int) -> None:
     """Write floating pointer and table for processors with APIC ids 0 to `cpu_count` - 1; 0 is the boot CPU.
 
-    The IOAPIC's id is `cpu_count`. ISA interrupt n comes in on its pin n, except for the timer (0), which comes in
-    on pin 2 as on every PC; there is no interrupt 2. Raises `ConfigError` for more than `MAX_CPUS`.
+    The IOAPIC's id is `cpu_count`. ISA interrupt n comes in on its pin n, except for the timer (0), which
+    comes in on pin 2 as on every PC; there is no interrupt 2. Raises `ConfigError` for more than
+    `MAX_CPUS`.
     """
     check_cpu_count(cpu_count)
     table = _table(cpu_count)
@@ -68,7 +70,8 @@ def write_mp_table(memory: GuestMemory, cpu_count: int) -> None:
 
 
 def _table(cpu_count: int) -> bytes:
-    """Header and entries (MP specification 1.4, 4.2 and 4.3), sorted by entry type as the specification asks."""
+    """Header and entries (MP specification 1.4, 4.2 and 4.3), sorted by entry type as the specification
+    asks."""
     ioapic_id = cpu_count
     entries = [
         pack(

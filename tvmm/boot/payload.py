@@ -1,8 +1,9 @@
 """Unpack the kernel that is inside of a bzImage: compressed bytes in, vmlinux (ELF) out.
 
-On a host that emulates kernel-mode code the guest's own decompressor runs for minutes; here it takes a fraction of
-a second. What comes out is bounded twice: by what the payload says about itself (its last four bytes, which the
-kernel's build appends, see Linux's scripts/Makefile.lib), and by `MAX_UNPACKED` if that is a lie.
+On a host that emulates kernel-mode code the guest's own decompressor runs for minutes; here it takes a
+fraction of a second. What comes out is bounded twice: by what the payload says about itself (its last four
+bytes, which the kernel's build appends, see Linux's scripts/Makefile.lib), and by `MAX_UNPACKED` if that is
+a lie.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tvmm.errors import HostError, ImageError
 __all__ = ["MAX_UNPACKED", "unpack"]
 
 MAX_UNPACKED = 1 << 30
-"""Bytes. A few hundred bytes of zstd can claim and become many gigabytes; kernels are at most 100 MiB today."""
+"""Bytes. A few hundred bytes of zstd can claim and become many gigabytes; kernels have 100 MiB at most."""
 _MAX_WINDOW = 128 << 20
 """History that zstd may ask for: what ``zstd --ultra -22``, as the kernel's build uses it, needs."""
 _MAX_CODEC_MEMORY = 256 << 20
@@ -25,7 +26,7 @@ _LZ4_BLOCK = 8 << 20
 """A block of the legacy frame format is this long, unpacked, except for the last."""
 _PIECE = 4 << 20
 
-_AROUND = "give the vmlinux of that kernel, or let the guest unpack it: decompress=off"
+_AROUND = "give the vmlinux of that kernel, or let the guest unpack it: --decompress off"
 
 
 class _CorruptError(Exception):
@@ -43,24 +44,36 @@ class _Decoder(Protocol):
 def unpack(payload: memoryview, name: str, limit: int = MAX_UNPACKED) -> bytes | bytearray:
     """The kernel in `payload`, at most `limit` bytes long; `name` is for messages.
 
-    Raises `ImageError` for unknown or unsupported compression, for damaged data, and if it unpacks to anything but
-    the size that the payload's last four bytes give; `HostError` if the codec's module is not installed.
+    Raises `ImageError` for unknown or unsupported compression, for damaged data, and if it unpacks to
+    anything but the size that the payload's last four bytes give; `HostError` if the codec's module is not
+    installed or memory runs out.
     """
     codec, decode = _codec(payload, name)
     if len(payload) < 8:
         raise ImageError(f"the {codec} kernel in {name} is only {len(payload)} bytes long", _AROUND)
     (size,) = unpack_from("<I", payload, len(payload) - 4)
     if not 0 < size <= limit:
-        raise ImageError(f"the {codec} kernel in {name} claims to unpack to {size} bytes; 1 to {limit} are taken",
-                         "the file is damaged: copy or build it again")  # fmt: skip
+        raise ImageError(
+            f"the {codec} kernel in {name} claims to unpack to {size} bytes; 1 to {limit} are taken",
+            "the file is damaged: copy or build it again",
+        )
     try:
         kernel = decode(payload, size)
     except _CorruptError as error:
-        raise ImageError(f"the {codec} kernel in {name} is damaged: {error}", "copy or build it again") from error
+        raise ImageError(
+            f"the {codec} kernel in {name} is damaged: {error}", "copy or build it again"
+        ) from error
+    except MemoryError as error:
+        raise HostError(
+            f"there is not enough memory to unpack the kernel in {name} ({size} bytes)",
+            "let the guest unpack it: --decompress off",
+        ) from error
     if len(kernel) != size:
         more = "more than" if len(kernel) > size else f"{len(kernel)} bytes in place of"
-        raise ImageError(f"the {codec} kernel in {name} unpacks to {more} {size} bytes",
-                         "the file is damaged: copy or build it again")  # fmt: skip
+        raise ImageError(
+            f"the {codec} kernel in {name} unpacks to {more} {size} bytes",
+            "the file is damaged: copy or build it again",
+        )
     return kernel
 
 
@@ -70,8 +83,12 @@ def _codec(payload: memoryview, name: str) -> tuple[str, Callable[[memoryview, i
         if start.startswith(magic):
             return codec, decode
     if start.startswith(b"\x89LZO"):
-        raise ImageError(f"the kernel in {name} is packed with LZO, for which there is no decoder here", _AROUND)
-    raise ImageError(f"the kernel in {name} is packed in an unknown way (it starts with {start.hex(' ')})", _AROUND)
+        raise ImageError(
+            f"the kernel in {name} is packed with LZO, for which there is no decoder here", _AROUND
+        )
+    raise ImageError(
+        f"the kernel in {name} is packed in an unknown way (it starts with {start.hex(' ')})", _AROUND
+    )
 
 
 # Each decoder gets the payload with the size still at its end, and returns at most one byte more than `size`.
@@ -125,18 +142,18 @@ def _zstd(payload: memoryview, size: int) -> bytearray:
             if not piece:
                 break
             kernel += piece
-    except (zstandard.ZstdError, MemoryError) as error:
+    except zstandard.ZstdError as error:
         raise _CorruptError(str(error)) from error
     return kernel
 
 
 def _lz4(payload: memoryview, size: int) -> bytearray:
-    """The legacy frame (lz4's doc/lz4_Frame_format.md): blocks with their packed length in front, no end mark.
+    """The legacy frame of lz4's doc/lz4_Frame_format.md: blocks, each after its packed length, no end mark.
 
     All but the last have to be full, so that their number is bounded too.
     """
     try:
-        import lz4.block
+        import lz4.block  # type: ignore[import-untyped]
     except ImportError as error:
         raise _not_installed("lz4") from error
     kernel = bytearray()
@@ -168,8 +185,10 @@ def _whole(decoder: _Decoder, payload: memoryview, size: int) -> bytes:
 
 
 def _not_installed(module: str) -> HostError:
-    return HostError(f"the Python module {module}, which unpacks this kernel, is not installed",
-                     f"install it (pip install {module}), or let the guest unpack the kernel: decompress=off")  # fmt: skip
+    return HostError(
+        f"the Python module {module}, which unpacks this kernel, is not installed",
+        f"install it (pip install {module}), or let the guest unpack the kernel: --decompress off",
+    )
 
 
 _CODECS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes | bytearray]], ...] = (

@@ -1,7 +1,8 @@
-"""Xen's PVH boot ABI: a start info structure in memory, and the boot CPU in 32-bit protected mode without paging.
+"""Xen's PVH boot ABI: a start info structure in memory, and the boot CPU in 32-bit protected mode without
+paging.
 
-The shortest way into a kernel: no page tables, no zero page. The physical entry point comes from the ELF note;
-see Xen's docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h.
+The shortest way into a kernel: no page tables, no zero page. The physical entry point comes from the ELF
+note; see Xen's docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h.
 """
 
 from __future__ import annotations

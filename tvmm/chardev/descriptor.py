@@ -2,10 +2,10 @@
 
 O_NONBLOCK belongs to the open file description, which stdin, stdout and stderr usually share with the shell
 and with everything else that runs on the terminal; setting it there breaks programs that outlive us. So the
-terminal or pipe is opened once more through /proc/self/fd, which gives a description of our own. Regular files
-and block devices keep the description they came with, because it holds the offset, and need no flag, because
-they never block in the sense of O_NONBLOCK. What can neither be opened again nor does without (a socket, a
-terminal of another user) has the flag set and given back at the end.
+terminal or pipe is opened once more through /proc/self/fd, which gives a description of our own. Regular
+files and block devices keep the description they came with, because it holds the offset, and need no flag,
+because they never block in the sense of O_NONBLOCK. What can neither be opened again nor does without (a
+socket, a terminal of another user) has the flag set and given back at the end.
 """
 
 from __future__ import annotations

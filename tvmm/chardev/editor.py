@@ -47,7 +47,7 @@ class _Sequence(Enum):
 
 
 class LineEditor:
-    """Holds the line so far in `line`, always whole UTF-8 characters apart from the last."""
+    """Holds the line so far in `line`. Text is UTF-8; a character takes one column."""
 
     def __init__(self) -> None:
         self.line = bytearray()
@@ -73,12 +73,11 @@ class LineEditor:
             self._sequence = _Sequence.ESC
             return Edit(EditKind.ECHO)
         if byte in BACKSPACES:
-            return Edit(EditKind.ECHO, self._erase(1))
+            return Edit(EditKind.ECHO, self._erase(len(self.line) - 1))
         if byte in (CTRL_C, CTRL_U):
-            return Edit(EditKind.ECHO, self._erase(len(self.line)))
+            return Edit(EditKind.ECHO, self._erase(0))
         if byte == CTRL_W:
-            kept = self.line.rstrip()
-            return Edit(EditKind.ECHO, self._erase(len(self._text()) - len(_text(kept[: kept.rfind(b" ") + 1]))))
+            return Edit(EditKind.ECHO, self._erase(self.line.rstrip().rfind(b" ") + 1))
         if byte < 0x20:
             return Edit(EditKind.ECHO)
         if len(self.line) >= MAX_LINE:
@@ -94,19 +93,12 @@ class LineEditor:
             return _Sequence.CSI
         return _Sequence.NONE
 
-    def _text(self) -> str:
-        return _text(self.line)
-
-    def _erase(self, count: int) -> bytes:
-        """Remove the last `count` characters; what makes them vanish from the screen."""
+    def _erase(self, length: int) -> bytes:
+        """Remove characters from the end until `length` bytes are left; what clears them from the screen."""
         erased = 0
-        while erased < count and self.line:
+        while len(self.line) > max(length, 0):
             while len(self.line) > 1 and self.line[-1] & 0xC0 == 0x80:
                 del self.line[-1]
             del self.line[-1]
             erased += 1
         return b"\b \b" * erased
-
-
-def _text(line: bytes | bytearray) -> str:
-    return line.decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""What the user types on a terminal, told apart: input for the guest, and orders to tvmm. Bytes in, events out.
+"""What the user types, told apart: input for the guest, and orders to tvmm. Bytes in, events out.
 
-One control character is the escape, Ctrl-A unless configured otherwise, as on QEMU's multiplexed console and in
-screen. The whole machine, with ^A for the escape::
+One control character is the escape, Ctrl-A unless configured otherwise, as on QEMU's multiplexed console and
+in screen. The whole machine, with ^A for the escape::
 
     state           byte            event               next state
     GUEST           ^A              -                   GUEST_ESCAPED
@@ -34,6 +34,7 @@ __all__ = ["PROMPT", "Escape", "Event", "Kind", "key_name"]
 CTRL_A = 0x01
 
 PROMPT = b"(tvmm) "
+
 
 class Kind(Enum):
     """What an event asks the shell to do; `data` is empty where nothing is said of it."""
@@ -105,12 +106,11 @@ class Escape:
     def help(self) -> bytes:
         """What the keys do, ready for a raw terminal."""
         name = key_name(self.key)
-        lines = [
-            (f"{name} h", "this help"),
-            (f"{name} x", "end the machine" if self._has_prompt else "leave the console; the machine goes on"),
-            *([(f"{name} c", "to the control prompt and back"), (f"{name} b", "send a break")] * self._has_prompt),
-            (f"{name} {name}", f"send {name}"),
-        ]
+        leave = "end the machine" if self._has_prompt else "leave the console; the machine goes on"
+        lines = [(f"{name} h", "this help"), (f"{name} x", leave)]
+        if self._has_prompt:
+            lines += [(f"{name} c", "to the control prompt and back"), (f"{name} b", "send a break")]
+        lines.append((f"{name} {name}", f"send {name}"))
         width = max(len(keys) for keys, _ in lines)
         return b"\r\n" + "".join(f"{keys:<{width}}  {text}\r\n" for keys, text in lines).encode()
 

@@ -14,7 +14,7 @@ __all__ = ["open_backend"]
 
 
 def open_backend(config: SerialConfig, actions: Actions) -> Backend:
-    """The backend that `config` names, to be acquired with `async with`. Raises `ConfigError` for no known kind."""
+    """The backend that `config` names, for `async with`. Raises `ConfigError` for a kind that is none."""
     if config.kind == "stdio":
         from tvmm.chardev.stdio import StdioBackend
 

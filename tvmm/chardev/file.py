@@ -109,5 +109,6 @@ def _refuse_special(path: str, mode: int) -> None:
     if stat.S_ISSOCK(mode):
         raise ConfigError(f"serial file {path} is a socket", "use unix=PATH for one that viewers connect to")
     raise ConfigError(
-        f"serial file {path} is not a regular file", "use none to drop the output, stdio or pty for a terminal"
+        f"serial file {path} is not a regular file",
+        "use none to drop the output, stdio or pty for a terminal",
     )

@@ -18,19 +18,22 @@ class SerialEnd:
     def __init__(self, port: SerialPort) -> None:
         self._port = port
         self._handed_out = 0
+        self._finished = False
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.Event()
         self._sending = trio.Lock()
         port.on_receive_room = self._room_from_thread
 
     async def receive_some(self) -> bytes:
-        """Bytes that the guest transmitted, at least one; they take up room until `consumed`."""
+        """Bytes that the guest transmitted; they take up room until `consumed`. Empty after `finish`."""
         ring = self._port.ring
         while True:
             data = ring.peek()[self._handed_out :]
             if data:
                 self._handed_out += len(data)
                 return data
+            if self._finished:
+                return b""
             if self._handed_out:
                 raise RuntimeError("consume what was received before waiting for more")
             if ring.arm():
@@ -54,7 +57,15 @@ class SerialEnd:
     async def send_break(self) -> None:
         """A break, after what was sent before it."""
         async with self._sending:
-            self._port.receive_break()
+            self._room = trio.Event()
+            while not self._port.receive_break():
+                await self._room.wait()
+                self._room = trio.Event()
+
+    def finish(self) -> None:
+        """The guest writes no more: `receive_some` returns what is left, and then nothing."""
+        self._finished = True
+        self._port.ring.wake_reader()
 
     def _room_from_thread(self) -> None:
         self._token.run_sync_soon(self._set_room, idempotent=True)

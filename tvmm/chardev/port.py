@@ -6,11 +6,11 @@
                                                  +--> viewers (`tvmm console`)
     guest <--send-- one queue <------------------ all of them
 
-The pump frees a byte of the guest's ring (`consumed`) only when everyone who holds the feed has taken it, so a
-slow terminal slows the guest and nothing piles up here. Who holds is the backend's affair: stdio and file
-always do, a pty while it is open, a server through its longest connected viewer, `none` never. Viewers that are
-attached by `tvmm console` never do: looking at a machine must not slow it. They skip what they cannot follow
-and are told how much that was.
+The pump frees a byte of the guest's ring (`consumed`) only when everyone who holds the feed has taken it, so
+a slow terminal slows the guest and nothing piles up here. Who holds is the backend's affair: stdio and file
+always do, a pty while it is open, a server through its longest connected viewer, `none` never. Viewers that
+are attached by `tvmm console` never do: looking at a machine must not slow it. They skip what they cannot
+follow and are told how much that was.
 
 Input goes through one bounded queue for all. Without it a guest that reads nothing would block the tasks that
 read from terminals and viewers, and with them the escape that ends such a guest, and the news that a viewer
@@ -139,8 +139,10 @@ class Backend(Protocol):
         """Undo `__aenter__`."""
 
     async def run(self, line: Line) -> None:
-        """Carry bytes both ways. Returns once the line is finished and its rest is passed on, or earlier if
-        the backend has nothing to do."""
+        """Carry bytes both ways until the line is finished and its rest is passed on.
+
+        May return earlier if there is nothing to do.
+        """
 
 
 def skipped_note(count: int) -> bytes:
@@ -283,4 +285,3 @@ class SerialHub:
         except trio.BrokenResourceError:
             pass
         scope.cancel()
-

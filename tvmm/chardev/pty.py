@@ -1,12 +1,12 @@
 """A pseudo-terminal that viewers open by name: `screen /dev/pts/7`, minicom, a script.
 
-Whether somebody has the other side open is only told by trying: while nobody has, the master reads EIO and polls
-as hung up. Nothing wakes a sleeper when somebody opens it, so while it is closed it is looked at four times a
-second. Keeping the other side open ourselves would make polling unnecessary, but then a viewer that left could
-not be told from one that is slow, and the first that left would stop the guest for good.
+Whether somebody has the other side open is only told by trying: while nobody has, the master reads EIO and
+polls as hung up. Nothing wakes a sleeper when somebody opens it, so while it is closed it is looked at four
+times a second. Keeping the other side open ourselves would make polling unnecessary, but then a viewer that
+left could not be told from one that is slow, and the first that left would stop the guest for good.
 
-While nobody is connected the guest goes on and its output waits in the history for the next viewer, which is told
-how much no longer fitted. Several viewers of one pty share its bytes at random, as on any terminal.
+While nobody is connected the guest goes on and its output waits in the history for the next viewer, which is
+told how much no longer fitted. Several viewers of one pty share its bytes at random, as on any terminal.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ PTS = "/dev/pts/"
 
 
 class PtyBackend:
-    """`pty`: `path` is what viewers open. `link`, if not empty, is made a symbolic link to it and removed at the end.
+    """`pty`: `path` is what viewers open; `link`, if not empty, is a symbolic link to it until the end.
 
-    A link that leads to some pty is replaced: a process that was killed left it. Acquisition raises `ConfigError`
-    if `link` names anything else that exists, `HostError` if the system gives no pty or no link.
+    A link that leads to some pty is replaced: a process that was killed left it. Acquisition raises
+    `ConfigError` if `link` names anything else that exists, `HostError` if the system gives no pty or no
+    link.
     """
 
     patience = 2.0
@@ -68,7 +69,9 @@ class PtyBackend:
                 # Opened and closed once, it reads as closed: a fresh one cannot be told from one in use.
                 os.close(slave)
             os.set_blocking(master, False)
-            self._master = Descriptor(master)
+            self._master = master
+            self._poll = select.poll()
+            self._poll.register(master, 0)
             self._make_raw()
             if self._link:
                 stack.enter_context(_symlink(self._link, self.path))
@@ -89,35 +92,42 @@ class PtyBackend:
 
     async def _write_output(self, line: Line) -> None:
         with line.follow(holding=False) as follower:
-            while not line.finished.is_set() or not self._is_closed():
+            while True:
                 if self._is_closed():
                     follower.holding = False
+                    if line.finished.is_set():
+                        return
                     await _look_later(line)
                     continue
                 follower.holding = True
                 piece = await follower.wait()
                 if piece is None:
                     return
-                if not self._is_closed():
-                    note = skipped_note(piece.missed) if piece.missed else b""
-                    written = await self._write_some(note + piece.data)
-                    if written > len(note) or (written and not note):
-                        follower.took(piece, written - len(note))
+                if self._is_closed():
+                    continue
+                if piece.missed:
+                    await self._write_some(skipped_note(piece.missed))
+                follower.took(piece, await self._write_some(piece.data))
 
     async def _write_some(self, data: bytes) -> int:
-        """Write what the terminal takes; 0 if the viewer left meanwhile."""
+        """Write what the terminal takes; it may be nothing.
+
+        To be called only if the viewer is there: a closed terminal takes bytes that nobody may ever read.
+        """
         try:
-            return await self._master.write_some(data)
+            return os.write(self._master, data)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(self._master)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise HostError(f"cannot write to {self.path}: {error.strerror}") from None
-            return 0
+        return 0
 
     async def _read_input(self, line: Line) -> None:
         was_open = False
         while True:
             try:
-                data = await self._master.read(INPUT_CHUNK)
+                data = await Descriptor(self._master).read(INPUT_CHUNK)
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise HostError(f"cannot read from {self.path}: {error.strerror}") from None
@@ -131,15 +141,15 @@ class PtyBackend:
 
     def _is_closed(self) -> bool:
         """Whether nobody has the other side open."""
-        poll = select.poll()
-        poll.register(self._master.fd, 0)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     def _make_raw(self) -> None:
-        """Make the other side transparent, also after a viewer that left it otherwise (an echoing terminal would
-        type the guest's output back at it)."""
-        attributes = termios.tcgetattr(self._master.fd)
-        termios.tcsetattr(self._master.fd, termios.TCSANOW, raw_attributes(attributes, output=True))
+        """Make the other side transparent, also after a viewer that left it otherwise.
+
+        An echoing terminal would type the guest's output back at it.
+        """
+        attributes = termios.tcgetattr(self._master)
+        termios.tcsetattr(self._master, termios.TCSANOW, raw_attributes(attributes, output=True))
 
 
 async def _look_later(line: Line) -> None:
@@ -178,4 +188,6 @@ def _refuse_other(link: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISLNK(mode) or not os.readlink(link).startswith(PTS):
-        raise ConfigError(f"{link} exists and is no link to a pseudo-terminal", "give another name or remove it")
+        raise ConfigError(
+            f"{link} exists and is no link to a pseudo-terminal", "give another name or remove it"
+        )

@@ -1,8 +1,9 @@
 """What the socket backends share: viewers that come, go and come back.
 
-Any number may be connected (QEMU takes one). The one that has been connected longest holds the guest: if it is
-slow, the guest waits, and nothing is lost. The others see everything as well, as long as they keep up. When the
-holder leaves, the next takes over. With nobody connected the guest goes on and the history keeps what comes.
+Any number may be connected (QEMU takes one). The one that has been connected longest holds the guest: if it
+is slow, the guest waits, and nothing is lost. The others see everything as well, as long as they keep up.
+When the holder leaves, the next takes over. With nobody connected the guest goes on and the history keeps
+what comes.
 
 A viewer that finds itself alone goes on where the last one stopped, so a script may reconnect without reading
 anything twice. One that joins others has seen nothing yet and gets the whole history.
@@ -37,7 +38,7 @@ class ViewerServer:
         self._seen = 0
 
     async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
-        """Accept viewers on `listeners`, and close these, until the line is finished and all have read its end."""
+        """Accept viewers until the line is finished and all have read its end; closes the listeners."""
         async with trio.open_nursery() as viewers:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(

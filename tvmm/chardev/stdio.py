@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm.chardev.descriptor import Descriptor, borrow
-from tvmm.chardev.escape import PROMPT, Escape, Event, Kind
+from tvmm.chardev.escape import Escape, Event, Kind
 from tvmm.chardev.port import INPUT_CHUNK, skipped_note
 from tvmm.chardev.terminal import RawTerminal
 from tvmm.errors import HostError, TvmmError
@@ -37,9 +37,9 @@ class OutputClosed(HostError):
 class StdioBackend:
     """`stdio`: output always holds the guest, except while the user is at the control prompt.
 
-    `escape` is the control character that begins an order to tvmm, '' for none; it only counts when input comes
-    from a terminal, so that piped bytes pass unchanged. A terminal is raw meanwhile, so without an escape
-    every key is the guest's. `run` raises `OutputClosed`, or `HostError` when output fails otherwise.
+    `escape` is the control character that begins an order to tvmm, '' for none; it only counts when input
+    comes from a terminal, so that piped bytes pass unchanged. A terminal is raw meanwhile, so without an
+    escape every key is the guest's. `run` raises `OutputClosed`, or `HostError` when output fails otherwise.
     """
 
     path = ""
@@ -59,7 +59,8 @@ class StdioBackend:
                 self._output = stack.enter_context(borrow(self._stdout, os.O_WRONLY))
             except OSError as error:
                 raise HostError(
-                    f"cannot write to standard output: {error.strerror}", "use --serial none to run without it"
+                    f"cannot write to standard output: {error.strerror}",
+                    "use --serial none to run without it",
                 ) from None
             self._input = _optional_input(stack, self._stdin)
             stack.enter_context(RawTerminal(self._stdin))

@@ -1,12 +1,12 @@
 """The user's terminal in raw mode, given back whatever happens.
 
-A terminal left raw looks broken to its user, so there are three ways back: the end of the `with` block (return,
-exception, cancellation), interpreter exit without it (`atexit`), and a signal whose default is to end the
-process. A program that handles SIGTERM or SIGHUP by itself ends its blocks, so its handlers are left alone.
-Nothing is done for SIGTSTP: in raw mode ^Z is the guest's.
+A terminal left raw looks broken to its user, so there are three ways back: the end of the `with` block
+(return, exception, cancellation), interpreter exit without it (`atexit`), and a signal whose default is to
+end the process. A program that handles SIGTERM or SIGHUP by itself ends its blocks, so its handlers are left
+alone. Nothing is done for SIGTSTP: in raw mode ^Z is the guest's.
 
-The attributes are always changed at once (TCSANOW). Waiting for output to drain, as is customary, hangs for good
-on a terminal that takes none, and discarding input would lose what the user typed ahead.
+The attributes are always changed at once (TCSANOW). Waiting for output to drain, as is customary, hangs for
+good on a terminal that takes none, and discarding input would lose what the user typed ahead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["RawTerminal", "raw_attributes"]
 
 DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that end the process if nobody handles them. (SIGINT raises KeyboardInterrupt, and so ends blocks.)"""
+"""Signals that end the process if nobody handles them. (SIGINT raises KeyboardInterrupt, and so ends
+blocks.)"""
 
 IFLAG, OFLAG, CFLAG, LFLAG, CC = 0, 1, 2, 3, 6
 
@@ -33,8 +34,8 @@ IFLAG, OFLAG, CFLAG, LFLAG, CC = 0, 1, 2, 3, 6
 def raw_attributes(attributes: list[Any], *, output: bool) -> list[Any]:
     """`attributes` (as of `termios.tcgetattr`) changed so that each byte typed arrives at once and as it is.
 
-    With `output` the way out is made transparent as well; without it newlines of other programs and of our own
-    messages keep their carriage return, which does no harm to a guest that sends its own.
+    With `output` the way out is made transparent as well; without it newlines of other programs and of our
+    own messages keep their carriage return, which does no harm to a guest that sends its own.
     """
     raw = [*attributes[:CC], list(attributes[CC])]
     raw[IFLAG] &= ~(

@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command line: the only place that reads argv and the environment.
 
-`main` finds the verb, imports that verb's module alone and turns what it raises into one line and an exit status. Errors
-that nobody foresaw are bugs and keep their traceback.
+`main` finds the verb, imports that verb's module alone and turns what it raises into one line and an exit
+status. Errors that nobody foresaw are bugs and keep their traceback.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (without the program's name; None: this process's). Returns the exit status."""
-    if "_ARGCOMPLETE" in os.environ:
-        from tvmm.cli.completion import complete
-
-        complete()
+    """Run the command line `argv` (without the program's name; None: this process's). Returns the exit
+    status.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if "_ARGCOMPLETE" in os.environ:
+            from tvmm.cli.completion import complete
+
+            complete()
         status = _dispatch(arguments)
         _flush()
         return status
@@ -54,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS_SIGNAL + SIGPIPE
     except Exception as error:
         return _explain(error)
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return STATUS_SIGNAL + SIGINT
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -76,7 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise _unknown(word)
     # Without arguments there is nothing to parse, and `tvmm run` starts some milliseconds earlier.
     options: dict[str, Any] = {}
-    if rest or verb.name == "completion":
+    if rest or verb.needs_arguments:
         from tvmm.cli.parser import parse
 
         options = parse(verb, rest)
@@ -114,7 +120,11 @@ def _unknown(word: str) -> Exception:
     see = "see 'tvmm --help'"
     if word.startswith("-"):
         guess = nearest(word, ["--help", "--version"])
-        hint = f"did you mean {guess!r}? ({see})" if guess else f"options go behind the verb, as in 'tvmm run {word}'"
+        hint = (
+            f"did you mean {guess!r}? ({see})"
+            if guess
+            else f"options go behind the verb, as in 'tvmm run {word}'"
+        )
         return ConfigError(f"unknown option {word!r}", hint)
     guess = nearest(word, [verb.name for verb in VERBS])
     return ConfigError(f"unknown verb {word!r}", f"did you mean {guess!r}? ({see})" if guess else see)

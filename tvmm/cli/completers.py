@@ -32,7 +32,11 @@ def machine_names(prefix: str, **context: Any) -> list[str]:
     from tvmm.errors import UserError
 
     try:
-        return [entry.name for entry in machines(base_directory()) if entry.alive and entry.name.startswith(prefix)]
+        return [
+            entry.name
+            for entry in machines(base_directory())
+            if entry.alive and entry.name.startswith(prefix)
+        ]
     except UserError:
         return []
 
@@ -44,9 +48,8 @@ def device_values(prefix: str, **context: Any) -> list[str]:
     name, comma, _ = prefix.partition(",")
     if not comma:
         return _starting(prefix, ["help", *(known.name for known in DEVICE_TYPES)])
-    done = prefix.rpartition(",")[0]
     keys = [f"{prop.name}=" for known in DEVICE_TYPES if known.name == name for prop in known.properties]
-    return _starting(prefix, [f"{done},{key}" for key in [*keys, "help"] if key not in done])
+    return _behind_comma(prefix, [*keys, "help"])
 
 
 def cpu_values(prefix: str, **context: Any) -> list[str]:
@@ -57,16 +60,14 @@ def cpu_values(prefix: str, **context: Any) -> list[str]:
         return _starting(prefix, ["help", *CPU_MODELS])
     from tvmm.vcpu.cpu_features import FEATURES
 
-    done = prefix.rpartition(",")[0]
-    return _starting(prefix, [f"{done},{sign}{name}" for name in FEATURES for sign in "+-" if name not in done])
+    return _behind_comma(prefix, [f"{sign}{name}" for name in FEATURES for sign in "+-"])
 
 
 def memory_values(prefix: str, **context: Any) -> list[str]:
     """A few sizes; behind a comma the options that the group takes."""
     if "," not in prefix:
         return _starting(prefix, ["64M", "256M", "512M", "1G", "2G", "4G"])
-    done = prefix.rpartition(",")[0]
-    return _starting(prefix, [f"{done},{item}" for item in ("hugepages=2M", "hugepages=1G", "prealloc=on", "shared=off")])
+    return _behind_comma(prefix, ["hugepages=2M", "hugepages=1G", "prealloc=on", "shared=off"])
 
 
 def serial_values(prefix: str, **context: Any) -> list[str]:
@@ -81,6 +82,17 @@ def word_values(*words: str) -> Callable[..., list[str]]:
         return _starting(prefix, list(words))
 
     return complete
+
+
+def _behind_comma(prefix: str, items: list[str]) -> list[str]:
+    """Those of `items` that can follow what is typed up to the last comma, and are not there yet."""
+    done = prefix.rpartition(",")[0]
+    names = {_name_of(item) for item in done.split(",")}
+    return _starting(prefix, [f"{done},{item}" for item in items if _name_of(item) not in names])
+
+
+def _name_of(item: str) -> str:
+    return item.lstrip("+-").partition("=")[0]
 
 
 def _starting(prefix: str, words: list[str]) -> list[str]:

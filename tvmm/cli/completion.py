@@ -25,7 +25,8 @@ _EXAMPLES = """\
 def add_arguments(parser: Parser) -> None:
     """The verb's options."""
     parser.describe(
-        "Print the code that makes a shell complete tvmm's verbs, options, values and machine names.", _EXAMPLES
+        "Print the code that makes a shell complete tvmm's verbs, options, values and machine names.",
+        _EXAMPLES,
     )
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"one of {', '.join(SHELLS)}")
 

@@ -1,7 +1,7 @@
 """What the command line prints: aligned tables, messages, and colour where there is a terminal to show it.
 
-Plain text and a few escape sequences on purpose: a table of ten rows is not worth 100 ms of importing a library
-for it. Names and texts that come from machines are made printable first.
+Plain text and a few escape sequences on purpose: a table of ten rows is not worth 100 ms of importing a
+library for it. Names and texts that come from machines are made printable first.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def message(text: str, colour: str = BOLD) -> None:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
-    """`rows` under `header` in columns; those whose title is among the words of `right` are aligned to the right."""
+    """`rows` under `header` in columns; those whose title is among the words of `right` are aligned to the
+    right.
+    """
     cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     to_right = [title in right.split() for title in header]
@@ -75,7 +77,9 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], right: str
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
-    """Print `table_lines` on standard output; a terminal gets a bold header and no lines longer than it is wide."""
+    """Print `table_lines` on standard output; a terminal gets a bold header and no lines longer than it is
+    wide.
+    """
     first, *rest = table_lines(header, rows, right)
     if sys.stdout.isatty():
         from shutil import get_terminal_size

@@ -1,7 +1,8 @@
 """The verbs of the command line, as data: who looks one up imports none of them.
 
-Each verb is a module of this package with two functions: ``add_arguments(parser)``, which also sets the texts of its
-help, and ``run(options) -> int``, which gets the options that were given, by name, and returns the exit status.
+Each verb is a module of this package with two functions: ``add_arguments(parser)``, which also sets the
+texts of its help, and ``run(options) -> int``, which gets the options that were given, by name, and returns
+the exit status.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ __all__ = ["VERBS", "Verb", "find_verb"]
 
 
 class Verb(NamedTuple):
-    """One verb: what the user types, the module behind it, and a line about it."""
+    """One verb: what the user types, the module behind it, a line about it, and whether it needs
+    arguments.
+    """
 
     name: str
     module: str
     summary: str
+    needs_arguments: bool = False
 
 
 VERBS = (
@@ -29,7 +33,7 @@ VERBS = (
     Verb("stop", "tvmm.cli.stop", "ask a machine to power off, or end it"),
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
     Verb("doctor", "tvmm.cli.doctor", "say what this host can do, and how to mend what it cannot"),
-    Verb("completion", "tvmm.cli.completion", "print the code that teaches a shell to complete tvmm"),
+    Verb("completion", "tvmm.cli.completion", "print the code that teaches a shell to complete tvmm", True),
 )
 
 

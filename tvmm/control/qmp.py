@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tvmm.control.framing import BadSyntax, Framer, LimitExceeded
 from tvmm.errors import TvmmError
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "strings", "object"]
 
 __all__ = [
-    "MAX_DEPTH",
-    "MAX_MESSAGE_BYTES",
-    "MAX_PENDING_BYTES",
     "NEGOTIATE",
     "VERSION",
     "Answer",
@@ -64,13 +61,6 @@ __all__ = [
 VERSION = (0, 1, 0)
 """tvmm's version, as clients are told: major, minor, micro."""
 
-MAX_MESSAGE_BYTES = 64 << 10
-"""Bytes in one message. A client that never closes its bracket would have us keep all that it sends."""
-MAX_DEPTH = 32
-"""Brackets open at once. The decoder recurses, and a message is one byte a level."""
-MAX_PENDING_BYTES = 2 * MAX_MESSAGE_BYTES
-"""Bytes that were received and not looked at. Keeps the bound also when the owner reads faster than it
-executes."""
 MAX_DIGITS = 100
 """Digits of an integer. Python takes quadratic time for them."""
 MAX_ECHO = 80
@@ -132,16 +122,12 @@ class CommandFailed(TvmmError):
         self.error_class = error_class
 
 
-class _BadInput(Exception):
-    """What the client sent cannot be understood or done. Never leaves this module."""
+class _Refused(Exception):
+    """What the client asks for cannot be done. Never leaves this module."""
 
     def __init__(self, description: str, error_class: ErrorClass = "GenericError") -> None:
         super().__init__(description)
         self.error_class = error_class
-
-
-class _Exceeded(Exception):
-    """The client exceeded a limit. Never leaves this module."""
 
 
 class QmpSession:
@@ -151,7 +137,7 @@ class QmpSession:
     def __init__(self, commands: Mapping[str, tuple[Argument, ...]]) -> None:
         self.state = State.NEGOTIATING
         self._commands = commands
-        self._framer = _Framer()
+        self._framer = Framer()
         self._hangup: Hangup | None = None
 
     @property
@@ -179,9 +165,9 @@ class QmpSession:
             return self._hangup
         try:
             message = self._framer.next_message()
-        except _BadInput as error:
-            return Answer(encode_error(error.error_class, str(error)))
-        except _Exceeded as error:
+        except BadSyntax as error:
+            return Answer(encode_error("GenericError", str(error)))
+        except LimitExceeded as error:
             self._move("exceeded")
             self._hangup = Hangup(str(error))
             return Answer(encode_error("GenericError", str(error)))
@@ -205,153 +191,39 @@ class QmpSession:
         try:
             members = _decode(message)
             if not isinstance(members, dict):
-                raise _BadInput("a message must be a JSON object")
+                raise _Refused("a message must be a JSON object")
             if "id" in members:
                 identity = (members["id"],)
             request = self._request(members, identity)
             if request.command != NEGOTIATE:
                 return request
             if request.arguments.get("enable"):
-                raise _BadInput("there is no capability to enable")
+                raise _Refused("there is no capability to enable")
             self._move("negotiated")
             return Answer(self.success(request, {}))
-        except _BadInput as error:
+        except _Refused as error:
             return Answer(encode_error(error.error_class, str(error), identity))
 
     def _request(self, members: dict[str, Any], identity: tuple[Json, ...]) -> Request:
         for member in members:
             if member not in ("execute", "arguments", "id"):
-                raise _BadInput(f"unknown member {_shown(member)} in the message")
+                raise _Refused(f"unknown member {_shown(member)} in the message")
         if "execute" not in members:
-            raise _BadInput("the message has no member 'execute'")
+            raise _Refused("the message has no member 'execute'")
         command = members["execute"]
         if not isinstance(command, str):
-            raise _BadInput("'execute' must be a string")
+            raise _Refused("'execute' must be a string")
         arguments = members.get("arguments", {})
         if not isinstance(arguments, dict):
-            raise _BadInput("'arguments' must be an object")
+            raise _Refused("'arguments' must be an object")
         if self.state is State.NEGOTIATING and command != NEGOTIATE:
-            raise _BadInput(f"negotiate with {NEGOTIATE!r} before any other command", "CommandNotFound")
+            raise _Refused(f"negotiate with {NEGOTIATE!r} before any other command", "CommandNotFound")
         if self.state is State.COMMAND and command == NEGOTIATE:
-            raise _BadInput("negotiation is over, the command was ignored", "CommandNotFound")
+            raise _Refused("negotiation is over, the command was ignored", "CommandNotFound")
         if command not in self._commands:
-            raise _BadInput(f"there is no command {_shown(command)}", "CommandNotFound")
+            raise _Refused(f"there is no command {_shown(command)}", "CommandNotFound")
         _check_arguments(self._commands[command], arguments)
         return Request(command, arguments, identity)
-
-
-class _Framer:
-    """Cuts the stream of bytes into bracketed messages. Looks at each byte once."""
-
-    # Where something changes: outside of strings and inside. Bytes that JSON has no use for in that place are
-    # among them, so that a client can get itself out of a half-sent message by a control character or 0xff
-    # (the specification, "Forcing the JSON parser into known-good state").
-    OUTSIDE = re.compile(rb'["{}\[\]\x00-\x08\x0b\x0c\x0e-\x1f\x80-\xff]')
-    INSIDE = re.compile(rb'["\\\x00-\x1f]')
-    BLANKS = re.compile(rb"[ \t\r\n]*")
-    START = re.compile(rb"[\n{\[]")
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._exceeded = False
-        self._skipping = False
-        """Between a syntax error, which has been answered, and the next place where a message may begin."""
-        self._restart()
-
-    def _restart(self) -> None:
-        self._position = 0
-        self._depth = 0
-        self._in_string = False
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes that are kept."""
-        return len(self._buffer)
-
-    def feed(self, data: bytes) -> None:
-        """Append `data`, unless that makes more than is kept: then nothing is kept at all."""
-        if len(self._buffer) + len(data) > MAX_PENDING_BYTES:
-            self._exceeded = True
-            self._buffer.clear()
-        elif not self._exceeded:
-            self._buffer += data
-
-    def next_message(self) -> bytes | None:
-        """The next message, from bracket to bracket, or None if there is none yet.
-
-        Raises `_BadInput` once for each stretch of bytes that cannot be part of one, `_Exceeded` when a limit
-        is.
-        """
-        if self._exceeded:
-            raise _Exceeded(f"more than {MAX_PENDING_BYTES} bytes are waiting to be read")
-        if not self._depth and not self._find_start():
-            return None
-        while True:
-            symbols = self.INSIDE if self._in_string else self.OUTSIDE
-            found = symbols.search(self._buffer, self._position)
-            if found is None:
-                break
-            self._position = found.end()
-            if self._position > MAX_MESSAGE_BYTES:
-                break
-            if self._step(found[0]):
-                message = bytes(self._buffer[: self._position])
-                self._drop()
-                return message
-        # What is left over has nothing of interest but, perhaps, a backslash whose other half is to come.
-        self._position = max(self._position, len(self._buffer))
-        if self._position > MAX_MESSAGE_BYTES:
-            self._drop()
-            raise _Exceeded(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
-        return None
-
-    def _find_start(self) -> bool:
-        """Drop what is before the opening bracket of the next message; whether there is one."""
-        buffer = self._buffer
-        if self._skipping:
-            start = self.START.search(buffer)
-            del buffer[: start.start() if start else len(buffer)]
-            self._skipping = start is None
-        blanks = self.BLANKS.match(buffer)
-        del buffer[: blanks.end() if blanks else 0]
-        if not buffer:
-            return False
-        if buffer[0] in b"{[":
-            return True
-        self._skipping = True
-        raise _BadInput("the message does not begin with an opening bracket")
-
-    def _step(self, symbol: bytes) -> bool:
-        """Take one symbol into account; whether it ends the message."""
-        if self._in_string:
-            if symbol == b'"':
-                self._in_string = False
-            elif symbol == b"\\":
-                self._position += 1
-            else:
-                self._fail("a string holds a control character")
-        elif symbol == b'"':
-            self._in_string = True
-        elif symbol in b"{[":
-            self._depth += 1
-            if self._depth > MAX_DEPTH:
-                self._drop()
-                raise _Exceeded(f"a message has more than {MAX_DEPTH} levels")
-        elif symbol in b"}]":
-            self._depth -= 1
-            return self._depth == 0
-        else:
-            self._fail(f"a message holds the byte {symbol[0]:#04x}")
-        return False
-
-    def _fail(self, description: str) -> None:
-        self._drop()
-        self._skipping = True
-        raise _BadInput(description)
-
-    def _drop(self) -> None:
-        del self._buffer[: self._position]
-        self._restart()
 
 
 def _check_arguments(signature: tuple[Argument, ...], arguments: Mapping[str, Any]) -> None:
@@ -359,13 +231,13 @@ def _check_arguments(signature: tuple[Argument, ...], arguments: Mapping[str, An
     known = {argument.name: argument for argument in signature}
     for name, value in arguments.items():
         if name not in known:
-            raise _BadInput(f"unknown argument {_shown(name)}")
+            raise _Refused(f"unknown argument {_shown(name)}")
         fits, wanted = _KINDS[known[name].kind]
         if not fits(value):
-            raise _BadInput(f"argument {name!r} must be {wanted}")
+            raise _Refused(f"argument {name!r} must be {wanted}")
     for argument in signature:
         if argument.required and argument.name not in arguments:
-            raise _BadInput(f"argument {argument.name!r} is missing")
+            raise _Refused(f"argument {argument.name!r} is missing")
 
 
 # type() and not isinstance(): True is an int. Integers are those of QAPI, of 64 bits.
@@ -424,7 +296,7 @@ def _decode(message: bytes) -> object:
     except ValueError as error:
         # JSONDecodeError, UnicodeDecodeError, and those of the functions below.
         reason = getattr(error, "msg", None) or getattr(error, "reason", None) or str(error)
-        raise _BadInput(f"this is not JSON: {reason}") from error
+        raise _Refused(f"this is not JSON: {reason}") from error
 
 
 def _finite(text: str) -> float:

@@ -22,14 +22,13 @@ any of its parts closes the file, and two machines in one process must not share
 
 from __future__ import annotations
 
-import fcntl
 import os
-import stat
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.control.directory import base_lock, check_own, is_own, make_own, try_lock
 from tvmm.errors import HostError, UserError
 
 if TYPE_CHECKING:
@@ -55,9 +54,6 @@ NAME_LIMIT = 64
 """Characters in a machine's name."""
 SOCKET_PATH_LIMIT = 107
 """Bytes in the path of a unix socket: `sun_path` of unix(7) without its final NUL."""
-BASE_LOCK_SECONDS = 5.0
-"""How long to wait for others that are changing the registry; each needs about a millisecond."""
-BASE_LOCK_POLL_SECONDS = 0.005
 PID_FILE_LIMIT = 4096
 """Bytes of a pid file that are read; tvmm writes about 100."""
 
@@ -158,8 +154,8 @@ def register(base: Path, name: str) -> Iterator[MachinePaths]:
     paths = _paths(base, name)
     check_socket_path(paths.control)
     check_socket_path(paths.console)
-    _make_base(base)
-    with _base_lock(base):
+    make_own(base)
+    with base_lock(base):
         lock = _claim(base, name)
     try:
         yield paths
@@ -177,10 +173,10 @@ def machines(base: Path) -> list[MachineEntry]:
 
     Raises `HostError` if it cannot be read; a base that does not exist has no machines.
     """
-    if not _has_base(base):
+    if not is_own(base):
         return []
     try:
-        with _base_lock(base):
+        with base_lock(base):
             return _entries(base)
     except OSError as error:
         raise HostError(f"cannot read the machine directory {base}: {error.strerror}") from error
@@ -188,10 +184,10 @@ def machines(base: Path) -> list[MachineEntry]:
 
 def remove_stale(base: Path) -> list[MachineEntry]:
     """Remove what machines left behind that ended without cleaning up; returns those that were removed."""
-    if not _has_base(base):
+    if not is_own(base):
         return []
     try:
-        with _base_lock(base):
+        with base_lock(base):
             stale = [entry for entry in _entries(base) if not entry.alive]
             for entry in stale:
                 _remove(entry.paths.directory)
@@ -240,87 +236,6 @@ def _paths(base: Path, name: str) -> MachinePaths:
     return MachinePaths(directory, directory / "control.sock", directory / "console.sock")
 
 
-def _make_base(base: Path) -> None:
-    """See to it that `base` is a directory that only this user can change."""
-    try:
-        with suppress(FileExistsError):
-            os.makedirs(base, mode=0o700)
-        found = os.lstat(base)
-    except OSError as error:
-        raise _unusable(base, error) from error
-    _check_own(base, found)
-
-
-def _has_base(base: Path) -> bool:
-    """Whether there is a registry at `base`; raises `HostError` if what is there is not this user's."""
-    try:
-        found = os.lstat(base)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise _unusable(base, error) from error
-    _check_own(base, found)
-    return True
-
-
-def _check_own(path: Path, found: os.stat_result) -> None:
-    """Raise `HostError` unless `found`, the status of `path`, is that of a directory of this user alone."""
-    if not stat.S_ISDIR(found.st_mode):
-        raise HostError(
-            f"{path} is in the way: it is not a directory", "move it away or set TVMM_RUNTIME_DIR"
-        )
-    if found.st_uid != os.geteuid():
-        raise HostError(
-            f"{path} belongs to another user (uid {found.st_uid})",
-            "set TVMM_RUNTIME_DIR to a directory of your own",
-        )
-    if found.st_mode & 0o022:
-        raise HostError(
-            f"others may write to {path} (mode {stat.S_IMODE(found.st_mode):04o})", f"chmod 0700 {path}"
-        )
-
-
-@contextmanager
-def _base_lock(base: Path) -> Iterator[None]:
-    """Be the only one who looks at or changes the registry at `base`. Raises `HostError` if that cannot
-    be."""
-    path = base / ".lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise _unusable(base, error) from error
-    try:
-        deadline = time.monotonic() + BASE_LOCK_SECONDS
-        while not _try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise HostError(
-                    f"another process has held {path} for {BASE_LOCK_SECONDS:.0f} seconds",
-                    "look for a tvmm process that is stopped",
-                )
-            time.sleep(BASE_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _unusable(base: Path, error: OSError) -> HostError:
-    return HostError(
-        f"cannot use the machine directory {base}: {error.strerror}",
-        "set TVMM_RUNTIME_DIR to a directory that you may write to",
-    )
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file unless another open file has it. The lock goes with the descriptor."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise HostError(f"the file system of the machine directory has no locks: {error.strerror}") from error
-    return True
-
-
 def _claim(base: Path, name: str) -> int:
     """Make the directory of machine `name` and lock it; returns the descriptor that holds the lock.
 
@@ -330,12 +245,12 @@ def _claim(base: Path, name: str) -> int:
     try:
         with suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-        _check_own(directory, os.lstat(directory))
+        check_own(directory, os.lstat(directory))
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise HostError(f"cannot set up {directory}: {error.strerror}") from error
     try:
-        if not _try_lock(lock):
+        if not try_lock(lock):
             entry = _entry(base, name, alive=True)
             raise UserError(
                 f"a machine named {name!r} is already running (pid {entry.pid})",
@@ -360,7 +275,7 @@ def _claim(base: Path, name: str) -> int:
 def _unregister(base: Path, directory: Path, lock: int) -> None:
     """Remove the directory of a machine that ends, unless somebody did, and another machine has the name
     now."""
-    with _base_lock(base):
+    with base_lock(base):
         if os.path.samestat(os.fstat(lock), os.lstat(directory / "lock")):
             _remove(directory)
 
@@ -388,7 +303,7 @@ def _is_locked(directory: Path) -> bool | None:
     except (FileNotFoundError, IsADirectoryError):
         return None
     try:
-        return not _try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,8 +1,8 @@
 /*
  * Random accesses to every port and to every hole in the memory map, to see what the host makes of them.
  *
- * Left out is what would end the machine and with it the report: reset and power-off ports, fw_cfg's DMA (it
- * writes wherever it is told), the local APIC, and writes to the I/O APIC (it can send INIT or SMI). Devices
+ * Left out is what would end the machine and with it the report: reset and power-off ports, QEMU's fw_cfg
+ * DMA (it writes wherever it is told) and its port 0x7e (it patches the code that writes there), the local APIC, and writes to the I/O APIC (it can send INIT or SMI). Devices
  * that the shell needs afterwards are set up anew.
  */
 #include "clock.h"
@@ -33,7 +33,7 @@ static bool port_write_is_fatal(u16 port, u32 size, u32 value)
         /* 0xf0-0xff pulse output lines, 0xd1 sets them from the next byte: bit 0 is the reset line. */
         return command >= 0xf0 || command == 0xd1;
     }
-    return touches(port, size, 0x92, 0x92) || touches(port, size, 0xcf9, 0xcf9) ||
+    return touches(port, size, 0x7e, 0x7f) || touches(port, size, 0x92, 0x92) || touches(port, size, 0xcf9, 0xcf9) ||
            touches(port, size, 0x501, 0x502) || touches(port, size, 0x514, 0x51b) ||
            touches(port, size, 0x604, 0x605);
 }
@@ -45,6 +45,7 @@ static void fuzz_port(u64 *random, struct tally *tally)
     u32 size = 1u << (dice >> 16) % 3, value = (u32)(dice >> 32);
     if (dice & 1 << 20) /* half of them where devices are */
         port &= 0xfff;
+    port = (u16)min_u64(port, 0x10000 - size); /* beyond the last port the I/O bitmap ends: a fault */
     if (dice & 1 << 21) {
         if (port_write_is_fatal(port, size, value)) {
             tally->skipped++;

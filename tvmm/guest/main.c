@@ -44,6 +44,7 @@ void guest_main(u32 entry, u64 info)
 /* A fault of user mode: the command is over. A fault on an application processor retires that CPU. */
 void user_fault(struct percpu *cpu)
 {
+    uart_reset(); /* the fault may have come while it was being tampered with */
     print("\nfault: vector %lu, error 0x%lx, rip 0x%lx, rsp 0x%lx, cr2 0x%lx\n", cpu->fault_vector,
           cpu->fault_error, cpu->fault_rip, cpu->fault_rsp, cpu->fault_cr2);
     if (cpu != &bsp_kstack)

@@ -153,3 +153,4 @@ long tvmm_ioctl(int fd, unsigned long request, void *argument);
 long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument);
 int tvmm_populate(void *start, size_t size);
 int tvmm_compare_exchange(uint8_t *at, uint8_t *expected, const uint8_t *desired, uint32_t size);
+int tvmm_uart_access(struct tvmm_uart *uart, uint32_t offset, int is_in, uint8_t *data);

@@ -182,7 +182,7 @@ int tvmm_uart_arm(struct tvmm_uart *uart)
 }
 
 /* 1: the access is done. Only one-byte accesses come here. */
-static int uart_access(struct tvmm_uart *uart, uint32_t offset, int is_in, uint8_t *data)
+int tvmm_uart_access(struct tvmm_uart *uart, uint32_t offset, int is_in, uint8_t *data)
 {
     int done = 0;
     pthread_mutex_lock(&uart->lock);
@@ -298,7 +298,7 @@ uint64_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
             if (run->io.count != 1)
                 return pack(TVMM_PIO_STRING, run->io.size, run->io.port);
             if (run->io.size == 1 && vcpu->uart && run->io.port - vcpu->uart->port < 8u
-                && uart_access(vcpu->uart, run->io.port - vcpu->uart->port, is_in, data)) {
+                && tvmm_uart_access(vcpu->uart, run->io.port - vcpu->uart->port, is_in, data)) {
                 vcpu->exits_in_c++;
                 continue;
             }

@@ -57,6 +57,10 @@ class TransmitRing:
         """Ask for an event with the next byte; False if bytes are waiting already."""
         return bool(lib.tvmm_uart_arm(self.raw))
 
+    def wake_reader(self) -> None:
+        """Let a reader that armed itself look again."""
+        os.eventfd_write(self.event_fd, 1)
+
     def clear_event(self) -> None:
         """Take the event back, so that the descriptor reads as not ready."""
         try:

@@ -10,13 +10,16 @@ from tvmm.vcpu.assist.cpu import GENERAL_PROTECTION, GuestException
 from tvmm.vcpu.assist.paging import Paging, paging_of, read_linear, translate, write_linear
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.memory.ram import GuestRam
+    from tvmm.vcpu.assist.xsave import XsaveComponent
 
 __all__ = ["KvmAssistCpu"]
 
 INSTRUCTION_LIMIT = 15
-PAGE = 4096
+CR3_WRITE_THROUGH = 1 << 3
 
 
 class KvmAssistCpu:
@@ -98,6 +101,20 @@ class KvmAssistCpu:
     def set_xsave(self, image: bytes) -> None:
         """See `AssistCpu`."""
         self._kvm.set_xsave(image)
+
+    @property
+    def xsave_layout(self) -> Mapping[int, XsaveComponent]:
+        """See `AssistCpu`."""
+        from tvmm.vcpu.assist.xsave import xsave_layout
+
+        return xsave_layout(self._kvm.get_cpuid())
+
+    def flush_translations(self) -> None:
+        """See `AssistCpu`. The bit that differs in between only chooses how tables are cached."""
+        self.sregs.cr3 ^= CR3_WRITE_THROUGH
+        self._kvm.set_sregs(self.sregs)
+        self.sregs.cr3 ^= CR3_WRITE_THROUGH
+        self.sregs_changed()
 
     def get_xcr0(self) -> int:
         """See `AssistCpu`."""

@@ -1,8 +1,8 @@
 """CPU features by name: where each has its bit in CPUID.
 
-Names are QEMU's, so that `--cpu host,-erms` means the same in both. One row is one register of one leaf, its 32
-bits named from bit 0 up; `-` has no name. Sources: Intel SDM volume 2 (CPUID), AMD APM volume 3 appendix E, and for
-0x40000001 the kernel's Documentation/virt/kvm/x86/cpuid.rst.
+Names are QEMU's, so that `--cpu host,-erms` means the same in both. One row is one register of one leaf,
+its 32 bits named from bit 0 up; `-` has no name. Sources: Intel SDM volume 2 (CPUID), AMD APM volume 3
+appendix E, and for 0x40000001 the kernel's Documentation/virt/kvm/x86/cpuid.rst.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _WORDS: tuple[tuple[int, int, int, str], ...] = (
         0x7,
         0,
         EBX,
-        "fsgsbase tsc-adjust sgx bmi1 hle avx2 fdp-excptn-only smep bmi2 erms invpcid rtm - zero-fcs-fds mpx - "
+        "fsgsbase tsc-adjust sgx bmi1 hle avx2 fdp-excptn-only smep "
+        "bmi2 erms invpcid rtm - zero-fcs-fds mpx - "
         "avx512f avx512dq rdseed adx smap avx512ifma pcommit clflushopt clwb intel-pt "
         "avx512pf avx512er avx512cd sha-ni avx512bw avx512vl",
     ),
@@ -76,13 +77,15 @@ _WORDS: tuple[tuple[int, int, int, str], ...] = (
         0x8000_0001,
         0,
         EDX,
-        "- - - - - - - - - - - syscall - - - - - - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
+        "- - - - - - - - - - - syscall - - - - "
+        "- - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
     (
         0x8000_0001,
         0,
         ECX,
-        "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt - lwp "
+        "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse "
+        "3dnowprefetch osvw ibs xop skinit wdt - lwp "
         "fma4 tce - nodeid-msr - tbm topoext perfctr-core perfctr-nb",
     ),
     (0x8000_0007, 0, EDX, "- - - - - - - - invtsc"),
@@ -105,7 +108,8 @@ _WORDS: tuple[tuple[int, int, int, str], ...] = (
         0,
         EAX,
         "kvmclock kvm-nopiodelay kvm-mmu kvmclock kvm-asyncpf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt "
-        "- kvm-pv-tlb-flush - kvm-pv-ipi kvm-poll-control kvm-pv-sched-yield kvm-asyncpf-int kvm-msi-ext-dest-id "
+        "- kvm-pv-tlb-flush - kvm-pv-ipi "
+        "kvm-poll-control kvm-pv-sched-yield kvm-asyncpf-int kvm-msi-ext-dest-id "
         "kvm-hc-map-gpa-range kvm-migration-control - - - - - - kvmclock-stable-bit",
     ),
 )
@@ -135,17 +139,23 @@ ALIASES = {
     "sha": "sha-ni",
 }
 
-_NEEDS_AVX = "avx2 fma f16c vaes vpclmulqdq avx-vnni avx-ifma avx-vnni-int8 avx-vnni-int16 avx-ne-convert fma4 xop sha512 sm3 sm4"
+_NEEDS_XSAVE = "xsaveopt xsavec xgetbv1 xsaves xfd avx mpx pku amx-tile"
+_NEEDS_AVX = (
+    "avx2 fma f16c vaes vpclmulqdq avx-vnni avx-ifma avx-vnni-int8 avx-vnni-int16 avx-ne-convert "
+    "fma4 xop sha512 sm3 sm4"
+)
 _NEEDS_AVX512 = (
     "avx512dq avx512ifma avx512pf avx512er avx512cd avx512bw avx512vl avx512vbmi avx512vbmi2 avx512vnni "
     "avx512bitalg avx512-vpopcntdq avx512-4vnniw avx512-4fmaps avx512-vp2intersect avx512-bf16 avx512-fp16"
 )
+_NEEDS_AMX = "amx-bf16 amx-int8 amx-fp16 amx-complex"
+
 REQUIRES: dict[str, str] = {
-    **dict.fromkeys("xsaveopt xsavec xgetbv1 xsaves xfd avx mpx pku amx-tile".split(), "xsave"),
+    **dict.fromkeys(_NEEDS_XSAVE.split(), "xsave"),
     **dict.fromkeys(_NEEDS_AVX.split(), "avx"),
-    **dict.fromkeys("amx-bf16 amx-int8 amx-fp16 amx-complex".split(), "amx-tile"),
-    "avx512f": "avx2",
     **dict.fromkeys(_NEEDS_AVX512.split(), "avx512f"),
+    **dict.fromkeys(_NEEDS_AMX.split(), "amx-tile"),
+    "avx512f": "avx2",
     "kvmclock-stable-bit": "kvmclock",
     "kvm-asyncpf-int": "kvm-asyncpf",
 }

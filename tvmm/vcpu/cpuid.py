@@ -1,11 +1,11 @@
 """What a vCPU's CPUID says: a model, changes to it by feature, and the topology of the machine.
 
-Pure: the leaves that KVM supports come in as records, the leaves for one vCPU go out. Where KVM has no hardware
-virtualization, user code sees the host's own CPUID whatever is set here.
+Pure: the leaves that KVM supports come in as records, the leaves for one vCPU go out. Where KVM has no
+hardware virtualization, user code sees the host's own CPUID whatever is set here.
 
-Models: `host` is all that KVM supports, `max` adds what KVM emulates although the processor lacks it (slow), and
-`minimal` is the x86-64 baseline with the paravirtual features that Linux boots fastest with; it is the same on every
-host, so a guest of this model can migrate anywhere.
+Models: `host` is all that KVM supports, `max` adds what KVM emulates although the processor lacks it
+(slow), and `minimal` is the x86-64 baseline with the paravirtual features that Linux boots fastest
+with; it is the same on every host, so a guest of this model can migrate anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CpuidEntry(NamedTuple):
     """One leaf, in the order of fields of `struct kvm_cpuid_entry2`."""
 
     function: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuple, which has no use here
     flags: int
     eax: int
     ebx: int
@@ -40,15 +40,17 @@ SIGNIFICANT_INDEX = 1
 
 MODELS = ("host", "max", "minimal")
 
-BASELINE = frozenset(
+_BASELINE = (
     "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht "
-    "syscall nx lm hypervisor x2apic tsc-deadline arat "
-    "kvmclock kvmclock-stable-bit kvm-nopiodelay kvm-pv-eoi kvm-pv-unhalt kvm-msi-ext-dest-id".split()
+    "syscall nx lm hypervisor x2apic tsc-deadline arat kvmclock kvmclock-stable-bit kvm-nopiodelay "
+    "kvm-pv-eoi kvm-pv-unhalt kvm-msi-ext-dest-id"
 )
+BASELINE = frozenset(_BASELINE.split())
 """Features of `minimal`: what every x86-64 processor has, and what makes a guest know and use KVM."""
 
 IN_KVM = frozenset(("hypervisor", "x2apic", "tsc-deadline"))
-"""Features of the local APIC and of being a guest: KVM has them on any processor, but does not list them all."""
+"""Features of the local APIC and of being a guest: KVM has them on any processor, but does not list
+them all."""
 
 SET_BY_GUEST = ((0x1, 0, 2, 1 << 27), (0x7, 0, 2, 1 << 4))
 """OSXSAVE and OSPKE mirror CR4: KVM keeps them, a policy has no say."""
@@ -57,7 +59,6 @@ SHARED_FEATURES = 0x0183_F3FF
 """Bits of 0x80000001 EDX that AMD repeats from leaf 1."""
 
 XSAVE_STATES = {"avx": 1 << 2, "mpx": 3 << 3, "avx512f": 7 << 5, "pku": 1 << 9, "amx-tile": 3 << 17}
-XSAVE_ALWAYS = 3  # x87 and SSE.
 
 KVM_SIGNATURE_LEAF, KVM_FEATURES_LEAF, KVM_TIMING_LEAF = 0x4000_0000, 0x4000_0001, 0x4000_0010
 APIC_BUS_KHZ = 1_000_000
@@ -85,10 +86,10 @@ def policy(
 ) -> list[CpuidEntry]:
     """The leaves for vCPU `cpu_index` of `cpu_count`, whose APIC id is its index.
 
-    `adjustments` are features and whether they are wanted; `supported` and `emulated` are KVM_GET_SUPPORTED_CPUID
-    and KVM_GET_EMULATED_CPUID; `tsc_khz` tells the guest the frequencies of its clocks where it is not 0.
-    Raises `ConfigError` for names that do not exist or contradict each other, `HostError` for features that this
-    KVM does not have.
+    `adjustments` are features and whether they are wanted; `supported` and `emulated` are
+    KVM_GET_SUPPORTED_CPUID and KVM_GET_EMULATED_CPUID; `tsc_khz` tells the guest the frequencies of its
+    clocks where it is not 0. Raises `ConfigError` for names that do not exist or contradict each other,
+    `HostError` for features that this KVM does not have.
     """
     leaves = {(entry.function, entry.index): list(entry) for entry in supported}
     vendor = _vendor(leaves)
@@ -110,7 +111,7 @@ def policy(
     if vendor in _AMD and (0x8000_0001, 0) in leaves:
         extended = leaves[0x8000_0001, 0]
         extended[6] = extended[6] & ~SHARED_FEATURES | leaves[1, 0][6] & SHARED_FEATURES
-    _limit_xsave(leaves, wanted)
+    _limit_xsave(leaves, available - wanted)
     _topology(leaves, vendor, cpu_index, cpu_count)
     _hypervisor(leaves, tsc_khz)
     return [CpuidEntry(*leaf) for _, leaf in sorted(leaves.items())]
@@ -179,20 +180,18 @@ def _choose(model: str, adjustments: Iterable[tuple[str, bool]], available: set[
     return wanted
 
 
-def _limit_xsave(leaves: dict[tuple[int, int], list[int]], wanted: set[str]) -> None:
-    """Leaf 0xD: only the state components of features that are there."""
+def _limit_xsave(leaves: dict[tuple[int, int], list[int]], removed: set[str]) -> None:
+    """Leaf 0xD without the state components of features that were taken away."""
     if (0xD, 0) not in leaves:
         return
-    if "xsave" not in wanted:
+    if "xsave" in removed:
         for key in [key for key in leaves if key[0] == 0xD]:
             del leaves[key]
         return
-    states = XSAVE_ALWAYS
-    for name, mask in XSAVE_STATES.items():
-        if name in wanted:
-            states |= mask
     root = leaves[0xD, 0]
-    root[3] &= states
+    for name, mask in XSAVE_STATES.items():
+        if name in removed:
+            root[3] &= ~mask
     size = 576
     for leaf, subleaf in [key for key in leaves if key[0] == 0xD and key[1] > 1]:
         component = leaves[leaf, subleaf]
@@ -203,7 +202,7 @@ def _limit_xsave(leaves: dict[tuple[int, int], list[int]], wanted: set[str]) -> 
             size = max(size, component[3] + component[4])
     root[5] = size
     supervisor = leaves.get((0xD, 1))
-    if supervisor is not None and "xsaves" not in wanted:
+    if supervisor is not None and "xsaves" in removed:
         supervisor[5] = supervisor[6] = 0
 
 

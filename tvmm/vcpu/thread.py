@@ -89,19 +89,22 @@ class Vcpu:
     def request(self, event: RunEvent) -> None:
         """Ask for a run state. Raises `RuntimeError` for what the run state table does not allow."""
         with self._lock:
-            self._wanted = after(self._wanted, event)
-            self._wake.set()
-        if event is not RunEvent.RESUME:
-            self.kvm.kick()
+            self._want(after(self._wanted, event))
 
     def hold(self) -> None:
         """Ask for a pause, unless the vCPU is finished or about to be: then there is nothing to pause."""
         with self._lock:
             if self._wanted is RunState.FINISHED:
                 return
-            self._wanted = after(self._wanted, RunEvent.PAUSE)
-            self._wake.set()
-        self.kvm.kick()
+            self._want(after(self._wanted, RunEvent.PAUSE))
+
+    def _want(self, state: RunState) -> None:
+        """With the lock held. The kick comes before the wake-up, so that a thread that waits for a device does not
+        enter the guest once more."""
+        self._wanted = state
+        if state is not RunState.RUNNING:
+            self.kvm.kick()
+        self._wake.set()
 
     @property
     def registers(self) -> Registers:

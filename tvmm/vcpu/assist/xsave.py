@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tvmm.vcpu.assist.operation import Operation
+    from tvmm.vcpu.cpuid import CpuidEntry
 
-__all__ = ["ROWS", "XsaveComponent", "compacted_offsets"]
+__all__ = ["ROWS", "XsaveComponent", "compacted_offsets", "xsave_layout"]
 
 LEGACY_END = 512
 HEADER_END = 576
@@ -42,6 +43,15 @@ class XsaveComponent(NamedTuple):
     offset: int
     size: int
     aligned: bool = False
+
+
+def xsave_layout(entries: Iterable[CpuidEntry]) -> dict[int, XsaveComponent]:
+    """The components that CPUID leaf 0xD describes."""
+    return {
+        entry.index: XsaveComponent(entry.ebx, entry.eax, bool(entry.ecx & 2))
+        for entry in entries
+        if entry.function == 0xD and entry.index >= 2 and entry.eax
+    }
 
 
 def compacted_offsets(layout: Mapping[int, XsaveComponent], states: int) -> dict[int, int]:

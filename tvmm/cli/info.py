@@ -1,0 +1,146 @@
+"""``tvmm info [NAME]``: one machine from outside: its state, its processors, its memory."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tvmm.cli.machines import control, named
+from tvmm.cli.output import format_age, print_json, print_table, printable
+from tvmm.config.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tvmm.cli.parser import Parser
+    from tvmm.control.client import QmpClient
+    from tvmm.control.registry import MachineEntry
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+  tvmm info web
+  tvmm info web --memory        what answers at each guest-physical address
+  tvmm info web --cpus --json
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The verb's options."""
+    from tvmm.cli.parser import add_name
+
+    parser.describe("Show what a running machine is made of and how it is.", _EXAMPLES)
+    add_name(parser)
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument(
+        "--memory",
+        dest="view",
+        action="store_const",
+        const="memory",
+        help="show the map of guest-physical addresses",
+    )
+    views.add_argument("--cpus", dest="view", action="store_const", const="cpus", help="show the processors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: Mapping[str, Any]) -> int:
+    """Print the view that was asked for."""
+    entry = named(options)
+    ask, show = _VIEWS[options.get("view", "")]
+    with control(entry) as client:
+        answer = ask(client, entry)
+    if options.get("json"):
+        print_json(answer)
+    else:
+        show(answer)
+    return 0
+
+
+def _ask_overview(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "pid": entry.pid,
+        "status": client.execute("query-status")["status"],
+        "uptime-seconds": round(max(time.time() - entry.started, 0.0), 3),
+        "memory": client.execute("query-memory-size-summary")["base-memory"],
+        "cpus": len(client.execute("query-cpus-fast")),
+        "serial": [device["filename"] for device in client.execute("query-chardev")],
+        "control": str(entry.paths.control),
+        "console": str(entry.paths.console),
+        **client.execute("x-query-info"),
+    }
+
+
+def _show_overview(answer: dict[str, Any]) -> None:
+    texts = {
+        **answer,
+        "uptime-seconds": format_age(answer["uptime-seconds"]),
+        "memory": format_size(answer["memory"]),
+    }
+    lines = {key.removesuffix("-seconds"): _plain(value) for key, value in texts.items()}
+    width = max(map(len, lines))
+    for key, text in lines.items():
+        print(f"{key:{width}}  {printable(text)}".rstrip())
+
+
+def _plain(value: object) -> str:
+    """A JSON value as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return "-" if value is None else str(value)
+
+
+def _ask_memory(client: QmpClient, entry: MachineEntry) -> list[dict[str, Any]]:
+    ranges: list[dict[str, Any]] = client.execute("x-query-memory-map")
+    return ranges
+
+
+def _show_memory(answer: list[dict[str, Any]]) -> None:
+    print_table(
+        ("FIRST", "LAST", "SIZE", "KIND", "BLOCK", "OWNER"),
+        [
+            (
+                f"{part['start']:#014x}",
+                f"{part['start'] + part['size'] - 1:#014x}",
+                format_size(part["size"]),
+                part["kind"],
+                part["block"],
+                part["owner"],
+            )
+            for part in answer
+        ],
+        right="SIZE",
+    )
+
+
+def _ask_cpus(client: QmpClient, entry: MachineEntry) -> list[dict[str, Any]]:
+    cpus: list[dict[str, Any]] = client.execute("query-cpus-fast")
+    return cpus
+
+
+def _show_cpus(answer: list[dict[str, Any]]) -> None:
+    print_table(
+        ("CPU", "THREAD", "STATE", "EXITS"),
+        [
+            (
+                str(cpu["cpu-index"]),
+                str(cpu["thread-id"]),
+                str(cpu.get("x-state", "-")),
+                str(cpu.get("x-exits", "-")),
+            )
+            for cpu in answer
+        ],
+        right="CPU THREAD EXITS",
+    )
+
+
+_VIEWS: dict[str, tuple[Callable[[QmpClient, MachineEntry], Any], Callable[[Any], None]]] = {
+    "": (_ask_overview, _show_overview),
+    "memory": (_ask_memory, _show_memory),
+    "cpus": (_ask_cpus, _show_cpus),
+}
+"""For each view what it asks the machine, and how it is shown."""

@@ -1,0 +1,239 @@
+"""``tvmm run``: options into a `MachineConfig`, a machine out of it, and its end into an exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tvmm.cli.output import RED, message
+from tvmm.config.machine import MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tvmm.cli.parser import Parser
+    from tvmm.machine import Outcome
+
+__all__ = ["Ending", "add_arguments", "configure", "exit_status", "farewell", "run"]
+
+STATUS_SIGNAL = 128
+
+_EXAMPLES = """\
+  tvmm run                                      the built-in guest, on this terminal
+  tvmm run --memory 1G --cpus 2
+  tvmm run --name web --kernel vmlinuz --initrd initrd.img --append "console=ttyS0 quiet"
+  tvmm run --serial file=boot.log,append=on --device isa-debug-exit
+  tvmm run --config web.toml --memory 2G        the file's machine, with other memory
+  tvmm run --device help                        what devices there are
+"""
+
+_MORE = """\
+Values are written as QEMU has them: key=value,key=value, with ',,' for a literal comma.
+
+On the terminal every key goes to the guest; Ctrl-A x ends the machine, Ctrl-A h lists what else there is.
+SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second one ends the machine, as does the end of
+--powerdown-timeout.
+"""
+
+
+class Ending(NamedTuple):
+    """How a run ended: the machine's outcome (None if it never started), and the signal that ended it, or
+    0.
+    """
+
+    outcome: Outcome | None
+    signal: int = 0
+
+
+def add_arguments(parser: Parser) -> None:
+    """The verb's options."""
+    from tvmm.cli.completers import (
+        attach,
+        cpu_values,
+        device_values,
+        memory_values,
+        serial_values,
+        word_values,
+    )
+    from tvmm.cli.parser import EXIT_STATUSES
+    from tvmm.config.cpu import MAX_CPUS
+    from tvmm.config.kernel import DECOMPRESS_CHOICES, ENTRY_CHOICES
+    from tvmm.config.machine import ASSIST_CHOICES
+
+    parser.describe(
+        "Start a virtual machine and stay with it until it ends. Without options: the built-in guest on this terminal.",
+        _EXAMPLES,
+        f"{_MORE}\n{EXIT_STATUSES}",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--name", metavar="NAME", help="name for 'tvmm ps', 'tvmm stop' ... (default vm-PID)"
+    )
+    machine.add_argument(
+        "--config", metavar="FILE.toml", help="read options from a file; those given here win"
+    )
+    memory = machine.add_argument(
+        "--memory",
+        metavar="SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=off]",
+        help="guest RAM (default 256M)",
+    )
+    machine.add_argument("--cpus", metavar="N", help=f"number of processors, 1 to {MAX_CPUS} (default 1)")
+    cpu = machine.add_argument(
+        "--cpu",
+        metavar="MODEL[,+feature][,-feature]",
+        help="processor model: host, max or minimal (default host); 'help' lists the features",
+    )
+    device = machine.add_argument(
+        "--device",
+        metavar="NAME[,property=value]",
+        action="append",
+        help="add a device, may be repeated; 'help' lists the names, 'NAME,help' the properties",
+    )
+    kernel = parser.add_argument_group("kernel")
+    kernel.add_argument(
+        "--kernel", metavar="FILE", help="bzImage or ELF to boot (default: the built-in guest)"
+    )
+    kernel.add_argument("--initrd", metavar="FILE", help="initial RAM disk (default none)")
+    kernel.add_argument("--append", metavar="TEXT", help="the kernel's command line (default empty)")
+    entry = kernel.add_argument(
+        "--entry", metavar="HOW", help="boot protocol: auto, pvh or linux64 (default auto)"
+    )
+    decompress = kernel.add_argument(
+        "--decompress", metavar="WHEN", help="unpack the kernel on the host: auto, on or off (default auto)"
+    )
+    outside = parser.add_argument_group("connections")
+    serial = outside.add_argument(
+        "--serial",
+        metavar="KIND",
+        help="serial port: stdio, pty, none, file=PATH, unix=PATH or tcp=HOST:PORT (default stdio)",
+    )
+    outside.add_argument(
+        "--control",
+        metavar="PATH",
+        help="one more QMP control socket (default: only the one that the name leads to)",
+    )
+    life = parser.add_argument_group("life cycle")
+    life.add_argument(
+        "--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction"
+    )
+    life.add_argument(
+        "--no-reboot",
+        dest="reboot",
+        action="store_false",
+        help="end when the guest resets (default: start it again)",
+    )
+    life.add_argument(
+        "--powerdown-timeout",
+        metavar="TIME",
+        help="what a guest that was asked to power off gets before it is ended (default 10s)",
+    )
+    assist = life.add_argument(
+        "--assist",
+        metavar="WHEN",
+        help="stand in for KVM where it cannot emulate an instruction: auto, on or off (default auto)",
+    )
+    attach(memory, memory_values)
+    attach(cpu, cpu_values)
+    attach(device, device_values)
+    attach(serial, serial_values)
+    attach(entry, word_values(*ENTRY_CHOICES))
+    attach(decompress, word_values(*DECOMPRESS_CHOICES))
+    attach(assist, word_values(*ASSIST_CHOICES))
+
+
+def run(options: Mapping[str, Any]) -> int:
+    """Run the machine until it ends."""
+    text = _help(options)
+    if text is not None:
+        print(text, end="")
+        return 0
+    config = configure(options, os.environ, os.geteuid(), os.getpid())
+
+    # What is wrong with the options is told without waiting for these.
+    import trio
+
+    from tvmm.cli.session import supervise
+    from tvmm.machine import Machine
+
+    ending = trio.run(supervise, Machine(config), config.powerdown_timeout_s, message)
+    for line in farewell(ending):
+        message(line, RED if ending.outcome and ending.outcome.kind == "crashed" else "1")
+    return exit_status(ending)
+
+
+def configure(
+    options: Mapping[str, Any], environment: Mapping[str, str], uid: int, pid: int
+) -> MachineConfig:
+    """The machine that the options and, if they name one, the configuration file describe; always
+    registered.
+    """
+    from tvmm.control.registry import runtime_directory
+
+    given = dict(options)
+    path = given.pop("config", None)
+    if path is not None:
+        from tvmm.config.file import read_config
+
+        given = {**read_config(path), **given}
+    config = MachineConfig.from_options({"serial": "stdio", **given})
+    return config._replace(
+        name=config.name or f"vm-{pid}", runtime_dir=str(runtime_directory(environment, uid))
+    )
+
+
+def exit_status(ending: Ending) -> int:
+    """128+n if it took signal n to end the machine, what the machine says otherwise."""
+    outcome = ending.outcome
+    if outcome is None or (ending.signal and outcome.kind == "quit"):
+        return STATUS_SIGNAL + ending.signal
+    return outcome.status
+
+
+def farewell(ending: Ending) -> list[str]:
+    """What to tell the user about the end; nothing if the guest powered off."""
+    outcome = ending.outcome
+    if outcome is None:
+        return [f"ended by {_signal_name(ending.signal)} before the guest ran"]
+    if outcome.kind == "poweroff":
+        return []
+    if outcome.kind == "quit":
+        return [f"ended by {_signal_name(ending.signal)}" if ending.signal else "the machine was ended"]
+    first, *rest = outcome.report.splitlines() or [""]
+    plain = {
+        "crashed": "the guest crashed",
+        "reset": "the guest reset the machine",
+        "halted": "the guest halted for good",
+        "debug-exit": f"the guest ended the machine through isa-debug-exit with status {outcome.status}",
+    }.get(outcome.kind, f"the machine ended: {outcome.kind}")
+    return [f"{plain}: {first}" if first else plain, *rest]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _help(options: Mapping[str, Any]) -> str | None:
+    """The list that ``--device help`` or ``--cpu help`` asks for."""
+    from tvmm.config.device import help_request
+
+    for device in options.get("device", ()):
+        text = help_request(device)
+        if text is not None:
+            return text
+    return _cpu_help() if options.get("cpu") in ("help", "?") else None
+
+
+def _cpu_help() -> str:
+    from textwrap import fill
+
+    from tvmm.config.cpu import CPU_MODELS
+    from tvmm.vcpu.cpu_features import FEATURES
+
+    names = fill(
+        " ".join(sorted(FEATURES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+    return f"models:\n  {' '.join(CPU_MODELS)}\n\nfeatures (MODEL,+NAME or MODEL,-NAME):\n{names}\n"
