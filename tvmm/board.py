@@ -16,7 +16,7 @@ from tvmm.boot.loader import KernelOptions, load
 from tvmm.bus import MmioBus, PortBus
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
-from tvmm.devices.misc import DebugExit, PostPort, SystemControl
+from tvmm.devices.misc import DebugExit, PostPort, ResetControl, SystemControl
 from tvmm.devices.rtc import Rtc
 from tvmm.errors import ConfigError, HostError, ImageError
 from tvmm.kvm.irq import IrqLine
@@ -32,6 +32,7 @@ from tvmm.vcpu.registers import apply_entry, back_to_power_on, connect_pic, powe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tvmm.bus import Device
     from tvmm.config.machine import MachineConfig
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.cpuid import CpuidEntry
@@ -62,7 +63,7 @@ def builtin_guest_path() -> str:
 class _Offset:
     """A device seen through a window that starts at `base` of its own range."""
 
-    def __init__(self, device: I8042 | SystemControl, base: int) -> None:
+    def __init__(self, device: Device, base: int) -> None:
         self._device = device
         self._base = base
 
@@ -80,7 +81,7 @@ class Board:
         """Build it and load the kernel. Raises `UserError` with nothing left behind."""
         self.config = config
         self.on_request: Callable[[GuestRequest], None] = _ignore_request
-        self.on_rtc_deadline: Callable[[], None] = _ignore
+        self.on_deadline: Callable[[], None] = _ignore
         with ExitStack() as stack:
             self._read_images()
             self._check_memory()
@@ -131,17 +132,18 @@ class Board:
         for port, offset in KEYBOARD_PORTS:
             self.ports.add(port, 1, _Offset(self.keyboard, offset), "i8042")
 
-        self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._rtc_deadline_changed)
+        self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._deadline_changed)
         self.ports.add(RTC_PORT, RTC_PORTS, self.rtc, "rtc")
 
-        self.pm = AcpiPm(line(SCI_IRQ), self._sleep, time.monotonic_ns)
+        self.pm = AcpiPm(time.monotonic_ns, self._sleep, line(SCI_IRQ), self._deadline_changed)
         self.ports.add(PM_PORT, PM_PORTS, self.pm, "acpi-pm")
 
         self.post = PostPort()
         self.ports.add(POST_PORT, 1, self.post, "post")
         self.system_control = SystemControl(self._reset)
-        self.ports.add(FAST_A20_PORT, 1, _Offset(self.system_control, 0), "system-control")
-        self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
+        self.ports.add(FAST_A20_PORT, 1, self.system_control, "system-control")
+        self.reset_control = ResetControl(self._reset)
+        self.ports.add(RESET_CONTROL_PORT, 1, self.reset_control, "reset-control")
         for device in self.config.devices:
             self._make_device(device.name, dict(device.properties))
 
@@ -193,8 +195,11 @@ class Board:
         """Everything as after power-on, with the kernel loaded anew. All vCPUs are paused."""
         with self.bus_lock:
             self.serial.reset()
-            for device in (self.keyboard, self.rtc, self.pm, self.system_control):
-                device.reset()
+            self.keyboard.reset()
+            self.rtc.reset()
+            self.pm.reset()
+            self.system_control.reset()
+            self.reset_control.reset()
         self.vm.set_chips(self.chips)
         for vcpu, state in zip(self.vcpus, self.power_on, strict=True):
             back_to_power_on(vcpu, state)
@@ -212,8 +217,27 @@ class Board:
     def _debug_exit(self, status: int) -> None:
         self.on_request(GuestRequest("debug-exit", status))
 
-    def _rtc_deadline_changed(self) -> None:
-        self.on_rtc_deadline()
+    def _deadline_changed(self) -> None:
+        self.on_deadline()
+
+    # --- time ---
+
+    def seconds_to_deadline(self) -> float | None:
+        """When `tick` is to be called next, in seconds from now; None as long as no device waits for the clock."""
+        with self.bus_lock:
+            alarm, carry = self.rtc.next_deadline(), self.pm.next_deadline_ns()
+        waits = []
+        if alarm is not None:
+            waits.append(alarm - time.time())
+        if carry is not None:
+            waits.append((carry - time.monotonic_ns()) / 1e9)
+        return max(0.0, min(waits)) if waits else None
+
+    def tick(self) -> None:
+        """Let devices act on the time that it is now."""
+        with self.bus_lock:
+            self.rtc.tick(time.time())
+            self.pm.tick()
 
     # --- checks and views ---
 

@@ -15,6 +15,7 @@ machines in one process do not know of one another.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,13 +77,15 @@ class Machine:
         self.backend_path = ""
         self.on_event: Callable[[str, dict[str, object]], None] = _no_event
         self.on_warning: Callable[[str], None] = _no_warning
+        self.board: Board
+        """The hardware; there is none before the block is entered."""
         self._prepared = board
         self._ended = trio.Event()
         self._settled = trio.Event()
         self.control_ready = trio.Event()
         self._requests: list[GuestRequest | Outcome] = []
         self._request_news = trio.Event()
-        self._rtc_news = trio.Event()
+        self._deadline_news = trio.Event()
         self._transition = trio.Lock()
         self._running = False
 
@@ -116,7 +119,9 @@ class Machine:
                     finally:
                         nursery.cancel_scope.cancel()
         finally:
-            self.board.close()
+            # The kernel takes milliseconds to destroy a VM: not on the event loop, and not to be cut short.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.board.close)
 
     def _wire(self) -> None:
         """Join board, vCPUs and this machine."""
@@ -127,7 +132,7 @@ class Machine:
         self.exits.on_crash = self._crashed
         self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
         board.on_request = self._from_guest
-        board.on_rtc_deadline = lambda: self._token.run_sync_soon(self._wake_rtc, idempotent=True)
+        board.on_deadline = lambda: self._token.run_sync_soon(self._wake_clock, idempotent=True)
         self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
         self._serial_end = SerialEnd(board.serial)
 
@@ -144,7 +149,7 @@ class Machine:
             nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
         nursery.start_soon(self._supervise, name="supervisor")
         nursery.start_soon(self._watch_for_halt, name="halt watch")
-        nursery.start_soon(self._run_rtc, name="rtc")
+        nursery.start_soon(self._run_clock, name="clock")
         sockets = [str(paths.control)] if paths else []
         if self.config.control:
             sockets.append(self.config.control)
@@ -349,24 +354,18 @@ class Machine:
         idents = [vcpu.thread_ident for vcpu in self.vcpus]
         return [time.pthread_getcpuclockid(ident) for ident in idents if ident is not None]
 
-    async def _run_rtc(self) -> None:
-        """Fires the clock's alarm, update and periodic interrupts when they are due."""
-        rtc = self.board.rtc
+    async def _run_clock(self) -> None:
+        """Wakes devices that wait for the time: RTC alarm, update and periodic interrupts, PM timer carry."""
         while True:
-            self._rtc_news = trio.Event()
-            with self.board.bus_lock:
-                due = rtc.next_deadline()
-            if due is None:
-                await self._rtc_news.wait()
-                continue
-            with trio.move_on_after(max(0.0, due - time.time())) as scope:
-                await self._rtc_news.wait()
+            self._deadline_news = trio.Event()
+            seconds = self.board.seconds_to_deadline()
+            with trio.move_on_after(math.inf if seconds is None else seconds) as scope:
+                await self._deadline_news.wait()
             if scope.cancelled_caught:
-                with self.board.bus_lock:
-                    rtc.tick(time.time())
+                self.board.tick()
 
-    def _wake_rtc(self) -> None:
-        self._rtc_news.set()
+    def _wake_clock(self) -> None:
+        self._deadline_news.set()
 
     # --- serial line and memory ---
 

@@ -209,6 +209,7 @@ def test_pid_of_another_process_is_told_apart(base: Path) -> None:
     assert is_process(entry)
     assert not is_process(entry._replace(start_ticks=entry.start_ticks + 1))
     assert not is_process(entry._replace(pid=0))
+    assert not is_process(entry._replace(pid=1 << 22, start_ticks=0))
 
 
 def test_start_ticks_of_a_program_with_an_odd_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tvmm.config.options import nearest
@@ -30,11 +31,16 @@ exit status:
 """
 
 
+def _width() -> int:
+    """Columns of the terminal, within what reads well."""
+    return max(60, min(get_terminal_size((100, 24)).columns, 110)) - 2
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Examples keep their lines; the column of explanations starts where most option names fit."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+        super().__init__(prog, max_help_position=30, width=_width())
 
 
 class Parser(argparse.ArgumentParser):

@@ -62,7 +62,8 @@ def add_arguments(parser: Parser) -> None:
     from tvmm.config.machine import ASSIST_CHOICES
 
     parser.describe(
-        "Start a virtual machine and stay with it until it ends. Without options: the built-in guest on this terminal.",
+        "Start a virtual machine and stay with it until it ends.\n"
+        "Without options: the built-in guest on this terminal.",
         _EXAMPLES,
         f"{_MORE}\n{EXIT_STATUSES}",
     )
@@ -75,18 +76,18 @@ def add_arguments(parser: Parser) -> None:
     )
     memory = machine.add_argument(
         "--memory",
-        metavar="SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=off]",
-        help="guest RAM (default 256M)",
+        metavar="SIZE[,key=val]",
+        help="guest RAM (default 256M); keys: hugepages=on|2M|1G, prealloc=on, shared=off",
     )
     machine.add_argument("--cpus", metavar="N", help=f"number of processors, 1 to {MAX_CPUS} (default 1)")
     cpu = machine.add_argument(
         "--cpu",
-        metavar="MODEL[,+feature][,-feature]",
+        metavar="MODEL[,+|-feature]",
         help="processor model: host, max or minimal (default host); 'help' lists the features",
     )
     device = machine.add_argument(
         "--device",
-        metavar="NAME[,property=value]",
+        metavar="NAME[,key=val]",
         action="append",
         help="add a device, may be repeated; 'help' lists the names, 'NAME,help' the properties",
     )
@@ -156,7 +157,9 @@ def run(options: Mapping[str, Any]) -> int:
     from tvmm.cli.session import supervise
     from tvmm.machine import Machine
 
-    ending = trio.run(supervise, Machine(config), config.powerdown_timeout_s, message)
+    machine = Machine(config)
+    machine.on_warning = message
+    ending = trio.run(supervise, machine, config, message)
     for line in farewell(ending):
         message(line, RED if ending.outcome and ending.outcome.kind == "crashed" else "1")
     return exit_status(ending)

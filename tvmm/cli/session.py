@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
+    from tvmm.config.machine import MachineConfig
     from tvmm.machine import Outcome
 
 __all__ = ["SIGNALS", "Guest", "supervise"]
@@ -32,31 +33,34 @@ class Guest(Protocol):
     """What is asked of a machine here."""
 
     async def run(self) -> Outcome:
-        """Run until it ends."""
+        """Let it run until it ends."""
+
+    async def wait(self) -> Outcome:
+        """Leave it as it is until it ends."""
 
     def powerdown(self) -> None:
         """Press the power button. Raises `UserError` if the guest cannot see it now."""
 
     def quit(self) -> None:
-        """End it; `run` returns soon."""
+        """End it; `run` and `wait` return soon."""
 
 
 async def supervise(
-    machine: AbstractAsyncContextManager[Guest], grace_seconds: float, say: Callable[[str], None]
+    machine: AbstractAsyncContextManager[Guest], config: MachineConfig, say: Callable[[str], None]
 ) -> Ending:
-    """Run `machine` to its end, passing on signals, of which `say` tells the user.
+    """Run `machine`, made from `config`, to its end, passing on signals, of which `say` tells the user.
 
     A signal that comes while the machine is still being made ends it at once. To be called in the main
     thread.
     """
-    watch = _Watch(grace_seconds, say)
+    watch = _Watch(config.powerdown_timeout_s, say)
     outcome: Outcome | None = None
     with _receive_signals() as received:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run, received, nursery)
             async with machine as guest:
                 watch.guest = guest
-                outcome = await guest.run()
+                outcome = await (guest.wait() if config.paused else guest.run())
                 watch.guest = None
             nursery.cancel_scope.cancel()
     return Ending(outcome, watch.ended_by)

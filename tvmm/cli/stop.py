@@ -64,7 +64,7 @@ def run(options: Mapping[str, Any]) -> int:
 
 def _power_off(client: QmpClient, entry: MachineEntry, deadline: float, seconds: float) -> None:
     """Press the power button and wait until the machine hangs up."""
-    if client.execute("query-status")["status"] == "paused":
+    if client.execute("query-status")["status"] in ("paused", "prelaunch"):
         raise UserError(
             f"{entry.name} is paused and cannot power off",
             f"'tvmm resume {entry.name}' it first, or use --force",

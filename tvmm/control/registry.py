@@ -140,7 +140,7 @@ def start_ticks(pid: int) -> int:
 
 def is_process(entry: MachineEntry) -> bool:
     """Whether `entry.pid` is still the process that registered the machine, and so may be sent a signal."""
-    return entry.pid > 0 and start_ticks(entry.pid) == entry.start_ticks
+    return entry.pid > 0 and entry.start_ticks > 0 and start_ticks(entry.pid) == entry.start_ticks
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _claim(base: Path, name: str) -> int:
         # Written by hand: `name` has nothing that JSON escapes, and the json module is not wanted at start.
         ticks = start_ticks(pid)
         text = f'{{"pid": {pid}, "start_ticks": {ticks}, "name": "{name}", "started": {time.time():.6f}}}\n'
-        (directory / "pid").write_text(text, "ascii")
+        (directory / "pid").write_bytes(text.encode())
     except BaseException as error:
         os.close(lock)
         if isinstance(error, OSError):

@@ -147,7 +147,7 @@ class _Outbox:
         except OSError:
             return
         except trio.Cancelled:
-            with trio.move_on_after(LAST_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
                 await self._send_rest()
             raise
         finally:

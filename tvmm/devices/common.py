@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["check_bits", "check_bytes", "check_flag", "check_uint", "read_bytewise", "write_bytewise"]
+__all__ = [
+    "check_bits",
+    "check_bytes",
+    "check_flag",
+    "check_record",
+    "check_uint",
+    "read_bytewise",
+    "write_bytewise",
+]
 
 
 def read_bytewise(read_byte: Callable[[int], int], offset: int, size: int) -> int:
@@ -30,6 +38,12 @@ def write_bytewise(write_byte: Callable[[int, int], None], offset: int, size: in
     """A write of `size` bytes at `offset` as that many byte writes, lowest offset first."""
     for index in range(size):
         write_byte(offset + index, value >> (8 * index) & 0xFF)
+
+
+def check_record(state: object, kind: type[tuple[object, ...]]) -> None:
+    """Raise `ValueError` unless `state` is a record of `kind`."""
+    if not isinstance(state, kind):
+        raise ValueError(f"state is not a {kind.__name__}")
 
 
 def check_uint(field: str, value: object, limit: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tvmm.devices.common import check_bits, check_flag, check_uint
+from tvmm.devices.common import check_bits, check_flag, check_record, check_uint
 
 FIFO_SIZE = 16
 
@@ -91,8 +91,7 @@ class Uart16550State(NamedTuple):
 
 def check_state(state: Uart16550State) -> None:
     """Raise `ValueError` with the name of the field if no port can be in `state`."""
-    if not isinstance(state, Uart16550State):
-        raise ValueError("state is not a Uart16550State")
+    check_record(state, Uart16550State)
     ier = check_bits("ier", state.ier, 0x0F)
     fcr = check_bits("fcr", state.fcr, FCR_KEPT)
     if fcr and not fcr & FCR_ENABLE:

@@ -28,10 +28,14 @@ static bool touches(u64 start, u64 size, u64 first, u64 last)
 
 static bool port_write_is_fatal(u16 port, u32 size, u32 value)
 {
-    if (touches(port, size, 0x64, 0x64)) {
-        u8 command = (u8)(value >> 8 * (0x64 - port));
-        /* 0xf0-0xff pulse output lines, 0xd1 sets them from the next byte: bit 0 is the reset line. */
-        return command >= 0xf0 || command == 0xd1;
+    /*
+     * 0xf0-0xff pulse output lines, 0xd1 sets them from the next byte: bit 0 is the reset line. Any byte of a
+     * wide write may end up at 0x64: hosts differ in how they take it apart.
+     */
+    for (u32 i = 0; i < size && touches(port, size, 0x64, 0x64); i++) {
+        u8 byte = (u8)(value >> 8 * i);
+        if (byte >= 0xf0 || byte == 0xd1)
+            return true;
     }
     return touches(port, size, 0x7e, 0x7f) || touches(port, size, 0x92, 0x92) || touches(port, size, 0xcf9, 0xcf9) ||
            touches(port, size, 0x501, 0x502) || touches(port, size, 0x514, 0x51b) ||

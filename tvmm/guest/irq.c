@@ -8,6 +8,7 @@
 #include "irq.h"
 #include "clock.h"
 #include "console.h"
+#include "machine.h"
 #include "mptable.h"
 
 #define LAPIC_VERSION   0x30
@@ -24,6 +25,8 @@
 #define LVT_PERIODIC    0x20000
 #define ICR_PENDING     0x1000
 #define MSR_X2APIC      0x800
+#define MSR_APIC_BASE   0x1b
+#define APIC_BASE_X2APIC 0xc00 /* enabled, and in x2APIC mode */
 
 #define IOAPIC_REDIRECTION 0x10
 
@@ -65,6 +68,8 @@ void lapic_send(u32 apic_id, u32 command)
 
 void lapic_cpu_init(void)
 {
+    if (apic_is_x2apic)
+        wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | APIC_BASE_X2APIC);
     lapic_write(LAPIC_SPURIOUS, 0x100 | VEC_SPURIOUS);
     lapic_write(LAPIC_LVT_LINT0, LVT_MASKED);
 }
@@ -109,6 +114,8 @@ void irq_init(void)
 {
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
+    if (!apic_is_x2apic && command_line_has("x2apic"))
+        wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | APIC_BASE_X2APIC);
     /* A local APIC in x2APIC mode leaves its page to the bus, which answers with ones. */
     if (mmio_read32(LAPIC_BASE + LAPIC_VERSION) == 0xffffffff) {
         apic_is_x2apic = 1;

@@ -8,7 +8,11 @@
 
 #include "arch.h"
 
-void irq_init(void); /* local APIC on, legacy PIC out of the way, I/O APIC probed */
+/*
+ * Local APIC on (in x2APIC mode if it is already, or if `x2apic` is on the kernel command line), legacy PIC out
+ * of the way, I/O APIC probed.
+ */
+void irq_init(void);
 bool irq_has_ioapic(void);
 bool irq_has_lapic(void);
 

@@ -132,6 +132,21 @@ const char *entry_name(void)
     return machine.entry == ENTRY_PVH ? "PVH" : "64-bit Linux boot";
 }
 
+bool command_line_has(const char *word)
+{
+    const char *at = machine.command_line;
+    size_t length = strlen(word);
+    while (*at) {
+        if (starts_with(at, word) && (at[length] == ' ' || at[length] == 0))
+            return true;
+        while (*at && *at != ' ')
+            at++;
+        while (*at == ' ')
+            at++;
+    }
+    return false;
+}
+
 void print_memory_map(void)
 {
     static const char *const names[] = {"?", "RAM", "reserved", "ACPI tables", "ACPI NVS", "unusable"};

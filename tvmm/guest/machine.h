@@ -27,6 +27,7 @@ extern struct machine machine;
 
 void machine_init(u32 entry, u64 info);
 const char *entry_name(void);
+bool command_line_has(const char *word); /* as a whole word */
 void print_memory_map(void);
 
 /* Contiguous zeroed pages that are never given back; 0 if memory is out. */

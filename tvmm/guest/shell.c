@@ -26,11 +26,6 @@ static void add_orders(const char *word, size_t length)
     orders[used] = ';';
 }
 
-static bool word_is(const char *word, size_t length, const char *text)
-{
-    return length == strlen(text) && !memcmp(word, text, length);
-}
-
 void shell_init(void)
 {
     const char *at = machine.command_line;
@@ -38,18 +33,16 @@ void shell_init(void)
         size_t length = 0;
         while (at[length] && at[length] != ' ')
             length++;
-        if (length >= 4 && starts_with(at, "run="))
+        if (starts_with(at, "run="))
             add_orders(at + 4, length - 4);
-        else if (word_is(at, length, "quiet"))
-            quiet = true;
-        else if (word_is(at, length, "then=poweroff"))
-            then = THEN_POWEROFF;
-        else if (word_is(at, length, "then=reboot"))
-            then = THEN_REBOOT;
         at += length;
         while (*at == ' ')
             at++;
     }
+    quiet = command_line_has("quiet");
+    then = command_line_has("then=poweroff") ? THEN_POWEROFF
+         : command_line_has("then=reboot")   ? THEN_REBOOT
+                                             : THEN_SHELL;
 }
 
 bool shell_quiet(void) { return quiet; }

@@ -8,9 +8,6 @@
 #include "machine.h"
 #include "mptable.h"
 
-#define MSR_APIC_BASE   0x1b
-#define APIC_BASE_X2APIC 0xc00 /* enabled, and in x2APIC mode */
-
 extern char trampoline[], trampoline_end[], tss_table[];
 extern u64 boot_kstack, boot_ustack, boot_rip;
 extern u32 boot_tss, boot_argument;
@@ -24,8 +21,6 @@ _Static_assert(sizeof(struct percpu) < 1024, "the rest of the page is the kernel
 static void __attribute__((noreturn)) ap_main(u64 index)
 {
     struct cpu *cpu = &cpus[index];
-    if (apic_is_x2apic)
-        wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | APIC_BASE_X2APIC);
     lapic_cpu_init();
     cpu->online = true;
     for (;;) {

@@ -24,7 +24,7 @@ void uart_init(void)
     outb(COM1 + DATA, 1);   /* 115200 */
     outb(COM1 + IER, 0);
     outb(COM1 + LCR, 0x03); /* 8N1 */
-    outb(COM1 + FCR, 0x07); /* FIFO on and cleared, receive trigger at 1 byte */
+    outb(COM1 + FCR, 0xc7); /* FIFO on and cleared; interrupt at 14 bytes, or when no more come */
 }
 
 void uart_write(const void *data, size_t length)

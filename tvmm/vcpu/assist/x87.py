@@ -129,7 +129,9 @@ def _emms(op: Operation) -> None:
         raise GuestException(INVALID_OPCODE)
     op.require_fpu()
     _check_pending(op)
-    op.change_image(STATE_X87)[4] = 0
+    image = op.change_image(STATE_X87)
+    image[2:4] = (_status(op) & ~TOP).to_bytes(2, "little")
+    image[4] = 0
 
 
 def _ldmxcsr(op: Operation) -> None:

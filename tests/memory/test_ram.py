@@ -1,0 +1,72 @@
+"""RAM blocks and guest memory as tvmm reads and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tvmm.config.memory import MemoryConfig
+from tvmm.errors import HostError, MemoryAccessError
+from tvmm.memory.layout import HIGH_MEMORY, HOLE_START
+from tvmm.memory.ram import GuestRam, RamBlock
+
+
+@pytest.fixture(params=[True, False], ids=["shared", "private"])
+def ram(request: pytest.FixtureRequest) -> Iterator[GuestRam]:
+    """4 MiB of guest RAM."""
+    made = GuestRam(MemoryConfig(4 << 20, shared=request.param))
+    yield made
+    made.close()
+
+
+def test_what_is_written_is_read(ram: GuestRam) -> None:
+    """Bytes come back from where they were put, and nowhere else."""
+    ram.write(0x1234, b"guest memory")
+    assert ram.read(0x1234, 12) == b"guest memory"
+    assert ram.read(0x1233, 1) == ram.read(0x1240, 1) == b"\0"
+
+
+def test_a_write_that_leaves_ram_changes_nothing(ram: GuestRam) -> None:
+    """All of it or nothing."""
+    end = 4 << 20
+    with pytest.raises(MemoryAccessError, match="not RAM"):
+        ram.write(end - 2, b"abc")
+    assert ram.read(end - 2, 2) == b"\0\0"
+    with pytest.raises(MemoryAccessError):
+        ram.read(end, 1)
+
+
+def test_zero_gives_fresh_memory(ram: GuestRam) -> None:
+    """After a reset the guest reads zeros."""
+    ram.write(0x2000, b"x" * 10000)
+    ram.zero()
+    assert ram.read(0x2000, 10000) == bytes(10000)
+
+
+def test_ram_above_the_hole() -> None:
+    """5 GiB: the last byte below the hole and the first above it are different places; the hole is none."""
+    ram = GuestRam(MemoryConfig(5 << 30))
+    try:
+        ram.write(HOLE_START - 1, b"L")
+        ram.write(HIGH_MEMORY, b"H")
+        assert ram.read(HOLE_START - 1, 1) == b"L"
+        assert ram.read(HIGH_MEMORY, 1) == b"H"
+        with pytest.raises(MemoryAccessError):
+            ram.read(HOLE_START, 1)
+        with pytest.raises(MemoryAccessError):
+            ram.window(HOLE_START - 1, 2)
+    finally:
+        ram.close()
+
+
+def test_more_memory_than_can_be_is_one_clear_error() -> None:
+    """The host's refusal names the block and says what to do."""
+    with pytest.raises(HostError, match=r"pc\.ram.*--memory"):
+        RamBlock("pc.ram", 1 << 62)
+
+
+def test_huge_pages_that_are_not_there_are_one_clear_error() -> None:
+    """The message holds the command that reserves them."""
+    with pytest.raises(HostError, match="nr_hugepages"):
+        RamBlock("pc.ram", 1 << 50, huge_page=2 << 20)
