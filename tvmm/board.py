@@ -16,7 +16,7 @@ from tvmm.boot.loader import KernelOptions, load
 from tvmm.bus import MmioBus, PortBus
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
-from tvmm.devices.misc import DebugExit, PostPort, ResetControl, SystemControl
+from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
 from tvmm.errors import ConfigError, HostError, ImageError
 from tvmm.kvm.irq import IrqLine
@@ -135,15 +135,14 @@ class Board:
         self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._deadline_changed)
         self.ports.add(RTC_PORT, RTC_PORTS, self.rtc, "rtc")
 
-        self.pm = AcpiPm(time.monotonic_ns, self._sleep, line(SCI_IRQ), self._deadline_changed)
+        self.pm = AcpiPm(line(SCI_IRQ), self._sleep, time.monotonic_ns, self._deadline_changed)
         self.ports.add(PM_PORT, PM_PORTS, self.pm, "acpi-pm")
 
         self.post = PostPort()
         self.ports.add(POST_PORT, 1, self.post, "post")
         self.system_control = SystemControl(self._reset)
-        self.ports.add(FAST_A20_PORT, 1, self.system_control, "system-control")
-        self.reset_control = ResetControl(self._reset)
-        self.ports.add(RESET_CONTROL_PORT, 1, self.reset_control, "reset-control")
+        self.ports.add(FAST_A20_PORT, 1, _Offset(self.system_control, 0), "system-control")
+        self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
         for device in self.config.devices:
             self._make_device(device.name, dict(device.properties))
 
@@ -199,7 +198,6 @@ class Board:
             self.rtc.reset()
             self.pm.reset()
             self.system_control.reset()
-            self.reset_control.reset()
         self.vm.set_chips(self.chips)
         for vcpu, state in zip(self.vcpus, self.power_on, strict=True):
             back_to_power_on(vcpu, state)

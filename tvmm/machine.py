@@ -320,6 +320,7 @@ class Machine:
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self._running = False
+        self._serial_end.finish()
         self._ended.set()
         if outcome.kind == "crashed":
             self.on_event("GUEST_PANICKED", {"action": "shutdown"})

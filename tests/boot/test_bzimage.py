@@ -64,7 +64,7 @@ def test_loads_the_protected_mode_part() -> None:
 def test_payload() -> None:
     """The compressed kernel is a view into the file."""
     image = memoryview(bzimage(b"payload"))
-    assert payload(image, parse_bzimage(image, "k"), "k") == b"payload"
+    assert bytes(payload(image, parse_bzimage(image, "k"), "k")) == b"payload"
 
 
 def test_what_follows_the_kernel_is_not_loaded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import pack, pack_into
 
 import pytest
@@ -102,7 +103,7 @@ def test_zeros_need_no_room_in_the_file() -> None:
     assert elf.segments[-1].size == 4096
 
 
-HEADER_FAULTS = {
+HEADER_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "only the magic": (lambda i: i[:4], "truncated"),
     "header cut": (lambda i: i[:40], "truncated"),
     "program headers cut": (lambda i: i[:100], "truncated: the file ends before its program headers"),
@@ -138,7 +139,7 @@ def test_arm_is_named() -> None:
 
 def test_32_bit_without_note_says_what_is_missing() -> None:
     """The refusal of a 32-bit file names the note that would make it acceptable."""
-    with pytest.raises(ImageError, match="32-bit ELF without a PVH note; .*CONFIG_PVH"):
+    with pytest.raises(ImageError, match=r"32-bit ELF without a PVH note; .*CONFIG_PVH"):
         parse(elf32([TEXT], entry=ONE_MIB))
 
 
@@ -229,7 +230,7 @@ def test_free_low_memory_may_be_used() -> None:
 def test_larger_than_memory() -> None:
     """The hint names enough memory."""
     elf = parse(elf64([Load(ONE_MIB, b"x", 100 << 20)], entry=ONE_MIB))
-    with pytest.raises(ImageError, match="RAM ends at 0x4000000; .*--memory 101M"):
+    with pytest.raises(ImageError, match=r"RAM ends at 0x4000000; .*--memory 101M"):
         check_placement(elf, RAM, "k")
     check_placement(elf, 101 << 20, "k")
 

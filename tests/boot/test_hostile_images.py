@@ -41,12 +41,14 @@ def try_load(image: bytes, entry: Literal["auto", "pvh", "linux64"], emulated: b
     try:
         state = load(options, memory, RAM, 2, emulated)
     except (ImageError, ConfigError) as error:
-        assert not memory.writes
-        assert "\n" not in str(error)
+        refusal = str(error)
     else:
         assert isinstance(state, EntryState)
         assert state.registers["rip"] < RAM
         assert not memory.overlapping_writes()
+        return
+    assert not memory.writes
+    assert "\n" not in refusal
 
 
 @settings(deadline=None, max_examples=300)
@@ -122,22 +124,21 @@ def test_mutated_payloads(codec: str, offset: int, data: bytes, size: int | None
     claimed = int.from_bytes(packed[-4:], "little")
     try:
         kernel = unpack(memoryview(packed), "k", 1 << 24)
-    except ImageError as error:
-        assert "\n" not in str(error)
-    else:
-        assert len(kernel) == claimed
+    except ImageError:
+        return
+    assert len(kernel) == claimed
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_bomb_in_little_memory(codec: str) -> None:
-    """A payload that would become 64 MiB, but claims 64 KiB, costs no more than a decoder's buffers."""
-    packed = memoryview(pack_kernel(codec, bytes(64 << 20), claimed=1 << 16))
+    """A payload that would become 16 MiB, but claims 64 KiB, costs no more than a decoder's buffers."""
+    packed = memoryview(pack_kernel(codec, bytes(16 << 20), claimed=1 << 16))
     unpack(memoryview(pack_kernel(codec, INNER)), "k")
     tracemalloc.start()
     try:
         with pytest.raises(ImageError):
             unpack(packed, "k")
-        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.support.images import pack_kernel, pe_program
@@ -33,9 +35,5 @@ def test_file_is_named(kind: str) -> None:
     """The message says what the file is and what to do about it."""
     image, words = FILES[kind]
     error = unknown_kernel(memoryview(image), "k")
-    pytest.raises(type(error), _raise, error).match(words)
+    assert re.search(words, str(error))
     assert error.hint
-
-
-def _raise(error: Exception) -> None:
-    raise error

@@ -277,6 +277,6 @@ def test_initrd_placement_property(start: int, size: int, initrd: int, limit: in
     place, used = initrd_of(memory), Range(start, max(size, 0x400))
     assert place.size == initrd
     assert place.start % 4096 == 0
-    assert ONE_MIB <= place.start
+    assert place.start >= ONE_MIB
     assert place.end <= min(RAM, limit + 1)
     assert place.end <= used.start or used.end <= place.start

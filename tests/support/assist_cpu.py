@@ -1,4 +1,4 @@
-"""Fakes for instruction assist: a vCPU with linear windows of memory, and one with page tables in a byte array."""
+"""Fakes for instruction assist: a vCPU with linear windows of memory, and one with page tables in RAM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from tvmm.errors import MemoryAccessError
 from tvmm.vcpu.assist.cpu import GENERAL_PROTECTION, GuestException, PageFault
+from tvmm.vcpu.assist.operation import REGISTERS
 from tvmm.vcpu.assist.paging import paging_of, read_linear, write_linear
 from tvmm.vcpu.assist.xsave import XsaveComponent
 
 __all__ = ["FakeCpu", "FlatMemory", "PagedCpu", "TableBuilder", "initial_image", "segment"]
 
-NAMES = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip".split()
+NAMES = (*REGISTERS, "rip")
 
 LAYOUT = {2: XsaveComponent(576, 256), 9: XsaveComponent(2432, 8)}
 """AVX and PKRU, as an AMD processor lays them out."""
@@ -30,7 +31,16 @@ def initial_image() -> bytearray:
 
 def segment(**values: int) -> SimpleNamespace:
     """A flat segment with some fields changed."""
-    fields = {"base": 0, "limit": 0xFFFFFFFF, "selector": 0, "type": 3, "present": 1, "dpl": 0, "db": 0, "s": 1}
+    fields = {
+        "base": 0,
+        "limit": 0xFFFFFFFF,
+        "selector": 0,
+        "type": 3,
+        "present": 1,
+        "dpl": 0,
+        "db": 0,
+        "s": 1,
+    }
     return SimpleNamespace(**{**fields, "l": 0, "g": 1, **values})
 
 

@@ -1,4 +1,4 @@
-"""Builders of kernel images for tests: small, whole, and wrong in one place at a time where a test asks for it."""
+"""Builders of kernel images for tests: small and whole, or wrong in the one place that a test asks for."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def elf64(
     kind: int = ET_EXEC,
     extra_headers: Sequence[bytes] = (),
 ) -> bytes:
-    """A 64-bit ELF of `loads` and one note segment; `extra_headers` are whole program headers put in front."""
+    """A 64-bit ELF of `loads` and one note segment; `extra_headers` are whole program headers put in
+    front."""
     count = len(loads) + bool(notes) + len(extra_headers)
     offset = 64 + 56 * count
     ident = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
@@ -142,9 +143,9 @@ def pack_kernel(codec: str, kernel: bytes, *, claimed: int | None = None) -> byt
     if codec == "gzip":
         return gzip.compress(kernel)[:-4] + size
     if codec == "xz":
-        return lzma.compress(kernel, check=lzma.CHECK_CRC32) + size
+        return lzma.compress(kernel, check=lzma.CHECK_CRC32, preset=0) + size
     if codec == "lzma":
-        return lzma.compress(kernel, format=lzma.FORMAT_ALONE) + size
+        return lzma.compress(kernel, format=lzma.FORMAT_ALONE, preset=0) + size
     if codec == "bzip2":
         return bz2.compress(kernel) + size
     if codec == "zstd":

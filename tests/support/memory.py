@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tvmm.errors import MemoryAccessError
 from tvmm.memory.layout import Range, ram_ranges
 
@@ -11,8 +13,8 @@ __all__ = ["FakeMemory"]
 class FakeMemory:
     """`size` bytes of RAM where a machine of that size has them; bytes that nobody wrote are zero.
 
-    `writes` has the range of each write in order. Writes are kept as they came, not spread over a buffer, so that
-    gigabytes of RAM cost nothing.
+    `writes` has the range of each write in order. Writes are kept as they came, not spread over a buffer, so
+    that gigabytes of RAM cost nothing.
     """
 
     def __init__(self, size: int) -> None:
@@ -39,7 +41,7 @@ class FakeMemory:
     def overlapping_writes(self) -> list[tuple[Range, Range]]:
         """Pairs of writes that share bytes: a loader that puts two things in one place."""
         ordered = sorted(self.writes)
-        return [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if b.start < a.end]
+        return [(a, b) for a, b in pairwise(ordered) if b.start < a.end]
 
     def _check(self, gpa: int, length: int) -> None:
         if length < 0 or not any(ram.start <= gpa and gpa + length <= ram.end for ram in self.ranges):

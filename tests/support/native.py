@@ -1,8 +1,8 @@
 """Run one instruction on the real processor: the oracle that instruction assist is compared with.
 
-The instruction is put between hand-written machine code that loads all general registers but RSP, the flags and the
-x87, SSE and AVX state, and that stores them again behind it. Only instructions that user mode may execute, that
-cannot fault with the operands given and that leave RSP, DF and TF alone may be run.
+The instruction is put between hand-written machine code that loads all general registers but RSP, the flags
+and the x87, SSE and AVX state, and that stores them again behind it. Only instructions that user mode may
+execute, that cannot fault with the operands given and that leave RSP, DF and TF alone may be run.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import ctypes
 import mmap
 from typing import NamedTuple
 
+from tvmm.vcpu.assist.operation import REGISTERS
+
 __all__ = ["GENERAL", "NativeCpu", "State", "host_features"]
 
-GENERAL = tuple("rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split())
+GENERAL = REGISTERS
 NUMBERS = tuple(number for number in range(16) if number != 4)
 """Registers that are loaded and stored: all but RSP."""
 
@@ -22,7 +24,7 @@ CODE, REGISTERS_IN, FLAGS_IN, REGISTERS_OUT, FLAGS_OUT = 0, 0x1000, 0x1080, 0x11
 XSAVE_IN, XSAVE_OUT, DATA = 0x2000, 0x3000, 0x4000
 SIZE = 0x5000
 INSTRUCTION = 0x200
-"""Where in the code page the instruction begins: the same place each time, so RIP-relative operands are possible."""
+"""Where in the code page the instruction begins, always: so that it can have RIP-relative operands."""
 
 STATES = 7
 PUSHES = bytes.fromhex("53 55 41 54 41 55 41 56 41 57")

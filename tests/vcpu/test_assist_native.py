@@ -1,6 +1,6 @@
 """Instruction assist against the processor that runs the tests: each row of the table, random operands.
 
-Rows that user mode may not execute, that depend on the machine, or that have large operands are tested elsewhere.
+Rows that user mode may not execute, or that depend on the machine, are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -8,29 +8,34 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from tests.support.assembler import Form, encode
 from tests.support.assist_cpu import FakeCpu, initial_image
 from tests.support.native import GENERAL, NativeCpu, State, host_features
-
 from tvmm.vcpu.assist.cpu import CF, OF, SF, ZF
 from tvmm.vcpu.assist.emulate import TABLE, Row, emulate
 
 ALL_FLAGS = 0x8D5
 
-NOT_HERE = frozenset(
-    "clac stac rdtscp rdpid invpcid verr verw xgetbv xsetbv xsave xsaveopt xsavec xsaves xrstor xrstors".split()
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NOT_HERE = _names(
+    "clac stac rdtscp rdpid invpcid verr verw xgetbv xsetbv xsave xsaveopt xsavec xsaves xrstor xrstors"
 )
-X87 = frozenset("fwait fnclex fninit fnstsw fnstcw fldcw fild emms ldmxcsr stmxcsr vldmxcsr vstmxcsr".split())
-SIZED = frozenset("popcnt tzcnt lzcnt movbe crc32".split())
-WIDE = SIZED | frozenset(
+X87 = _names("fwait fnclex fninit fnstsw fnstcw fldcw fild emms ldmxcsr stmxcsr vldmxcsr vstmxcsr")
+SIZED = _names("popcnt tzcnt lzcnt movbe crc32")
+WIDE = SIZED | _names(
     "adcx adox movnti andn bextr blsr blsmsk blsi bzhi pdep pext mulx rorx shlx shrx sarx movd pinsrd pextrd "
-    "vmovd vpinsrd vpextrd".split()
+    "vmovd vpinsrd vpextrd"
 )
-GENERAL_ONLY = frozenset("andn bextr blsr blsmsk blsi bzhi pdep pext mulx rorx shlx shrx sarx".split())
+GENERAL_ONLY = _names("andn bextr blsr blsmsk blsi bzhi pdep pext mulx rorx shlx shrx sarx")
 
 DEFINED_FLAGS = {
-    **dict.fromkeys("tzcnt lzcnt".split(), CF | ZF),
-    **dict.fromkeys("andn blsi blsr blsmsk bzhi".split(), CF | ZF | SF | OF),
+    **dict.fromkeys(_names("tzcnt lzcnt"), CF | ZF),
+    **dict.fromkeys(_names("andn blsi blsr blsmsk bzhi"), CF | ZF | SF | OF),
     "bextr": CF | ZF | OF,
 }
 
@@ -45,25 +50,27 @@ NEEDS = {
     "cmpxchg16b": "cx16",
     "pclmulqdq": "pclmulqdq",
     "vpclmulqdq": "pclmulqdq",
-    **dict.fromkeys("andn bextr blsr blsmsk blsi".split(), "bmi1"),
-    **dict.fromkeys("bzhi pdep pext mulx rorx shlx shrx sarx".split(), "bmi2"),
+    **dict.fromkeys(_names("andn bextr blsr blsmsk blsi"), "bmi1"),
+    **dict.fromkeys(_names("bzhi pdep pext mulx rorx shlx shrx sarx"), "bmi2"),
 }
 
-ONLY_128 = frozenset(
-    "vmovss vmovsd vmovlps vmovlpd vmovhps vmovhpd vmovd vmovq vpinsrw vpinsrb vpinsrd vpextrw vpextrb vpextrd "
-    "vpclmulqdq vldmxcsr vstmxcsr".split()
+ONLY_128 = _names(
+    "vmovss vmovsd vmovlps vmovlpd vmovhps vmovhpd vmovd vmovq vpinsrw vpinsrb vpinsrd vpextrw "
+    "vpextrb vpextrd "
+    "vpclmulqdq vldmxcsr vstmxcsr"
 )
-ONLY_256 = frozenset(
+ONLY_256 = _names(
     "vbroadcastsd vbroadcastf128 vbroadcasti128 vinsertf128 vinserti128 vextractf128 vextracti128 vperm2f128 "
-    "vperm2i128 vpermq".split()
+    "vperm2i128 vpermq"
 )
-NO_FIRST_OPERAND = frozenset(
+NO_FIRST_OPERAND = _names(
     "vmovups vmovupd vmovaps vmovapd vmovdqa vmovdqu vlddqu vmovntdqa vmovntps vmovntpd vmovntdq vmovd vmovq "
-    "vpmovmskb vmovmskps vmovmskpd vpextrw vpextrb vpextrd vpshufd vpshuflw vpshufhw vpabsb vpabsw vpabsd vptest "
+    "vpmovmskb vmovmskps vmovmskpd vpextrw vpextrb vpextrd vpshufd vpshuflw vpshufhw vpabsb vpabsw vpabsd "
+    "vptest "
     "vzeroupper vpbroadcastb vpbroadcastw vpbroadcastd vpbroadcastq vbroadcastss vbroadcastsd vbroadcastf128 "
     "vbroadcasti128 vextractf128 vextracti128 vpermq rorx vldmxcsr vstmxcsr "
     "vpmovsxbw vpmovsxbd vpmovsxbq vpmovsxwd vpmovsxwq vpmovsxdq vpmovzxbw vpmovzxbd vpmovzxbq vpmovzxwd "
-    "vpmovzxwq vpmovzxdq".split()
+    "vpmovzxwq vpmovzxdq"
 )
 """VEX forms with one source, whose VEX.vvvv must be all ones."""
 
@@ -105,7 +112,9 @@ def _state(rng: random.Random) -> State:
     for number in range(16):
         image[160 + 16 * number : 176 + 16 * number] = _vector_lane(rng)
         image[576 + 16 * number : 592 + 16 * number] = _vector_lane(rng)
-    registers = tuple(rng.choice((rng.getrandbits(64), rng.getrandbits(16), 0, (1 << 64) - 1)) for _ in range(16))
+    registers = tuple(
+        rng.choice((rng.getrandbits(64), rng.getrandbits(16), 0, (1 << 64) - 1)) for _ in range(16)
+    )
     data = b"".join(_vector_lane(rng) for _ in range(256))
     return State(registers, 0x202 | rng.getrandbits(12) & ALL_FLAGS, bytes(image), data)
 
@@ -139,7 +148,9 @@ def _form(key: tuple[bool, int, int, int], row: Row, rng: random.Random, in_memo
         operand_66=row.name in SIZED and prefix != 1 and not wide and rng.random() < 0.3,
         vector_256=long_vector or row.name in ONLY_256,
         vvvv=0 if _one_source(row.name, opcode, in_memory) else rng.choice(usable),
-        immediate=rng.getrandbits(8) if number == 3 or opcode in (0x70, 0x71, 0x72, 0x73, 0xC4, 0xC5, 0xC6) else None,
+        immediate=rng.getrandbits(8)
+        if number == 3 or opcode in (0x70, 0x71, 0x72, 0x73, 0xC4, 0xC5, 0xC6)
+        else None,
     )
 
 
@@ -159,13 +170,13 @@ def _with_operand(state: State, form: Form, address: int, rng: random.Random) ->
 def _emulated(native: NativeCpu, code: bytes, state: State) -> tuple[str | None, State]:
     data = bytearray(state.data)
     cpu = FakeCpu((native.data_address, data))
-    for name, value in zip(GENERAL, state.registers, strict=True):
-        setattr(cpu.regs, name, value)
+    for register, value in zip(GENERAL, state.registers, strict=True):
+        setattr(cpu.regs, register, value)
     cpu.regs.rip, cpu.regs.rflags = native.instruction_address, state.flags
     cpu.image = state.image
     name = emulate(cpu, code)
     assert cpu.regs.rip == native.instruction_address + len(code)
-    registers = tuple(getattr(cpu.regs, name) for name in GENERAL)
+    registers = tuple(getattr(cpu.regs, register) for register in GENERAL)
     return name, State(registers, cpu.regs.rflags, cpu.image, bytes(data))
 
 
@@ -232,7 +243,7 @@ ENCODINGS = {
     "c5 f9 ef 05 {distance}": "vpxor",
     "c4 e3 7b f0 05 {distance} 11": "rorx",
 }
-"""Encodings that the generator does not make; {distance} is that from the end of the instruction to the data."""
+"""Encodings that the generator does not make; {distance} leads from their end to the data."""
 
 
 @pytest.mark.parametrize("text", ENCODINGS)
@@ -267,14 +278,16 @@ X87_CODES = {
 
 @pytest.mark.parametrize("text", X87_CODES)
 def test_x87_control(native: NativeCpu, text: str) -> None:
-    """Control, status and tag words, the register stack, MXCSR and memory are as the processor leaves them."""
+    """Control, status, tags, register stack, MXCSR and memory are as the processor leaves them."""
     rng = random.Random(text)
     for _ in range(10):
         state = _state(rng)
         image = bytearray(state.image)
         # All exceptions masked, or a pending one would be raised by the code around the instruction.
         image[0:2] = (0x37F | rng.getrandbits(2) << 8 | rng.getrandbits(2) << 10).to_bytes(2, "little")
-        image[2:4] = (rng.getrandbits(6) | rng.getrandbits(3) << 11 | rng.getrandbits(1) << 14).to_bytes(2, "little")
+        image[2:4] = (rng.getrandbits(6) | rng.getrandbits(3) << 11 | rng.getrandbits(1) << 14).to_bytes(
+            2, "little"
+        )
         image[4] = rng.getrandbits(8)
         for number in range(8):
             image[32 + 16 * number : 42 + 16 * number] = rng.randbytes(10)

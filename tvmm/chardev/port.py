@@ -19,6 +19,7 @@ left. With a queue per viewer, leaving and coming back would buy a new one each 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -185,12 +186,12 @@ class SerialHub:
                 nursery.cancel_scope.cancel()
         self._delivered.set()
 
-    async def drain(self) -> None:
-        """Wait until `run` has passed on everything, no longer than the backend's patience.
+    async def drain(self, at_most: float = math.inf) -> None:
+        """Wait until `run` has passed on everything, for the backend's patience or `at_most` seconds if less.
 
         For the end of a machine, after its guest end was told to report that nothing more will come.
         """
-        with trio.move_on_after(self._backend.patience):
+        with trio.move_on_after(min(self._backend.patience, at_most)):
             await self._delivered.wait()
 
     def follow(self, *, holding: bool, start: int | None = None) -> Follower:

@@ -124,19 +124,15 @@ class PtyBackend:
         return 0
 
     async def _read_input(self, line: Line) -> None:
-        was_open = False
         while True:
             try:
                 data = await Descriptor(self._master).read(INPUT_CHUNK)
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise HostError(f"cannot read from {self.path}: {error.strerror}") from None
-                if was_open:
-                    self._make_raw()
-                was_open = False
+                self._make_raw()
                 await _look_later(line)
             else:
-                was_open = True
                 await line.send(data)
 
     def _is_closed(self) -> bool:
@@ -149,7 +145,9 @@ class PtyBackend:
         An echoing terminal would type the guest's output back at it.
         """
         attributes = termios.tcgetattr(self._master)
-        termios.tcsetattr(self._master, termios.TCSANOW, raw_attributes(attributes, output=True))
+        raw = raw_attributes(attributes, output=True)
+        if raw != attributes:
+            termios.tcsetattr(self._master, termios.TCSANOW, raw)
 
 
 async def _look_later(line: Line) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OutputClosed", "StdioBackend"]
 
+QUIT_PATIENCE_SECONDS = 1.0
+"""How long the last bytes may take after the user has asked for the end."""
+
 
 class OutputClosed(HostError):
     """Nobody reads standard output any more, as after ``tvmm run | head``."""
@@ -43,9 +46,9 @@ class StdioBackend:
     """
 
     path = ""
-    patience = math.inf
 
     def __init__(self, actions: Actions, *, escape: str = "\x01", stdin: int = 0, stdout: int = 1) -> None:
+        self.patience = math.inf
         self._actions = actions
         self._escape_key = ord(escape) if escape else 0
         self._stdin = stdin
@@ -113,6 +116,8 @@ class StdioBackend:
         elif event.kind is Kind.BREAK:
             await line.send_break()
         elif event.kind is Kind.QUIT:
+            # Who reads the output, a pager perhaps, may not be reading: that must not keep the user here.
+            self.patience = QUIT_PATIENCE_SECONDS
             self._actions.quit()
         elif event.kind is Kind.HELP:
             await self._write(escape.help())

@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tvmm.cli.completion import complete
 
             complete()
-        status = _dispatch(arguments)
-        _flush()
-        return status
+        return _dispatch(arguments)
     except SystemExit as end:
         # argparse ends like this when it has printed a help text.
         return end.code if isinstance(end.code, int) else 0
@@ -63,19 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from tvmm.cli.output import flush, say
     from tvmm.cli.verbs import find_verb
 
     if not arguments:
-        print(_overview(), file=sys.stderr, end="")
+        print(_overview(), file=sys.stderr)
         return STATUS_USAGE
     word, *rest = arguments
     if word in _HELP:
         if not rest:
-            print(_overview(), end="")
+            say(_overview())
+            flush()
             return 0
         word, rest = rest[0], ["--help"]
     if word == "--version":
-        print(f"tvmm {_version()}")
+        say(f"tvmm {_version()}")
+        flush()
         return 0
     verb = find_verb(word)
     if verb is None:
@@ -89,17 +90,20 @@ def _dispatch(arguments: list[str]) -> int:
     from importlib import import_module
 
     status: int = import_module(verb.module).run(options)
+    flush()
     return status
 
 
 def _explain(error: Exception) -> int:
     """Say in one line what the user, the guest or a peer did wrong; raises `error` again if it is a bug."""
-    from tvmm.cli.output import RED, message
+    from tvmm.cli.output import RED, OutputError, message
     from tvmm.errors import GuestError, TvmmError
 
     known = _only_known(error, TvmmError)
     if known is None:
         raise error
+    if isinstance(known, OutputError):
+        _discard_output()
     message(str(known), RED)
     return STATUS_CRASHED if isinstance(known, GuestError) else STATUS_USAGE
 
@@ -139,27 +143,14 @@ def _overview() -> str:
         f"verbs:\n{rows}\n\noptions:\n"
         "  -h, --help  show this text; 'tvmm VERB --help' shows the options of a verb\n"
         "  --version   show the version\n\n"
-        f"{_EXAMPLES}"
+        f"{_EXAMPLES.rstrip()}"
     )
 
 
 def _version() -> str:
-    from tvmm.control.qmp import VERSION
+    from tvmm import __version__
 
-    return ".".join(map(str, VERSION))
-
-
-def _flush() -> None:
-    """Have everything written while an error still has somebody to go to."""
-    from tvmm.errors import HostError
-
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard_output()
-        raise HostError(f"the output cannot be written: {error.strerror}") from error
+    return __version__
 
 
 def _discard_output() -> None:

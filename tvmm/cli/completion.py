@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from tvmm.cli.output import say
 from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,16 +35,16 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Mapping[str, Any]) -> int:
     """Print the setup code."""
     argcomplete = _argcomplete()
-    print(argcomplete.shellcode(["tvmm"], shell=options["shell"]))
+    say(argcomplete.shellcode(["tvmm"], shell=options["shell"]))
     return 0
 
 
-def complete(output: TextIO | None = None) -> None:
+def complete() -> None:
     """Answer the shell, which asked through the environment, and exit the process."""
     from tvmm.cli.parser import build_parser
     from tvmm.cli.verbs import VERBS
 
-    _argcomplete().autocomplete(build_parser(VERBS), always_complete_options="long", output_stream=output)
+    _argcomplete().autocomplete(build_parser(VERBS), always_complete_options="long")
 
 
 def _argcomplete() -> Any:

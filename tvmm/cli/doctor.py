@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.cli.output import DIM, GREEN, RED, YELLOW, paint, print_json
+from tvmm.cli.output import DIM, GREEN, RED, YELLOW, paint, print_json, say
 from tvmm.config.units import format_size
 
 if TYPE_CHECKING:
@@ -86,16 +86,13 @@ def _print(findings: list[Finding], usable: bool) -> None:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         sign, colour = signs[finding.level]
-        print(
-            paint(_encodable(sign, finding.level), colour, sys.stdout),
-            f"{finding.name:{width}}  {finding.detail}",
-        )
+        mark = paint(_encodable(sign, finding.level), colour, sys.stdout)
+        say(f"{mark} {finding.name:{width}}  {finding.detail}")
         if finding.remedy:
-            print(paint(f"  {'':{width}}  to mend: {finding.remedy}", DIM, sys.stdout))
+            say(paint(f"  {'':{width}}  to mend: {finding.remedy}", DIM, sys.stdout))
     warnings = sum(finding.level == "warn" for finding in findings)
-    print()
-    print("machines can run here" if usable else "machines cannot run here", end="")
-    print(f" ({warnings} warning{'s' * (warnings != 1)})" if warnings else "")
+    counted = f" ({warnings} warning{'s' * (warnings != 1)})" if warnings else ""
+    say(f"\nmachines {'can' if usable else 'cannot'} run here{counted}")
 
 
 def _encodable(sign: str, word: str) -> str:

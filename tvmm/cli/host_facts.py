@@ -14,7 +14,6 @@ import platform
 import resource
 import shutil
 import stat
-import sys
 import sysconfig
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -73,7 +72,6 @@ class HostFacts(NamedTuple):
 
     architecture: str = ""
     kernel: str = ""
-    python: tuple[int, int] = (0, 0)
     uid: int = 0
     user: str = ""
     cpu_flags: frozenset[str] = frozenset()
@@ -116,7 +114,6 @@ def gather(runtime_dir: str) -> HostFacts:
     return HostFacts(
         architecture=platform.machine(),
         kernel=platform.release(),
-        python=(sys.version_info.major, sys.version_info.minor),
         uid=uid,
         user=os.environ.get("USER") or "$USER",
         cpu_flags=flags,

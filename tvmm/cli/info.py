@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tvmm.cli.machines import control, named
-from tvmm.cli.output import format_age, print_json, print_table, printable
+from tvmm.cli.output import format_age, print_json, print_table, printable, say
 from tvmm.config.units import format_size
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _show_overview(answer: dict[str, Any]) -> None:
     lines = {key.removesuffix("-seconds"): _plain(value) for key, value in texts.items()}
     width = max(map(len, lines))
     for key, text in lines.items():
-        print(f"{key:{width}}  {printable(text)}".rstrip())
+        say(f"{key:{width}}  {printable(text)}".rstrip())
 
 
 def _plain(value: object) -> str:

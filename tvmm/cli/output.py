@@ -10,6 +10,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from tvmm.errors import HostError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,18 +21,45 @@ __all__ = [
     "GREEN",
     "RED",
     "YELLOW",
+    "OutputError",
+    "flush",
     "format_age",
     "message",
     "paint",
     "print_json",
     "print_table",
     "printable",
+    "say",
     "table_lines",
     "wants_colour",
 ]
 
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 """Parameters of the SGR sequence (ECMA-48, 8.3.117)."""
+
+
+class OutputError(HostError):
+    """Standard output takes no more, for another reason than that its reader left."""
+
+
+def say(text: str) -> None:
+    """Print `text` and a newline on standard output. Raises `BrokenPipeError` or `OutputError`."""
+    try:
+        print(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
+
+
+def flush() -> None:
+    """Have everything written while an error still has somebody to go to. Raises as `say` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -86,14 +115,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str
 
         width = get_terminal_size().columns
         first, *rest = (line if len(line) <= width else line[: width - 1] + "…" for line in (first, *rest))
-    print("\n".join([paint(first, BOLD, sys.stdout), *rest]))
+    say("\n".join([paint(first, BOLD, sys.stdout), *rest]))
 
 
 def print_json(value: object) -> None:
     """Print `value` on standard output as indented JSON."""
     import json
 
-    print(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2))
 
 
 def format_age(seconds: float) -> str:

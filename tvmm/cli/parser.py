@@ -11,6 +11,7 @@ from importlib import import_module
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tvmm.cli.output import flush, say
 from tvmm.config.options import nearest
 from tvmm.errors import ConfigError
 
@@ -63,6 +64,11 @@ class Parser(argparse.ArgumentParser):
         elif colon:
             message = f"{argument}: {complaint}"
         raise ConfigError(message, f"see '{self.prog} --help'")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where argparse prints its help."""
+        say(message.rstrip())
+        flush()
 
     def option_strings(self) -> list[str]:
         """Every spelling of every option."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmm.cli.machines import control, named
+from tvmm.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +38,8 @@ def change(options: Mapping[str, Any], command: str, *, running: bool, word: str
     entry = named(options)
     with control(entry) as client:
         if client.execute("query-status")["running"] == running:
-            print(f"{entry.name} was {word} already")
+            say(f"{entry.name} was {word} already")
             return 0
         client.execute(command)
-    print(f"{entry.name} is {word}")
+    say(f"{entry.name} is {word}")
     return 0

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.cli.output import RED, message
+from tvmm.cli.output import RED, message, say
 from tvmm.config.machine import MachineConfig
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def run(options: Mapping[str, Any]) -> int:
     """Run the machine until it ends."""
     text = _help(options)
     if text is not None:
-        print(text, end="")
+        say(text.rstrip())
         return 0
     config = configure(options, os.environ, os.geteuid(), os.getpid())
 

@@ -28,9 +28,15 @@ __all__ = ["SIGNALS", "Guest", "supervise"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+LISTENING = ("pty", "unix", "tcp")
+"""Kinds of serial ports that somebody has to open from outside, and so must be told the name of."""
+
 
 class Guest(Protocol):
     """What is asked of a machine here."""
+
+    backend_path: str
+    """What to open to reach the serial port from outside, '' for nothing."""
 
     async def run(self) -> Outcome:
         """Let it run until it ends."""
@@ -60,6 +66,8 @@ async def supervise(
             nursery.start_soon(watch.run, received, nursery)
             async with machine as guest:
                 watch.guest = guest
+                if guest.backend_path and config.serial.kind in LISTENING:
+                    say(f"the serial port is at {config.serial.kind}:{guest.backend_path}")
                 outcome = await (guest.wait() if config.paused else guest.run())
                 watch.guest = None
             nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tvmm.cli.machines import base_directory, control, named
+from tvmm.cli.output import say
 from tvmm.config.units import format_duration, parse_duration
 from tvmm.control.registry import is_process, machines
 from tvmm.errors import HostError, UserError
@@ -58,7 +59,7 @@ def run(options: Mapping[str, Any]) -> int:
         with control(entry) as client:
             _power_off(client, entry, deadline, seconds)
     _wait_gone(entry, deadline, seconds)
-    print(f"{entry.name} {done}")
+    say(f"{entry.name} {done}")
     return 0
 
 

@@ -29,6 +29,7 @@ import math
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tvmm import __version__
 from tvmm.control.framing import BadSyntax, Framer, LimitExceeded
 from tvmm.errors import TvmmError
 
@@ -58,7 +59,7 @@ __all__ = [
     "version_info",
 ]
 
-VERSION = (0, 1, 0)
+VERSION = tuple(map(int, __version__.split(".")))
 """tvmm's version, as clients are told: major, minor, micro."""
 
 MAX_DIGITS = 100

@@ -69,8 +69,8 @@ class AcpiPm:
 
     `sci` is called once per pulse of the SCI. `on_sleep` gets the SLP_TYP (0 to 7) of each write that sets
     SLP_EN; what it means is the platform's choice, made in the DSDT's ``_Sx`` objects. `monotonic_ns` is the
-    clock of the timer. `on_deadline_changed` is called when `next_deadline_ns` has another answer than before;
-    a shell that keeps no deadlines lets the guest find the carry when it next looks.
+    clock of the timer. `on_deadline_changed` is called when `next_deadline_ns` has another answer than
+    before; a shell that keeps no deadlines lets the guest find the carry when it next looks.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ __all__ = [
     "check_bits",
     "check_bytes",
     "check_flag",
+    "check_int",
     "check_record",
     "check_uint",
     "read_bytewise",
@@ -50,6 +51,13 @@ def check_uint(field: str, value: object, limit: int) -> int:
     """`value` if it is a whole number from 0 to `limit`; raises `ValueError` naming `field` if not."""
     if type(value) is not int or not 0 <= value <= limit:
         raise ValueError(f"{field} is not a whole number from 0 to {limit:#x}")
+    return value
+
+
+def check_int(field: str, value: object, low: int, high: int) -> int:
+    """`value` if it is a whole number from `low` to `high`; raises `ValueError` naming `field` if not."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{field} is not a whole number from {low} to {high}")
     return value
 
 

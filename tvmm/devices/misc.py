@@ -101,11 +101,11 @@ class SystemControlState(NamedTuple):
 class SystemControl:
     """The two registers of a chip set by which a guest resets the machine.
 
-    Offset 0 is system control port A (port 0x92): bit 0 going from 0 to 1 resets, bit 1 is the fast A20 gate.
-    The gate reads back and does nothing else: address line 20 is always on, as no guest that boots here needs
-    the wrap of an 8086; it starts open for that reason. Offset 1 is the reset control register (port 0xcf9 of
-    Intel's south bridges): bit 2 going from 0 to 1 resets, bits 1 and 3 choose between kinds of reset that are one
-    and the same here, and read back.
+    Offset 0 is system control port A (port 0x92): bit 0 going from 0 to 1 resets, bit 1 is the fast A20
+    gate. The gate reads back and does nothing else: address line 20 is always on, as no guest that boots
+    here needs the wrap of an 8086; it starts open for that reason. Offset 1 is the reset control register
+    (port 0xcf9 of Intel's south bridges): bit 2 going from 0 to 1 resets, bits 1 and 3 choose between kinds
+    of reset that are one and the same here, and read back.
     """
 
     PORT_92, PORT_CF9 = 0, 1

@@ -53,7 +53,8 @@ class ExitBoard:
 
     def unusual_exit(self, vcpu: Vcpu, reason: int) -> bool:
         """See `thread.Board`."""
-        suberror, data = 0, []
+        suberror = 0
+        data: list[int] = []
         if reason == INTERNAL_ERROR:
             suberror, data = vcpu.kvm.internal_error()
             if suberror == EMULATION_SUBERROR and self._assist_allowed and self._assisted(vcpu, data):

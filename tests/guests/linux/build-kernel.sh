@@ -2,7 +2,7 @@
 # usage: build-kernel.sh OUTPUT_DIRECTORY [SOURCE_TARBALL]
 #
 # Builds the small test kernel from Debian's linux-source-6.1 package and leaves `vmlinux` (ELF with a PVH note and
-# a 64-bit entry), `bzImage` and `config` in OUTPUT_DIRECTORY. Unpacks and builds in OUTPUT_DIRECTORY/build (2 GB),
+# a 64-bit entry), `bzImage`, `config` and `cmdline.txt` in OUTPUT_DIRECTORY. Unpacks and builds in OUTPUT_DIRECTORY/build (2 GB),
 # which is kept, so that a second run only builds what changed.
 #
 # JOBS=N sets the number of parallel jobs (default: as many as there are processors).
@@ -59,5 +59,6 @@ fi
 make ARCH=x86 -j"${JOBS:-$(nproc)}" vmlinux bzImage
 cp arch/x86/boot/bzImage "$out/bzImage"
 cp .config "$out/config"
+cp "$here/cmdline.txt" "$out/cmdline.txt"
 objcopy --strip-debug vmlinux "$out/vmlinux"
 ls -l "$out/vmlinux" "$out/bzImage"

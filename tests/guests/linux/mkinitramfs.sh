@@ -1,0 +1,58 @@
+#!/bin/sh
+# usage: mkinitramfs.sh OUTPUT.cpio
+#
+# Makes an initramfs (newc cpio, not compressed, so that the kernel has nothing to unpack) around one static busybox:
+# the one on PATH, or the one that BUSYBOX names. Needs cpio. The same busybox gives the same bytes.
+set -eu
+
+if [ $# -ne 1 ]; then
+    echo "usage: $0 OUTPUT.cpio" >&2
+    exit 2
+fi
+out=$(realpath -m "$1")
+busybox=${BUSYBOX:-$(command -v busybox || true)}
+if [ ! -x "$busybox" ] || ! command -v cpio > /dev/null; then
+    echo "busybox or cpio is not installed: apt-get install busybox-static cpio" >&2
+    exit 1
+fi
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+chmod 755 "$root"
+mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/mnt" "$root/etc"
+cp "$busybox" "$root/bin/busybox"
+chmod 755 "$root/bin/busybox"
+for applet in sh mount umount cat ls echo dd sync ping ip nc md5sum sha256sum mkdir rm uname dmesg head grep sleep \
+    date free poweroff reboot; do
+    ln -s busybox "$root/bin/$applet"
+done
+# Only root can make it; the kernel's own built-in initramfs has one, too.
+mknod "$root/dev/console" c 5 1 2> /dev/null || true
+
+cat > "$root/init" << 'INIT'
+#!/bin/busybox sh
+# Says that user space is there, then does what the kernel command line asks for:
+#   run=COMMAND    a shell command, its spaces written as commas; ends with "RUN STATUS n"
+#   then=reboot    or then=poweroff, after that
+# and is a shell on the console otherwise.
+echo "HELLO FROM GUEST"
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2> /dev/null
+for word in $(cat /proc/cmdline); do
+    case $word in
+        run=*)
+            sh -c "$(echo "${word#run=}" | busybox tr , ' ')"
+            echo "RUN STATUS $?"
+            ;;
+        then=reboot) reboot -f ;;
+        then=poweroff) poweroff -f ;;
+    esac
+done
+exec sh
+INIT
+chmod 755 "$root/init"
+
+find "$root" -exec touch -h -d @0 {} +
+cd "$root"
+find . | LC_ALL=C sort | cpio -o -H newc --quiet --reproducible -R 0:0 > "$out"
