@@ -38,12 +38,13 @@ class SerialPort:
     def __init__(self, irq: Callable[[], None], bus_lock: threading.Lock) -> None:
         self.ring = TransmitRing(COM1_PORT, RING_BYTES)
         self.on_receive_room: Callable[[], None] = _nobody_waits
-        self.model = Uart16550(self.ring, irq, self._receive_room)
+        self._published: tuple[bool, int] | None = None
+        self._irq = irq
+        self.model = Uart16550(self.ring, self._interrupt, self._receive_room)
         self.received = 0
         self._bus_lock = bus_lock
         self._hold_lock = threading.Lock()
         self._held: list[Callable[[], None]] = []
-        self._published: tuple[bool, int] | None = None
         self._publish()
 
     def close(self) -> None:
@@ -74,6 +75,11 @@ class SerialPort:
         if fast != self._published:
             self._published = fast
             self.ring.publish(fast.tx, fast.lsr)
+
+    def _interrupt(self) -> None:
+        # First what the C step may answer: the guest may read the line status before we are done here.
+        self._publish()
+        self._irq()
 
     def _receive_room(self) -> None:
         self.on_receive_room()

@@ -53,5 +53,5 @@ def test_stdio_imports_only_what_it_needs() -> None:
     ).stdout.split()
     assert {name for name in loaded if not name.startswith("tvmm")} <= {"termios"}
     assert {name.rpartition(".")[2] for name in loaded if name.startswith("tvmm.chardev.")} == {
-        "descriptor", "editor", "escape", "factory", "feed", "history", "port", "stdio", "terminal",
+        "descriptor", "factory", "feed", "history", "port", "stdio", "terminal",
     }  # fmt: skip

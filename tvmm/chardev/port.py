@@ -125,11 +125,13 @@ class Backend(Protocol):
     `run` is called at most once within that block.
     """
 
-    path: str
-    """What a viewer opens: a pty's name, a socket's path, host:port; empty if there is nothing to open."""
+    @property
+    def path(self) -> str:
+        """What a viewer opens: a pty's name, a socket's path, host:port; empty if there is nothing to open."""
 
-    patience: float
-    """Seconds that the end of a machine should wait for this backend to take the guest's last bytes."""
+    @property
+    def patience(self) -> float:
+        """Seconds that the end of a machine should wait for this backend to take the guest's last bytes."""
 
     async def __aenter__(self) -> Self:
         """Acquire descriptors, terminal mode, names in the file system."""

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm.chardev.descriptor import Descriptor, borrow
-from tvmm.chardev.escape import Escape, Event, Kind
 from tvmm.chardev.port import INPUT_CHUNK, skipped_note
 from tvmm.chardev.terminal import RawTerminal
-from tvmm.errors import HostError, TvmmError
+from tvmm.errors import HostError
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
     from tvmm.chardev.feed import Follower
+    from tvmm.chardev.keyboard import Keyboard
     from tvmm.chardev.port import Actions, Line
 
 __all__ = ["OutputClosed", "StdioBackend"]
@@ -48,13 +48,21 @@ class StdioBackend:
     path = ""
 
     def __init__(self, actions: Actions, *, escape: str = "\x01", stdin: int = 0, stdout: int = 1) -> None:
-        self.patience = math.inf
         self._actions = actions
         self._escape_key = ord(escape) if escape else 0
         self._stdin = stdin
         self._stdout = stdout
         self._input: Descriptor | None = None
+        self._keyboard: Keyboard | None = None
         self._writing = trio.Lock()
+
+    @property
+    def patience(self) -> float:
+        """As long as the reader of the guest's last bytes takes, unless the user has asked for the end.
+
+        A pager that is not reading on must not keep the user here.
+        """
+        return QUIT_PATIENCE_SECONDS if self._keyboard and self._keyboard.quit_asked else math.inf
 
     async def __aenter__(self) -> Self:
         with ExitStack() as stack:
@@ -102,42 +110,18 @@ class StdioBackend:
                 raise HostError(f"cannot write to standard output: {error.strerror}") from None
 
     async def _read_input(self, source: Descriptor, line: Line, follower: Follower) -> None:
-        escape = Escape(key=self._escape_key) if self._escape_key and os.isatty(self._stdin) else None
-        while data := await _read(source):
-            if escape is None:
-                await line.send(data)
-            else:
-                for event in escape.feed(data):
-                    await self._do(event, escape, line, follower)
+        data = await _read(source)
+        if data and self._escape_key and os.isatty(self._stdin):
+            # Imported with the first key, and so never before the guest has begun to run.
+            from tvmm.chardev.keyboard import Keyboard
 
-    async def _do(self, event: Event, escape: Escape, line: Line, follower: Follower) -> None:
-        if event.kind is Kind.SEND:
-            await line.send(event.data)
-        elif event.kind is Kind.BREAK:
-            await line.send_break()
-        elif event.kind is Kind.QUIT:
-            # Who reads the output, a pager perhaps, may not be reading: that must not keep the user here.
-            self.patience = QUIT_PATIENCE_SECONDS
-            self._actions.quit()
-        elif event.kind is Kind.HELP:
-            await self._write(escape.help())
-        elif event.kind is Kind.ECHO:
-            await self._write(event.data)
-        elif event.kind is Kind.COMMAND:
-            await self._write(await self._answer(event.data))
+            self._keyboard = Keyboard(self._escape_key, line, follower, self._actions, self._write)
+            take = self._keyboard.take
         else:
-            # Output that comes while the user types a command would tear it apart. It is kept, as far as the
-            # history reaches, and the guest goes on.
-            follower.paused = event.kind is Kind.PROMPT
-
-    async def _answer(self, command: bytes) -> bytes:
-        try:
-            answer = await self._actions.command(command.decode("utf-8", "replace"))
-        except TvmmError as error:
-            answer = str(error)
-        if answer and not answer.endswith("\n"):
-            answer += "\n"
-        return answer.replace("\n", "\r\n").encode("utf-8", "replace")
+            take = line.send
+        while data:
+            await take(data)
+            data = await _read(source)
 
 
 def _optional_input(stack: ExitStack, fd: int) -> Descriptor | None:
