@@ -45,16 +45,17 @@ class Descriptor:
                 await trio.lowlevel.wait_readable(self.fd)
 
     async def write_some(self, data: bytes | memoryview) -> int:
-        """Wait until some of `data` can be written, write it and return how much it was."""
+        """Wait until some of `data` can be written, write it and return how much it was.
+
+        Lets others run only if it has to wait: it is called for each burst of a guest's output, by loops that
+        wait for the burst.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
-                count = os.write(self.fd, data)
+                return os.write(self.fd, data)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self.fd)
-            else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return count
 
     async def write(self, data: bytes) -> None:
         """Write all of `data`. If cancelled, an unknown part of it was written."""

@@ -1,4 +1,4 @@
-"""What becomes of the keys pressed on a terminal: input for the guest, or orders that are carried out here."""
+"""What becomes of keys pressed on a terminal: input for the guest, or orders that are carried out here."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Backend(Protocol):
 
     @property
     def path(self) -> str:
-        """What a viewer opens: a pty's name, a socket's path, host:port; empty if there is nothing to open."""
+        """What a viewer opens: a pty's name, a socket's path, host:port; empty if there is nothing."""
 
     @property
     def patience(self) -> float:

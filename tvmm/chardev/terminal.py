@@ -18,6 +18,8 @@ import signal
 import termios
 from typing import TYPE_CHECKING, Any
 
+from tvmm.errors import HostError
+
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
@@ -54,7 +56,7 @@ def raw_attributes(attributes: list[Any], *, output: bool) -> list[Any]:
 class RawTerminal:
     """Context manager for one use: the terminal open as `fd` is raw inside the block.
 
-    If `fd` is not a terminal, nothing is done. Raises `termios.error` if the terminal refuses.
+    If `fd` is not a terminal, nothing is done. Raises `HostError` if the terminal refuses.
     """
 
     def __init__(self, fd: int) -> None:
@@ -75,9 +77,9 @@ class RawTerminal:
             self._catch(number)
         try:
             termios.tcsetattr(self._fd, termios.TCSANOW, raw_attributes(self._saved, output=False))
-        except BaseException:
+        except termios.error as error:
             self.__exit__(None, None, None)
-            raise
+            raise HostError(f"cannot change the mode of the terminal: {error.args[-1]}") from None
         return self
 
     def __exit__(

@@ -87,11 +87,13 @@ def _plain(value: object) -> str:
     """A JSON value as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None or value in ("", [], {}):
+        return "-"
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
-    return "-" if value is None else str(value)
+    return str(value)
 
 
 def _ask_memory(client: QmpClient, entry: MachineEntry) -> list[dict[str, Any]]:
