@@ -15,7 +15,9 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NEEDS = "tvmm is compiled at install time: run 'apt-get install gcc libc6-dev linux-libc-dev python3-dev' and install again"
+NEEDS = (
+    "tvmm is compiled at install time: run 'apt-get install gcc libc6-dev linux-libc-dev python3-dev' and install again"
+)
 
 
 def missing_tool(compiler: str) -> str:
@@ -43,7 +45,8 @@ class Build(build_ext):
             sys.exit(f"tvmm: {missing}; {NEEDS}")
         super().run()
         spec = importlib.util.spec_from_file_location("tvmm_guest_build", ROOT / "tvmm/guest/build.py")
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         top = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)

@@ -33,16 +33,17 @@ def main() -> None:
     folder = free_folder("serial")
     append = f"run=emit,{size} then=poweroff"
     try:
-        ours, theirs = folder / "tvmm", folder / "qemu"
+        our_file, their_file = folder / "tvmm", folder / "qemu"
         measures: list[Callable[[], float]] = [
-            lambda: rate(tvmm_command(append, serial=f"file={ours}"), ours, size)
+            lambda: rate(tvmm_command(append, serial=f"file={our_file}"), our_file, size)
         ]
         if have_qemu():
-            measures.append(lambda: rate(qemu_command(append, serial=f"file:{theirs}"), theirs, size))
+            measures.append(lambda: rate(qemu_command(append, serial=f"file:{their_file}"), their_file, size))
         figures: list[Figures] = in_turns(runs, *measures)
     finally:
         shutil.rmtree(folder)
-    report(f"serial output of {size >> 10} KiB to a file", "KiB/s", figures[0], figures[1] if len(figures) > 1 else None, "at least 1.0")
+    theirs = figures[1] if len(figures) > 1 else None
+    report(f"serial output of {size >> 10} KiB to a file", "KiB/s", figures[0], theirs, "at least 1.0")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ async def warm(runs: int) -> Figures:
 def main() -> None:
     """Measure and print."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    # The plain command line, as most people start it; the guest reads end of input and goes on waiting, so it is told to end.
     ours = tvmm_command("then=poweroff")
     if have_qemu():
         cold, theirs = in_turns(runs, lambda: first_byte_ms(ours), lambda: first_byte_ms(qemu_command("then=poweroff")))

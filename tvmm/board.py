@@ -292,7 +292,8 @@ def _host_memory(huge_page: int) -> tuple[int, int, int]:
     free = 0
     if huge_page:
         try:
-            with open(f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB/free_hugepages", encoding="ascii") as file:
+            path = f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB/free_hugepages"
+            with open(path, encoding="ascii") as file:
                 free = int(file.read())
         except OSError:
             free = 0

@@ -48,6 +48,8 @@ __all__ = ["Machine", "Outcome"]
 STATUS_CRASHED = 3
 HALT_LOOK_SECONDS = 0.5
 """How often the machine looks whether its vCPUs have stopped for good; costs one clock read a vCPU."""
+DRAIN_SECONDS = 1.0
+"""What a reader of the serial line gets to take the rest when the machine was ended from outside."""
 CONTROL_GRACE_SECONDS = 0.1
 """How long the control server's modules may wait to be imported for the guest to say its first word."""
 MP_UNINITIALIZED, MP_HALTED = 1, 3
@@ -103,7 +105,10 @@ class Machine:
 
     @asynccontextmanager
     async def _lifetime(self) -> AsyncIterator[None]:
-        self.board = self._prepared or await trio.to_thread.run_sync(Board, self.config)
+        if self._prepared is not None:
+            self.board = self._prepared
+        else:
+            self.board = await trio.to_thread.run_sync(Board, self.config)
         try:
             self._wire()
             with collapse():
@@ -170,7 +175,8 @@ class Machine:
         """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
         await self._hold()
         self._serial_end.finish()
-        await self.hub.drain()
+        by_itself = self.outcome is not None and self.outcome.kind != "quit"
+        await self.hub.drain(at_most=math.inf if by_itself else DRAIN_SECONDS)
 
     async def _serve_control(self, sockets: list[str], console: str) -> None:
         """The control sockets and the console's. Their modules are imported once the guest is on its way."""
@@ -279,7 +285,7 @@ class Machine:
     # --- what the guest asks for ---
 
     def _from_guest(self, request: GuestRequest) -> None:
-        """On a vCPU's thread: stop all of them, so that no instruction after the request runs, and tell the supervisor."""
+        """On a vCPU's thread: stop all of them, so that nothing after the request runs, and tell the supervisor."""
         for vcpu in self.vcpus:
             vcpu.hold()
         self._token.run_sync_soon(self._post, request)

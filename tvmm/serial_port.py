@@ -1,8 +1,9 @@
 """COM1 as a part of the board: the UART model, its transmit ring in C, and what the host's side needs of both.
 
-Three parties meet here. vCPU threads access registers under the bus lock, or not at all where the C step serves
-them from what `_publish` said last. The pump (a Trio task, see `chardev/guest_end.py`) takes transmitted bytes out of the
-ring and puts received ones into the model's FIFO. A vCPU that wrote into a full ring waits on `call_when_ready`.
+Three parties meet here. vCPU threads access registers under the bus lock, or not at all where the C step
+serves them from what `_publish` said last. The pump (a Trio task, see `chardev/guest_end.py`) takes transmitted
+bytes out of the ring and puts received ones into the model's FIFO. A vCPU that wrote into a full ring waits on
+`call_when_ready`.
 """
 
 from __future__ import annotations

@@ -81,9 +81,7 @@ def running(base: Path, machine: FakeMachine, console: bytes = b"") -> Iterator[
 class FakeGuest:
     """A machine for `supervise`: a context manager that can run, be asked to power off, and be ended."""
 
-    def __init__(
-        self, *, heeds: bool = False, ends: Outcome | None = None, stuck_while_made: bool = False
-    ) -> None:
+    def __init__(self, *, heeds: bool = False, ends: Outcome | None = None, stuck_while_made: bool = False) -> None:
         self.backend_path = ""
         self.made = trio.Event()
         self.started = trio.Event()

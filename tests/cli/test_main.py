@@ -145,9 +145,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_full_disk_is_the_hosts_error() -> None:
     """Output that cannot be written is told in one line."""
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*PYTHON, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run([*PYTHON, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.stderr == "tvmm: the output cannot be written: No space left on device\n"
     assert done.returncode == 2
 

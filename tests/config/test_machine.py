@@ -267,9 +267,7 @@ def test_every_option_can_stand_in_a_file() -> None:
     st.fixed_dictionaries(
         {},
         optional={
-            name: st.one_of(
-                st.text(max_size=8), st.integers(-5, 5), st.booleans(), st.lists(st.text(max_size=3))
-            )
+            name: st.one_of(st.text(max_size=8), st.integers(-5, 5), st.booleans(), st.lists(st.text(max_size=3)))
             for name in OPTION_NAMES
         },
     )

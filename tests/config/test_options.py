@@ -66,11 +66,7 @@ def test_without_a_first_key_every_item_needs_one() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(
-    st.dictionaries(
-        st.sampled_from(KEYS), st.text(st.characters(exclude_characters="\0"), max_size=12), min_size=1
-    )
-)
+@given(st.dictionaries(st.sampled_from(KEYS), st.text(st.characters(exclude_characters="\0"), max_size=12), min_size=1))
 def test_options_come_back(values: dict[str, str]) -> None:
     """Whatever the values hold, commas included, they survive being joined and parsed."""
     assert parse_options(join_options(values, first="size"), "memory", KEYS, first="size") == values

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tvmm.devices
 from tests.devices.uart_parts import Sink
 from tests.support import device_contract as contract
-from tests.support.device_contract import Rig, Subject
+from tests.support.device_contract import ContractDevice, Subject
 from tvmm.devices import acpi_pm, uart16550
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
 from tvmm.devices.uart16550 import Uart16550
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class UartRig:
@@ -45,13 +48,15 @@ class UartRig:
 class KeyboardRig:
     """A keyboard that somebody types on."""
 
-    KEYS = (b"\x1c", b"\xf0\x1c", b"\xe0\x75", b"\xe0\xf0\x75", b"\xe1\x14\x77\xe1\xf0\x14\xf0\x77", b"\xf0", b"\x83", b"")
+    KEYS = tuple(map(bytes.fromhex, ("1c", "f01c", "e075", "e0f075", "e11477e1f014f077", "f0", "83", "")))
 
     def __init__(self) -> None:
         self.log: list[object] = []
-        self.device = I8042(
-            lambda: self.log.append("irq1"), lambda: self.log.append("irq12"), lambda: self.log.append("reset")
-        )
+        self.device = I8042(self.says("irq1"), self.says("irq12"), self.says("reset"))
+
+    def says(self, what: str) -> Callable[[], None]:
+        """A callback that notes `what`."""
+        return lambda: self.log.append(what)
 
     def stimulate(self, choice: int, amount: int) -> None:
         """A key."""
@@ -117,14 +122,9 @@ class PmRig:
 class OutputRig:
     """A device that is written to and tells; nothing happens outside."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, build: Callable[[Callable[..., None]], ContractDevice]) -> None:
         self.log: list[object] = []
-        if kind is PostPort:
-            self.device = kind()
-        elif kind is DebugExit:
-            self.device = kind(self.log.append)
-        else:
-            self.device = kind(lambda: self.log.append("reset"))
+        self.device = build(lambda *told: self.log.append(told))
 
     def stimulate(self, choice: int, amount: int) -> None:
         """Nothing can happen."""
@@ -133,41 +133,23 @@ class OutputRig:
         """There is nothing outside."""
 
 
-def _uart() -> Rig:
-    return UartRig()
-
-
-def _keyboard() -> Rig:
-    return KeyboardRig()
-
-
-def _rtc() -> Rig:
-    return RtcRig()
-
-
-def _pm() -> Rig:
-    return PmRig()
-
-
 BATTERY = frozenset(
-    {
-        "cmos", "register_a", "register_b", "offset_us", "weekday_shift", "stopped", "seconds_seen", "periods_seen",
-    }
-)  # fmt: skip
-"""What the clock keeps over a reset. Register B is among it for its mode bits; its interrupt bits have a test."""
+    {"cmos", "register_a", "register_b", "offset_us", "weekday_shift", "stopped"}
+    | {"seconds_seen", "periods_seen"}
+)
+"""What the clock keeps over a reset. Register B is in it for its modes; its interrupt bits have a test."""
 
 SUBJECTS = [
-    Subject("uart16550", _uart, uart16550.PORT_COUNT, "tvmm.devices.uart16550"),
-    Subject("i8042", _keyboard, 5, "tvmm.devices.i8042"),
-    Subject("rtc", _rtc, 2, "tvmm.devices.rtc", BATTERY),
-    Subject("acpi_pm", _pm, acpi_pm.LENGTH, "tvmm.devices.acpi_pm"),
-    Subject("post", lambda: OutputRig(PostPort), 1, "tvmm.devices.misc"),
+    Subject("uart16550", UartRig, uart16550.PORT_COUNT, "tvmm.devices.uart16550"),
+    Subject("i8042", KeyboardRig, 5, "tvmm.devices.i8042"),
+    Subject("rtc", RtcRig, 2, "tvmm.devices.rtc", BATTERY),
+    Subject("acpi_pm", PmRig, acpi_pm.LENGTH, "tvmm.devices.acpi_pm"),
+    Subject("post", lambda: OutputRig(lambda tell: PostPort()), 1, "tvmm.devices.misc"),
     Subject("debug_exit", lambda: OutputRig(DebugExit), 2, "tvmm.devices.misc"),
     Subject("system_control", lambda: OutputRig(SystemControl), 2, "tvmm.devices.misc"),
 ]
-MODULES = sorted(
-    f"tvmm.devices.{path.stem}" for path in Path(tvmm.devices.__path__[0]).glob("*.py") if path.stem != "__init__"
-)
+STEMS = {path.stem for path in Path(tvmm.devices.__path__[0]).glob("*.py")} - {"__init__"}
+MODULES = sorted(f"tvmm.devices.{stem}" for stem in STEMS)
 
 each_device = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 
@@ -211,8 +193,4 @@ def test_imports(module: str) -> None:
 def test_every_device_is_here() -> None:
     """Each module with a device in it is under contract."""
     parts = {"common", "ps2_keyboard", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
-    assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in _stems() - parts}
-
-
-def _stems() -> set[str]:
-    return {module.rpartition(".")[2] for module in MODULES}
+    assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in STEMS - parts}

@@ -76,6 +76,8 @@ def test_spans_agree_with_a_byte_map(wanted: list[tuple[int, int]], gpa: int, le
             regions.spans(gpa, length)
     else:
         found = [
-            (region.block, offset + index) for region, offset, count in regions.spans(gpa, length) for index in range(count)
+            (region.block, offset + index)
+            for region, offset, count in regions.spans(gpa, length)
+            for index in range(count)
         ]
         assert found == expected

@@ -178,7 +178,7 @@ async def test_string_io_arrives_element_by_element() -> None:
 
 async def test_a_full_device_holds_the_vcpu_until_it_has_room() -> None:
     """A write that returns a hold keeps the guest there; a pause gets through; room lets it go on."""
-    released = []
+    released: list[bool] = []
 
     class Full(RecordingPort):
         def write(self, offset: int, size: int, value: int):  # type: ignore[no-untyped-def]

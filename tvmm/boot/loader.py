@@ -7,7 +7,7 @@ PVH note.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.boot.e820 import memory_map
 from tvmm.boot.elf import ElfImage, check_placement, is_elf, load_elf, parse_elf
@@ -42,8 +42,8 @@ class KernelOptions(NamedTuple):
     kernel_name: str
     initrd: memoryview | bytes | None = None
     append: str = ""
-    entry: Literal["auto", "pvh", "linux64"] = "auto"
-    decompress: Literal["auto", "on", "off"] = "auto"
+    entry: str = "auto"
+    decompress: str = "auto"
 
 
 class _ElfKernel(NamedTuple):

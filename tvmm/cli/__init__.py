@@ -34,8 +34,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (without the program's name; None: this process's). Returns the exit
-    status.
+    """Run the command line `argv` and return the exit status.
+
+    `argv` is without the program's name; None is this process's own.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -124,11 +125,7 @@ def _unknown(word: str) -> Exception:
     see = "see 'tvmm --help'"
     if word.startswith("-"):
         guess = nearest(word, ["--help", "--version"])
-        hint = (
-            f"did you mean {guess!r}? ({see})"
-            if guess
-            else f"options go behind the verb, as in 'tvmm run {word}'"
-        )
+        hint = f"did you mean {guess!r}? ({see})" if guess else f"options go behind the verb, as in 'tvmm run {word}'"
         return ConfigError(f"unknown option {word!r}", hint)
     guess = nearest(word, [verb.name for verb in VERBS])
     return ConfigError(f"unknown verb {word!r}", f"did you mean {guess!r}? ({see})" if guess else see)

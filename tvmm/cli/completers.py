@@ -32,11 +32,7 @@ def machine_names(prefix: str, **context: Any) -> list[str]:
     from tvmm.errors import UserError
 
     try:
-        return [
-            entry.name
-            for entry in machines(base_directory())
-            if entry.alive and entry.name.startswith(prefix)
-        ]
+        return [entry.name for entry in machines(base_directory()) if entry.alive and entry.name.startswith(prefix)]
     except UserError:
         return []
 

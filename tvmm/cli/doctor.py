@@ -203,14 +203,10 @@ def _capabilities(facts: HostFacts) -> Iterator[Finding]:
     if lacking:
         yield Finding(name, "fail", f"lacks {', '.join(lacking)}", "use a host with a newer kernel")
         return
-    yield Finding(
-        name, "ok", f"API 12, up to {facts.capabilities.get('MAX_VCPUS') or 'some'} vCPUs a machine"
-    )
+    yield Finding(name, "ok", f"API 12, up to {facts.capabilities.get('MAX_VCPUS') or 'some'} vCPUs a machine")
     missing = [cap for cap in WANTED if not facts.capabilities.get(cap)]
     if missing:
-        yield Finding(
-            "KVM extras", "warn", f"lacks {', '.join(missing)}: slower devices", "use a newer kernel"
-        )
+        yield Finding("KVM extras", "warn", f"lacks {', '.join(missing)}: slower devices", "use a newer kernel")
     ring, protect = (
         facts.capabilities.get("DIRTY_LOG_RING"),
         facts.capabilities.get("MANUAL_DIRTY_LOG_PROTECT2"),
@@ -227,9 +223,7 @@ def _capabilities(facts: HostFacts) -> Iterator[Finding]:
 def _memory(facts: HostFacts) -> Iterator[Finding]:
     available = f"{facts.memory_available >> 20}M available of {facts.memory_total >> 20}M"
     if facts.memory_available < LITTLE_MEMORY:
-        yield Finding(
-            "memory", "warn", f"little: {available}", "end something, or give guests less: --memory 64M"
-        )
+        yield Finding("memory", "warn", f"little: {available}", "end something, or give guests less: --memory 64M")
     else:
         yield Finding("memory", "ok", available)
 
@@ -243,9 +237,7 @@ def _huge_pages(facts: HostFacts) -> Iterator[Finding]:
         return
     if not facts.huge_pages_2m_free:
         count = (256 << 20) // HUGE_PAGE
-        reserved = (
-            f"{facts.huge_pages_2m} of 2M reserved, none free" if facts.huge_pages_2m else "none reserved"
-        )
+        reserved = f"{facts.huge_pages_2m} of 2M reserved, none free" if facts.huge_pages_2m else "none reserved"
         yield Finding(
             name,
             "warn",
@@ -261,16 +253,12 @@ def _huge_pages(facts: HostFacts) -> Iterator[Finding]:
 def _limits(facts: HostFacts) -> Iterator[Finding]:
     files = facts.nofile_limit
     if 0 <= files < FEW_FILES:
-        yield Finding(
-            "open files", "warn", f"limit {files}: too few for many CPUs and devices", "ulimit -n 4096"
-        )
+        yield Finding("open files", "warn", f"limit {files}: too few for many CPUs and devices", "ulimit -n 4096")
     else:
         yield Finding("open files", "ok", "no limit" if files < 0 else f"limit {files}")
     locked = facts.memlock_limit
     if facts.uid == 0 or locked < 0:
-        yield Finding(
-            "locked memory", "ok", "no limit" if locked < 0 else f"limit {format_size(locked)}, not for root"
-        )
+        yield Finding("locked memory", "ok", "no limit" if locked < 0 else f"limit {format_size(locked)}, not for root")
     elif locked < 64 << 10:
         yield Finding(
             "locked memory",

@@ -49,9 +49,7 @@ KVM_EXTENSIONS = (
 
 CAP_NET_ADMIN = 12
 SYS_USERFAULTFD, SYS_IO_URING_SETUP = 323, 425
-"""System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl); the only architecture tvmm runs
-on.
-"""
+"""System call numbers (arch/x86/entry/syscalls/syscall_64.tbl); tvmm runs on x86-64 alone."""
 IO_URING_PARAMS_BYTES = 120
 UFFD_USER_MODE_ONLY = 1
 
@@ -66,8 +64,9 @@ class Node(NamedTuple):
 
 
 class HostFacts(NamedTuple):
-    """The host as it is. Sizes are bytes; limits are -1 where there is none; a missing file gives '' or
-    -1.
+    """The host as it is.
+
+    Sizes are in bytes. A limit that there is none of, and a number that could not be read, is -1.
     """
 
     architecture: str = ""

@@ -90,9 +90,7 @@ def message(text: str, colour: str = BOLD) -> None:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
-    """`rows` under `header` in columns; those whose title is among the words of `right` are aligned to the
-    right.
-    """
+    """`rows` under `header` in columns; those whose titles are the words of `right` are aligned right."""
     cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     to_right = [title in right.split() for title in header]
@@ -106,9 +104,7 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], right: str
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
-    """Print `table_lines` on standard output; a terminal gets a bold header and no lines longer than it is
-    wide.
-    """
+    """Print `table_lines`; a terminal gets a bold header and no lines longer than it is wide."""
     first, *rest = table_lines(header, rows, right)
     if sys.stdout.isatty():
         from shutil import get_terminal_size

@@ -75,18 +75,14 @@ class Parser(argparse.ArgumentParser):
         return [text for action in self._actions for text in action.option_strings]
 
     def options(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What `arguments` set, by name. Raises `ConfigError`; prints and raises SystemExit for
-        ``--help``.
-        """
+        """What `arguments` set, by name. Raises `ConfigError`, and SystemExit once it has printed help."""
         namespace, left = self.parse_known_args(arguments)
         unknown = next((text for text in left if text.startswith("-") and text != "--"), None)
         if unknown is not None:
             spelled = unknown.partition("=")[0]
             guess = nearest(spelled, self.option_strings())
             see = f"see '{self.prog} --help'"
-            raise ConfigError(
-                f"unknown option {spelled!r}", f"did you mean {guess!r}? ({see})" if guess else see
-            )
+            raise ConfigError(f"unknown option {spelled!r}", f"did you mean {guess!r}? ({see})" if guess else see)
         if left:
             raise ConfigError(f"unexpected argument {left[0]!r}", f"see '{self.prog} --help'")
         return vars(namespace)

@@ -21,6 +21,8 @@ __all__ = ["Row", "add_arguments", "run"]
 
 ANSWER_SECONDS = 2.0
 """What one machine gets to answer: a hung one must not hide the others."""
+NAMES_TOLD = 5
+"""How many of the machines that were cleared away are named."""
 
 _EXAMPLES = """\
   tvmm ps
@@ -42,9 +44,7 @@ class Row(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     """The verb's options."""
-    parser.describe(
-        "List the running machines of this user, and clear away what crashed ones left behind.", _EXAMPLES
-    )
+    parser.describe("List the running machines of this user, and clear away what crashed ones left behind.", _EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print a JSON array with an object per machine")
 
 
@@ -54,7 +54,8 @@ def run(options: Mapping[str, Any]) -> int:
     stale = remove_stale(base)
     rows = [_ask(entry) for entry in machines(base) if entry.alive]
     if stale:
-        message(f"cleared away what is left of {', '.join(entry.name for entry in stale)}")
+        more = f" and {len(stale) - NAMES_TOLD} more" if len(stale) > NAMES_TOLD else ""
+        message(f"cleared away what is left of {', '.join(entry.name for entry in stale[:NAMES_TOLD])}{more}")
     if options.get("json"):
         print_json([row._asdict() for row in rows])
     elif not rows:

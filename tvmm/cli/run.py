@@ -38,8 +38,9 @@ SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second one ends the mac
 
 
 class Ending(NamedTuple):
-    """How a run ended: the machine's outcome (None if it never started), and the signal that ended it, or
-    0.
+    """How a run ended.
+
+    `outcome` is the machine's, None if it never started; `signal` the one that it took to end it, or 0.
     """
 
     outcome: Outcome | None
@@ -68,12 +69,8 @@ def add_arguments(parser: Parser) -> None:
         f"{_MORE}\n{EXIT_STATUSES}",
     )
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--name", metavar="NAME", help="name for 'tvmm ps', 'tvmm stop' ... (default vm-PID)"
-    )
-    machine.add_argument(
-        "--config", metavar="FILE.toml", help="read options from a file; those given here win"
-    )
+    machine.add_argument("--name", metavar="NAME", help="name for 'tvmm ps', 'tvmm stop' ... (default vm-PID)")
+    machine.add_argument("--config", metavar="FILE.toml", help="read options from a file; those given here win")
     memory = machine.add_argument(
         "--memory",
         metavar="SIZE[,key=val]",
@@ -92,14 +89,10 @@ def add_arguments(parser: Parser) -> None:
         help="add a device, may be repeated; 'help' lists the names, 'NAME,help' the properties",
     )
     kernel = parser.add_argument_group("kernel")
-    kernel.add_argument(
-        "--kernel", metavar="FILE", help="bzImage or ELF to boot (default: the built-in guest)"
-    )
+    kernel.add_argument("--kernel", metavar="FILE", help="bzImage or ELF to boot (default: the built-in guest)")
     kernel.add_argument("--initrd", metavar="FILE", help="initial RAM disk (default none)")
     kernel.add_argument("--append", metavar="TEXT", help="the kernel's command line (default empty)")
-    entry = kernel.add_argument(
-        "--entry", metavar="HOW", help="boot protocol: auto, pvh or linux64 (default auto)"
-    )
+    entry = kernel.add_argument("--entry", metavar="HOW", help="boot protocol: auto, pvh or linux64 (default auto)")
     decompress = kernel.add_argument(
         "--decompress", metavar="WHEN", help="unpack the kernel on the host: auto, on or off (default auto)"
     )
@@ -115,9 +108,7 @@ def add_arguments(parser: Parser) -> None:
         help="one more QMP control socket (default: only the one that the name leads to)",
     )
     life = parser.add_argument_group("life cycle")
-    life.add_argument(
-        "--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction"
-    )
+    life.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction")
     life.add_argument(
         "--no-reboot",
         dest="reboot",
@@ -165,12 +156,8 @@ def run(options: Mapping[str, Any]) -> int:
     return exit_status(ending)
 
 
-def configure(
-    options: Mapping[str, Any], environment: Mapping[str, str], uid: int, pid: int
-) -> MachineConfig:
-    """The machine that the options and, if they name one, the configuration file describe; always
-    registered.
-    """
+def configure(options: Mapping[str, Any], environment: Mapping[str, str], uid: int, pid: int) -> MachineConfig:
+    """The machine that options and configuration file describe, with a name and a place in the registry."""
     from tvmm.control.registry import runtime_directory
 
     given = dict(options)
@@ -180,9 +167,7 @@ def configure(
 
         given = {**read_config(path), **given}
     config = MachineConfig.from_options({"serial": "stdio", **given})
-    return config._replace(
-        name=config.name or f"vm-{pid}", runtime_dir=str(runtime_directory(environment, uid))
-    )
+    return config._replace(name=config.name or f"vm-{pid}", runtime_dir=str(runtime_directory(environment, uid)))
 
 
 def exit_status(ending: Ending) -> int:
@@ -236,7 +221,5 @@ def _cpu_help() -> str:
     from tvmm.config.cpu import CPU_MODELS
     from tvmm.vcpu.cpu_features import FEATURES
 
-    names = fill(
-        " ".join(sorted(FEATURES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
-    )
+    names = fill(" ".join(sorted(FEATURES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return f"models:\n  {' '.join(CPU_MODELS)}\n\nfeatures (MODEL,+NAME or MODEL,-NAME):\n{names}\n"

@@ -13,9 +13,7 @@ __all__ = ["VERBS", "Verb", "find_verb"]
 
 
 class Verb(NamedTuple):
-    """One verb: what the user types, the module behind it, a line about it, and whether it needs
-    arguments.
-    """
+    """One verb: what the user types, the module behind it, and a line about it."""
 
     name: str
     module: str

@@ -57,9 +57,7 @@ def _adjustment(text: str) -> tuple[str, bool]:
         name, equals, word = text.partition("=")
         if not equals:
             raise ConfigError(
-                f"cpu feature {text!r} is neither switched on nor off"
-                if text
-                else "cpu has an empty feature",
+                f"cpu feature {text!r} is neither switched on nor off" if text else "cpu has an empty feature",
                 f"write +{text or 'NAME'} or -{text or 'NAME'}",
             )
         state = parse_bool(word, f"cpu feature {name}")

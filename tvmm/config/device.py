@@ -112,9 +112,7 @@ class DeviceConfig(NamedTuple):
         known = device_type(name)
         keys = [prop.name for prop in known.properties]
         given = parse_options(text, f"device {name}", ["name", *keys], first="name")
-        properties = {
-            prop.name: prop.parse(given[prop.name], name) for prop in known.properties if prop.name in given
-        }
+        properties = {prop.name: prop.parse(given[prop.name], name) for prop in known.properties if prop.name in given}
         return cls(name, tuple(properties.items())).check()
 
     def check(self) -> DeviceConfig:

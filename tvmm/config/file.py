@@ -123,9 +123,7 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
         if key == "machine":
             return _renamed(table, key, {name: name for name in _MACHINE_KEYS})
         if key in OPTION_NAMES:
-            raise ConfigError(
-                f"{written} is no table", f'write {written} = "..."; the tables are {", ".join(_TABLES)}'
-            )
+            raise ConfigError(f"{written} is no table", f'write {written} = "..."; the tables are {", ".join(_TABLES)}')
         raise unknown_name("table", written, _TABLES)
     if key not in OPTION_NAMES:
         raise unknown_name("option", written, [name.replace("_", "-") for name in OPTION_NAMES])

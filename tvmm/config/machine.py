@@ -149,9 +149,7 @@ class MachineConfig(NamedTuple):
         if "\0" in self.control + self.runtime_dir:
             raise ConfigError("control path holds a NUL character")
         if self.control and self.serial.kind == "unix" and self.control == self.serial.path:
-            raise ConfigError(
-                f"control and serial both want the socket {self.control!r}", "give them different paths"
-            )
+            raise ConfigError(f"control and serial both want the socket {self.control!r}", "give them different paths")
         return self._replace(devices=tuple(device.check() for device in self.devices))
 
 

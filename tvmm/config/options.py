@@ -45,9 +45,7 @@ def unknown_name(kind: str, word: str, known: Sequence[str], none: str = "there 
     """The error for a `word` that is none of `known`: nearest match first, then all there are."""
     guess = nearest(word, known)
     listing = f"there are: {', '.join(known)}" if known else none
-    return ConfigError(
-        f"unknown {kind} {word!r}", f"did you mean {guess!r}? ({listing})" if guess else listing
-    )
+    return ConfigError(f"unknown {kind} {word!r}", f"did you mean {guess!r}? ({listing})" if guess else listing)
 
 
 def split_commas(text: str) -> list[str]:

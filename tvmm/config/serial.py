@@ -112,9 +112,7 @@ def _split(text: str) -> tuple[str, str, dict[str, str]]:
     word, equals, _ = head.partition("=")
     if word not in SERIAL_KINDS:
         guess = nearest(word, SERIAL_KINDS)
-        raise ConfigError(
-            f"unknown serial kind {word!r}", f"did you mean {guess!r}? ({_FORMS})" if guess else _FORMS
-        )
+        raise ConfigError(f"unknown serial kind {word!r}", f"did you mean {guess!r}? ({_FORMS})" if guess else _FORMS)
     if word in _TARGET_KINDS and not equals:
         raise ConfigError(f"serial {word} has no target", _FORMS)
     if word in _PLAIN_KINDS and equals:
@@ -137,9 +135,7 @@ def _address(text: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ConfigError(
-            f"serial tcp {text!r} is ambiguous", "put an IPv6 address into brackets: tcp=[::1]:4555"
-        )
+        raise ConfigError(f"serial tcp {text!r} is ambiguous", "put an IPv6 address into brackets: tcp=[::1]:4555")
     return host, parse_integer(port, "serial tcp port", 0, 65535)
 
 

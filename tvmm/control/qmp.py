@@ -59,7 +59,7 @@ __all__ = [
     "version_info",
 ]
 
-VERSION = tuple(map(int, __version__.split(".")))
+VERSION = tuple(map(int, __version__.split(".")))  # noqa: RUF048 - a test says that it has numbers only
 """tvmm's version, as clients are told: major, minor, micro."""
 
 MAX_DIGITS = 100

@@ -7,8 +7,17 @@
 u64 tsc_khz(void); /* measured on first use */
 const char *tsc_khz_source(void);
 
-static inline u64 tsc_to_us(u64 ticks) { return ticks / tsc_khz() * 1000 + ticks % tsc_khz() * 1000 / tsc_khz(); }
-static inline u64 tsc_to_ns(u64 ticks) { return ticks / tsc_khz() * 1000000 + ticks % tsc_khz() * 1000000 / tsc_khz(); }
+/* In two steps, so that no product overflows however long the machine has been up. */
+static inline u64 tsc_to_us(u64 ticks)
+{
+    return ticks / tsc_khz() * 1000 + ticks % tsc_khz() * 1000 / tsc_khz();
+}
+
+static inline u64 tsc_to_ns(u64 ticks)
+{
+    return ticks / tsc_khz() * 1000000 + ticks % tsc_khz() * 1000000 / tsc_khz();
+}
+
 static inline u64 us_to_tsc(u64 us) { return us / 1000 * tsc_khz() + us % 1000 * tsc_khz() / 1000; }
 static inline u64 ms_to_tsc(u64 ms) { return ms * tsc_khz(); }
 

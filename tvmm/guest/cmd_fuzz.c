@@ -1,9 +1,9 @@
 /*
  * Random accesses to every port and to every hole in the memory map, to see what the host makes of them.
  *
- * Left out is what would end the machine and with it the report: reset and power-off ports, QEMU's fw_cfg
- * DMA (it writes wherever it is told) and its port 0x7e (it patches the code that writes there), the local APIC, and writes to the I/O APIC (it can send INIT or SMI). Devices
- * that the shell needs afterwards are set up anew.
+ * Left out is what would end the machine and with it the report: reset and power-off ports, QEMU's fw_cfg DMA
+ * (it writes wherever it is told) and its port 0x7e (it patches the code that writes there), the local APIC, and
+ * writes to the I/O APIC (it can send INIT or SMI). Devices that the shell needs afterwards are set up anew.
  */
 #include "clock.h"
 #include "commands.h"

@@ -69,9 +69,11 @@ bool cmd_timer(int count, char **arguments)
         pit_start((u32)hz);
     else
         lapic_timer((u32)min_u64(khz * 1000 / hz, 0xffffffff), true);
-    while (irq_count[vector] - first < ticks && !interrupted()) {
+    /* A limit needs the local APIC's timer, so only the PIT has one; Ctrl-C ends the other if it stands still. */
+    u64 limit = start + ms_to_tsc(ticks * 2000 / hz + 1000);
+    while (irq_count[vector] - first < ticks && !interrupted() && !(pit && rdtsc() >= limit)) {
         if (irq_has_ioapic())
-            irq_wait(0);
+            irq_wait(pit ? limit : 0);
         else
             irq_poll();
     }

@@ -21,7 +21,7 @@
  * CPUs that the static tables have room for. All TSSes share one I/O bitmap: TSS number i lies at
  * TSS_STRIDE * i and its I/O map base reaches over the TSSes behind it to the bitmap at their end.
  */
-#define MAX_CPUS   64
+#define MAX_CPUS   256
 #define TSS_STRIDE 0x80
 #define IO_BITMAP_BYTES 0x2000
 

@@ -11,7 +11,8 @@
 #define PTE_TABLE      0x07 /* present, writable, user */
 #define PTE_RAM        0xe7 /* the same, accessed, dirty, 2 MiB page */
 #define GIB            (1ull << 30)
-#define ALLOCATOR_BYTES (4ull << 20) /* what page_alloc() has; plus a page directory for each GiB of RAM */
+/* What page_alloc() has, besides a page directory for each GiB of RAM: stacks of 256 CPUs take 5 MiB. */
+#define ALLOCATOR_BYTES (8ull << 20)
 
 struct pvh_start_info {
     u32 magic, version, flags, module_count;
@@ -120,7 +121,8 @@ void machine_init(u32 entry, u64 info)
     for (size_t i = 0; i < machine.region_count; i++) {
         const struct region *r = &machine.regions[i];
         if (r->type == REGION_RAM && r->start <= alloc_next && alloc_next - r->start < r->size)
-            alloc_end = min_u64(r->start + r->size, alloc_next + ALLOCATOR_BYTES + machine.ram_bytes / GIB * PAGE_SIZE);
+            alloc_end = min_u64(r->start + r->size,
+                                alloc_next + ALLOCATOR_BYTES + machine.ram_bytes / GIB * PAGE_SIZE);
     }
     for (size_t i = 0; i < machine.region_count; i++)
         if (machine.regions[i].type == REGION_RAM)

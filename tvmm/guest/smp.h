@@ -13,7 +13,7 @@ struct cpu {
     void (*volatile job)(struct cpu *); /* the mailbox: NULL when idle */
     volatile u64 counter; /* free for jobs */
     struct percpu *percpu;
-} __attribute__((aligned(128))); /* no two CPUs share a cache line */
+} __attribute__((aligned(64))); /* no two CPUs share a cache line */
 
 extern struct cpu cpus[MAX_CPUS];
 

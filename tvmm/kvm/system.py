@@ -125,7 +125,7 @@ def _open_error(path: str, error: OSError) -> HostError:
     if error.errno == errno.ENOENT:
         return HostError(
             f"no {path}: this host offers no KVM",
-            "load the module with 'modprobe kvm_intel' or 'modprobe kvm_amd', and turn virtualization on in the firmware",
+            "load it with 'modprobe kvm_intel' or 'modprobe kvm_amd', and turn virtualization on in the firmware",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return HostError(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tvmm.vcpu.cpuid import CpuidEntry
 
 __all__ = [
-    "KICK",
     "FAILED",
+    "KICK",
     "MMIO_READ",
     "MMIO_WRITE",
     "OTHER",

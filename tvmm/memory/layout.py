@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 __all__ = [
-    "LEGACY_WINDOW",
     "BASE_MEMORY_END",
     "BOOT_GDT",
     "BOOT_PAGE_TABLES",
@@ -19,6 +18,7 @@ __all__ = [
     "HOLE_START",
     "IOAPIC_BASE",
     "LAPIC_BASE",
+    "LEGACY_WINDOW",
     "MP_TABLE",
     "ONE_MIB",
     "PVH_INFO",
