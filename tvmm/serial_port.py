@@ -25,6 +25,12 @@ COM1_PORT = 0x3F8
 COM1_IRQ = 4
 PORT_COUNT = 8
 
+IER, MCR, LSR = 1, 4, 5
+RECEIVE_INTERRUPT = 0x01
+READY_LINES, LOOPBACK = 0x03, 0x10
+IDLE_POLLS = 64
+"""Line status reads in a row, with nothing written in between, that only a guest does which waits for input."""
+
 RING_BYTES = 1 << 16
 """What may wait for a slow reader before the guest has to wait."""
 
@@ -41,6 +47,9 @@ class SerialPort:
         self.on_receive_room: Callable[[], None] = _nobody_waits
         self._published: tuple[bool, int] | None = None
         self._irq = irq
+        self._listening = False
+        self._held_input = False
+        self._polls = 0
         self.model = Uart16550(self.ring, self._interrupt, self._receive_room)
         self.received = 0
         self._bus_lock = bus_lock
@@ -55,6 +64,7 @@ class SerialPort:
     def reset(self) -> None:
         """Registers and FIFO as after power-on; what was transmitted stays for the reader."""
         self.model.reset()
+        self._listening = self._held_input = False
         self._publish()
 
     # --- the guest's side, under the bus lock ---
@@ -62,20 +72,42 @@ class SerialPort:
     def read(self, offset: int, size: int) -> int:
         """A register read that the C step left to the model."""
         value = self.model.read(offset, size)
+        if self._held_input and offset == LSR:
+            self._polls += 1
+            if self._polls >= IDLE_POLLS:
+                self._listen()
         self._publish()
         return value
 
     def write(self, offset: int, size: int, value: int) -> Hold | None:
         """A register write that the C step left to the model; a full ring holds the vCPU."""
         self.model.write(offset, size, value)
+        self._polls = 0
+        if not self._listening:
+            state = self.model.state()
+            if state.ier & RECEIVE_INTERRUPT or (state.mcr & READY_LINES and not state.mcr & LOOPBACK):
+                self._listen()
         self._publish()
         return None if self.ring.room() else self
 
     def _publish(self) -> None:
         fast = self.model.fast_path()
+        if self._held_input:
+            fast = fast._replace(lsr=-1)
         if fast != self._published:
             self._published = fast
             self.ring.publish(fast.tx, fast.lsr)
+
+    def _listen(self) -> None:
+        """The guest takes input from now on.
+
+        Before that it is held here: a driver that sets its UART up clears the FIFO, and what was typed or piped in
+        early would be lost. A guest listens when it raises DTR or RTS, enables the receive interrupt, or polls for input.
+        """
+        self._listening = True
+        if self._held_input:
+            self._held_input = False
+            self._receive_room()
 
     def _interrupt(self) -> None:
         # First what the C step may answer: the guest may read the line status before we are done here.
@@ -109,7 +141,10 @@ class SerialPort:
     def receive(self, data: bytes) -> int:
         """Offer `data` to the guest: how many bytes the FIFO took. For the rest wait for `on_receive_room`."""
         with self._bus_lock:
-            taken = self.model.receive(data)
+            if self._listening:
+                taken = self.model.receive(data)
+            else:
+                taken, self._held_input = 0, True
             self._publish()
         self.received += taken
         return taken
@@ -117,6 +152,7 @@ class SerialPort:
     def receive_break(self) -> bool:
         """A break condition on the line. False: the FIFO is full, wait for `on_receive_room`."""
         with self._bus_lock:
-            taken = self.model.receive_break()
+            taken = self._listening and self.model.receive_break()
+            self._held_input = not self._listening
             self._publish()
         return taken

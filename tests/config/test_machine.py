@@ -74,7 +74,7 @@ def test_command_line_spellings_as_keywords() -> None:
 BAD: list[tuple[dict[str, object], str]] = [
     ({"initrd": "i"}, "initrd 'i' is given without a kernel"),
     ({"memory": "1M"}, "too small"),
-    ({"cpus": 0}, "from 1 to 255"),
+    ({"cpus": 0}, "from 1 to 254"),
     ({"assist": "of"}, "did you mean 'off'"),
     ({"powerdown_timeout": "0s"}, "powerdown timeout 0s is out of range"),
     ({"powerdown_timeout": "48h"}, "out of range"),
@@ -197,7 +197,7 @@ BAD_FILES = {
     "[memory]\nsize='1M'": "too small",
     "[memory]\nsize=['1G']": "[memory] size must be text or a number",
     "[cpu]\ncounts=1": "did you mean 'count'",
-    "[cpu]\ncount=0": "from 1 to 255",
+    "[cpu]\ncount=0": "from 1 to 254",
     "[cpu]\nfeatures='x'": "no list of text",
     "[kernel]\nfiel='x'": "did you mean 'file'",
     "entry='linux'": "unknown entry 'linux'",

@@ -64,3 +64,10 @@ class Port:
         """Edges since the last call."""
         count, self.edges = self.edges, 0
         return count
+
+
+def with_fifo(port: Port, trigger: int, ier: int = 0x01) -> None:
+    """FIFO on with trigger code `trigger`, `ier` enabled, gate open."""
+    port.write(FCR, 0x01 | trigger << 6)
+    port.write(MCR, OUT2)
+    port.write(IER, ier)

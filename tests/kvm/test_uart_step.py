@@ -15,6 +15,9 @@ from tvmm.kvm.uart import TransmitRing
 from tvmm.serial_port import COM1_PORT, RING_BYTES, SerialPort
 
 
+MCR, READY = 4, 0x0B
+
+
 class PlainRing:
     """`TransmitRing` in plain Python."""
 
@@ -39,6 +42,7 @@ class Twin:
         self.port = SerialPort(lambda: self._edge(0), threading.Lock())
         self.plain_ring = PlainRing(RING_BYTES)
         self.plain = Uart16550(self.plain_ring, lambda: self._edge(1), lambda: None)
+        self.write(MCR, READY)  # A guest that listens: before that the port holds input that the bare model takes.
 
     def _edge(self, which: int) -> None:
         self.edges[which] += 1

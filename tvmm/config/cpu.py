@@ -14,8 +14,8 @@ from tvmm.errors import ConfigError
 
 __all__ = ["CPU_MODELS", "MAX_CPUS", "CpuConfig"]
 
-MAX_CPUS = 255
-"""Local APIC ids are 8 bits in the tables that the guest gets, and 255 is broadcast."""
+MAX_CPUS = 254
+"""Local APIC ids are 8 bits in the tables that the guest gets: 255 is broadcast, and the IOAPIC takes one."""
 
 CPU_MODELS = ("host", "max", "minimal")
 

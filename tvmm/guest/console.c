@@ -41,9 +41,9 @@ void print(const char *text, ...)
     va_end(list);
 }
 
-bool console_has_room(void)
+size_t console_room(void)
 {
-    return !raw_input || ring_head - ring_tail < sizeof ring;
+    return raw_input ? sizeof ring - (ring_head - ring_tail) : sizeof ring;
 }
 
 void console_receive(u8 byte)

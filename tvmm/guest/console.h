@@ -10,7 +10,7 @@ void console_raw(const void *data, size_t length);   /* byte by byte as it is */
 
 /* For drivers: one received byte. Ctrl-C becomes interrupted() unless raw input was asked for. */
 void console_receive(u8 byte);
-bool console_has_room(void); /* false: leave it in the device, raw input must not lose any */
+size_t console_room(void); /* leave what exceeds this in the device: raw input must not lose any */
 
 int console_read(void);        /* next typed byte, or -1 */
 void console_set_raw(bool raw); /* forgets what was typed so far */

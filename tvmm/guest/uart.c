@@ -9,14 +9,18 @@
 #define COM1 0x3f8
 #define DATA 0 /* and divisor, low byte, while DLAB is set */
 #define IER  1 /* and divisor, high byte */
-#define FCR  2
+#define IIR  2 /* read */
+#define FCR  2 /* write */
 #define LCR  3
 #define MCR  4
 #define LSR  5
 
 #define LSR_DATA_READY 0x01
 #define LSR_THRE       0x20
+#define IIR_ID         0x0f
+#define IIR_RECEIVED   0x04 /* at least TRIGGER_LEVEL bytes are there */
 #define FIFO_DEPTH     16
+#define TRIGGER_LEVEL  14
 
 void uart_init(void)
 {
@@ -42,10 +46,16 @@ void uart_write(const void *data, size_t length)
 
 static bool held; /* bytes may be left in the FIFO, so no edge will come */
 
-/* Empties the FIFO, so that the interrupt line falls and the next byte makes an edge. */
+/*
+ * Empties the FIFO, so that the interrupt line falls and the next byte makes an edge. As long as the FIFO is at its
+ * trigger level, that many bytes need no look at LSR each.
+ */
 static void receive(void)
 {
-    while (!(held = !console_has_room()) && (inb(COM1 + LSR) & LSR_DATA_READY))
+    while (console_room() >= TRIGGER_LEVEL && (inb(COM1 + IIR) & IIR_ID) == IIR_RECEIVED)
+        for (int i = 0; i < TRIGGER_LEVEL; i++)
+            console_receive(inb(COM1 + DATA));
+    while (!(held = !console_room()) && (inb(COM1 + LSR) & LSR_DATA_READY))
         console_receive(inb(COM1 + DATA));
 }
 

@@ -1,0 +1,94 @@
+"""COM1 as a part of the board: early input is kept, a full ring holds, nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tvmm.serial_port import IDLE_POLLS, RING_BYTES, SerialPort
+
+DATA, IER, FCR, LCR, MCR, LSR = 0, 1, 2, 3, 4, 5
+
+
+@pytest.fixture
+def port() -> Iterator[SerialPort]:
+    """A port whose guest has not touched it yet."""
+    made = SerialPort(lambda: None, threading.Lock())
+    yield made
+    made.close()
+
+
+def received(port: SerialPort) -> bytes:
+    """What the guest finds in the FIFO."""
+    found = bytearray()
+    while port.read(LSR, 1) & 1:
+        found.append(port.read(DATA, 1))
+    return bytes(found)
+
+
+def linux_autoconfig(port: SerialPort) -> None:
+    """What a driver does to a UART before anybody opens it: loopback test, FIFO cleared, a read to clear interrupts."""
+    for offset, value in ((IER, 0), (MCR, 0x1A), (MCR, 0), (FCR, 1), (FCR, 7), (FCR, 0), (LCR, 3)):
+        port.write(offset, 1, value)
+    port.read(DATA, 1)
+
+
+def test_early_input_waits_until_the_guest_listens(port: SerialPort) -> None:
+    """Bytes that come before the driver is ready are refused, and taken, unharmed, when DTR and RTS rise."""
+    woken = []
+    port.on_receive_room = lambda: woken.append(True)
+    assert port.receive(b"early") == 0
+    linux_autoconfig(port)
+    assert not woken
+    port.write(FCR, 1, 1)
+    port.write(MCR, 1, 0x0B)
+    assert woken
+    assert port.receive(b"early") == 5
+    assert received(port) == b"early"
+
+
+def test_the_receive_interrupt_is_as_good_as_the_lines(port: SerialPort) -> None:
+    """A guest that never sets the modem lines but enables the interrupt gets its input."""
+    assert port.receive(b"x") == 0
+    port.write(IER, 1, 1)
+    assert port.receive(b"x") == 1
+
+
+def test_a_guest_that_only_polls_gets_its_input(port: SerialPort) -> None:
+    """Polling for input without any set-up opens the line; polling between transmitted bytes does not."""
+    assert port.receive(b"x") == 0
+    for _ in range(4 * IDLE_POLLS):
+        port.read(LSR, 1)
+        port.write(DATA, 1, 65)
+    assert port.receive(b"x") == 0
+    for _ in range(IDLE_POLLS):
+        port.read(LSR, 1)
+    assert port.receive(b"x") == 1
+    assert received(port) == b"x"
+
+
+def test_a_reset_closes_the_line_again(port: SerialPort) -> None:
+    """After a reset the next driver has to say that it is ready."""
+    port.write(MCR, 1, 3)
+    assert port.receive(b"a") == 1
+    port.reset()
+    assert port.receive(b"b") == 0
+
+
+def test_a_full_ring_holds_the_writer_and_lets_go_once(port: SerialPort) -> None:
+    """The write that fills the ring comes back with a hold; taking bytes out calls back once."""
+    hold = None
+    for count in range(RING_BYTES):
+        assert hold is None, count
+        hold = port.write(DATA, 1, 0x41)
+    assert hold is not None
+    called = []
+    assert hold.call_when_ready(lambda: called.append(True))
+    assert not port.read(LSR, 1) & 0x20
+    port.transmitted(100)
+    port.transmitted(100)
+    assert called == [True]
+    assert not hold.call_when_ready(lambda: called.append(True))
+    assert port.read(LSR, 1) & 0x20
