@@ -94,7 +94,7 @@ def main() -> None:
     """Measure and print."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
     append = f"run=pio,{PIO_COUNT} then=poweroff"
-    for what in ("OUT", "IN", "MMIO"):
+    for what in ("OUT", "IN", "write at", "read at"):
         measures = [guest_view(tvmm_command(append), what)]
         if have_qemu():
             measures.append(guest_view(qemu_command(append), what))

@@ -31,7 +31,6 @@ from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitBoard
-from tvmm.vcpu.runstate import RunEvent
 from tvmm.vcpu.thread import Vcpu
 
 if TYPE_CHECKING:
@@ -200,10 +199,14 @@ class Machine:
             if self.outcome is not None:
                 raise UserError(f"the machine has ended ({self.outcome.kind})", "start it anew with 'tvmm run'")
             self._settled.set()
-            if not self._running:
-                self._running = True
-                self._release()
-                self.on_event("RESUME", {})
+            self._let_run()
+
+    def _let_run(self) -> None:
+        """With the transition lock held, and before the end."""
+        if not self._running:
+            self._running = True
+            self._release()
+            self.on_event("RESUME", {})
 
     async def pause(self) -> None:
         """Return when no vCPU runs and no access of one is half done."""
@@ -221,8 +224,11 @@ class Machine:
         try:
             yield
         finally:
-            if was_running and self.outcome is None:
-                await self.resume()
+            if was_running:
+                async with self._transition:
+                    # What the guest did on its way into the pause may have ended it.
+                    if self.outcome is None:
+                        self._let_run()
 
     async def run(self) -> Outcome:
         """`resume`, and `wait` for the end."""
@@ -280,7 +286,7 @@ class Machine:
 
     def _release(self) -> None:
         for vcpu in self.vcpus:
-            vcpu.request(RunEvent.RESUME)
+            vcpu.release()
 
     # --- what the guest asks for ---
 

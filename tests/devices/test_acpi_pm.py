@@ -74,6 +74,15 @@ def test_an_event_left_behind_pulses_again(block: Block) -> None:
     assert (block.read(STATUS), block.pulses) == (PWRBTN, pulses + 1)
 
 
+def test_only_writes_to_status_pulse_again(block: Block) -> None:
+    """Other registers can be written while an event is pending without a further pulse."""
+    block.write(ENABLE, PWRBTN)
+    block.pm.press_power_button()
+    block.write(CONTROL, 0)
+    block.write(ENABLE, PWRBTN | TMR)
+    assert block.pulses == 1
+
+
 def test_zeros_written_to_status_clear_nothing(block: Block) -> None:
     """Status bits are cleared by ones only, each byte by itself."""
     block.pm.press_power_button()

@@ -107,6 +107,21 @@ def test_status_tells_command_from_data(keyboard: Keyboard) -> None:
     assert not keyboard.status & 0x08
 
 
+def test_a_further_command_calls_off_the_one_before(keyboard: Keyboard) -> None:
+    """A command that waits for its data byte is forgotten when another comes; the byte is the keyboard's."""
+    keyboard.chip.write(COMMAND, 1, 0x60)
+    keyboard.chip.write(COMMAND, 1, 0xAE)
+    assert keyboard.send(0xEE) == [0xEE]
+    assert keyboard.command(0x20) == [0x65]
+
+
+def test_no_interrupt_while_the_interface_is_off(keyboard: Keyboard) -> None:
+    """Drivers that turn the keyboard off to talk to the controller are not interrupted by its answers."""
+    keyboard.command(0xAD)
+    assert keyboard.command(0xAA) == [0x55]
+    assert keyboard.edges == 0
+
+
 def test_reset_by_pulse_and_by_output_port(keyboard: Keyboard) -> None:
     """0xfe, and clearing bit 0 of the output port, pull the reset line; other pulses do not."""
     keyboard.command(0xFE)
@@ -199,7 +214,8 @@ def test_byte_to_the_mouse_times_out(keyboard: Keyboard) -> None:
         ([0xF0, 0x00], [0xFA, 0xFA, 0x02]),
         ([0xF0, 0x01, 0xF0, 0x00], [0xFA, 0xFA, 0xFA, 0xFA, 0x01]),
         ([0xF0, 0x03], [0xFA, 0xFE]),
-        ([0xED, 0xF4], [0xFA, 0xFA]),
+        ([0xED, 0xF2], [0xFA, 0xFA, 0xAB, 0x83]),
+        ([0xED, 0x07, 0x07], [0xFA, 0xFA, 0xFE]),
         ([0x12], [0xFE]),
         ([0xEF], [0xFE]),
         ([0xEE, 0xFE], [0xEE, 0xEE]),
@@ -307,6 +323,13 @@ def test_disabled_scanning_drops_keys(keyboard: Keyboard) -> None:
     keyboard.send(0xF4)
     keyboard.chip.key(b"\x1c")
     assert keyboard.drain() == [0x1E]
+
+
+def test_enabling_the_keyboard_forgets_old_keys(keyboard: Keyboard) -> None:
+    """Keys typed before the driver was there are gone when it enables the keyboard."""
+    keyboard.command(0xAD)
+    keyboard.chip.key(b"\x1c")
+    assert keyboard.send(0xF4) == [0xFA]
 
 
 def test_answers_come_before_keys(keyboard: Keyboard) -> None:

@@ -226,6 +226,19 @@ def test_wall_clock_set_back(clock: Clock) -> None:
     assert clock.edges == edges + 1
 
 
+def test_alarm_after_the_wall_clock_was_set_back(clock: Clock) -> None:
+    """An alarm that passed already comes again when its time comes again."""
+    for index, value in ((SEC_ALARM, 0x30), (MIN_ALARM, 0xFF), (HOUR_ALARM, 0xFF)):
+        clock.put(index, value)
+    clock.put(B, AIE | H24)
+    clock.pass_time(40)
+    assert (clock.edges, clock.get(C) & AF) == (1, AF)
+    clock.now -= 30
+    deadline = clock.rtc.next_deadline()
+    assert deadline is not None
+    assert 21.9 < deadline - clock.now < 22.1
+
+
 def test_deadline_news_only_when_it_changed(clock: Clock) -> None:
     """Accesses that do not change the deadline do not wake the shell."""
     clock.put(B, UIE | H24)

@@ -60,7 +60,7 @@ def sample(seed: int) -> Sample:
         image = _linux64(random, user=True)
         options["entry"] = "linux64"
     elif kind == "bzimage":
-        image = bzimage(_body(random, True), pref_address=BASE, init_size=0x1_0000)
+        image = _bzimage(random)
         options["decompress"] = "off"
     elif kind == "mutated":
         image = _mutated(random)
@@ -71,8 +71,11 @@ def sample(seed: int) -> Sample:
 
 def _body(random: Random, wide: bool) -> bytes:
     """The random code; what runs off its end spins."""
-    make = random.choice((noise, None, None))
-    code = make(random, BODY_SIZE) if make else instructions(random, BODY_SIZE, wide=wide)
+    style = random.choice(("noise", "wild", "tame", "tame", "tame"))
+    if style == "noise":
+        code = noise(random, BODY_SIZE)
+    else:
+        code = instructions(random, BODY_SIZE, wide=wide, wild=style == "wild")
     return code[: BODY_SIZE - len(SPIN)] + SPIN
 
 
@@ -111,20 +114,39 @@ def _linux64(random: Random, *, user: bool) -> bytes:
     body = _body(random, True)
     if not user and random.random() < 0.2:
         return elf64([Load(start, body)], entry=start)
-    prologue = b"\x48\xc7\xc4" + pack("<I", STACK)  # mov rsp
-    prologue += b"\x0f\x01\x1c\x25" + pack("<I", POINTERS)  # lidt
     loads = _tables64(random)
     if user:
-        prologue += b"\x0f\x01\x14\x25" + pack("<I", POINTERS + 16)  # lgdt
-        prologue += b"\xb8" + pack("<I", PAGE_TABLES) + b"\x0f\x22\xd8"  # mov eax; mov cr3
-        prologue += b"\x66\xb8\x28\x00\x0f\x00\xd8"  # mov ax, 0x28; ltr
-        prologue += b"\x6a\x1b\x68" + pack("<I", STACK - 0x400)  # push ss; push rsp
-        prologue += b"\x68\x02\x02\x00\x00\x6a\x23\x68" + pack("<I", start)  # push rflags, IF set; push cs; push rip
-        prologue += b"\x48\xcf"  # iretq
         loads += _user_tables()
-    else:
-        prologue += b"\xe9" + pack("<i", start - (BASE + len(prologue) + 5))
+    prologue = _prologue_user() if user else _prologue64(BASE)
     return elf64([Load(BASE, prologue), Load(start, body), *loads], entry=BASE)
+
+
+def _bzimage(random: Random) -> bytes:
+    """The same in Linux's wrapper, not to be unpacked: NOPs from the 64-bit entry to a payload that is code."""
+    payload = bytearray()
+    first = BASE + 0x400
+    for load in (Load(first, _prologue64(first)), Load(BASE + 0x1000, _body(random, True)), *_tables64(random)):
+        payload += bytes(load.address - first - len(payload)) + load.data
+    return bzimage(bytes(payload), pref_address=BASE, init_size=0x1_0000)
+
+
+def _prologue64(address: int) -> bytes:
+    """At `address`: stack and interrupt table, then to the body."""
+    code = b"\x48\xc7\xc4" + pack("<I", STACK)  # mov rsp
+    code += b"\x0f\x01\x1c\x25" + pack("<I", POINTERS)  # lidt
+    return code + b"\xe9" + pack("<i", BASE + 0x1000 - (address + len(code) + 5))
+
+
+def _prologue_user() -> bytes:
+    """Stack, tables and page tables of our own, then to the body at CPL 3."""
+    code = b"\x48\xc7\xc4" + pack("<I", STACK)  # mov rsp
+    code += b"\x0f\x01\x1c\x25" + pack("<I", POINTERS)  # lidt
+    code += b"\x0f\x01\x14\x25" + pack("<I", POINTERS + 16)  # lgdt
+    code += b"\xb8" + pack("<I", PAGE_TABLES) + b"\x0f\x22\xd8"  # mov eax; mov cr3
+    code += b"\x66\xb8\x28\x00\x0f\x00\xd8"  # mov ax, 0x28; ltr
+    code += b"\x6a\x1b\x68" + pack("<I", STACK - 0x400)  # push ss; push rsp
+    code += b"\x68\x02\x02\x00\x00\x6a\x23\x68" + pack("<I", BASE + 0x1000)  # push rflags, IF set; push cs; push rip
+    return code + b"\x48\xcf"  # iretq
 
 
 def _tables64(random: Random) -> list[Load]:
@@ -148,10 +170,7 @@ def _user_tables() -> list[Load]:
     """GDT with user segments and a TSS whose I/O bitmap allows all ports; 4 GiB mapped for user mode."""
     limit = 0x68 + 0x2000
     tss = limit | (TSS & 0xFF_FFFF) << 16 | 0x89 << 40 | (TSS >> 24) << 56
-    data, code = 0x00CF93 << 40 | 0xFFFF, 0x00AF9B << 40 | 0xFFFF
     descriptors = (0, 0, _segment(0x9B, wide=True), _segment(0xF3, wide=False), _segment(0xFB, wide=True), tss, 0)
-    assert data
-    assert code
     state = bytearray(0x68)
     state[4:12] = pack("<Q", STACK)
     state[0x66:0x68] = pack("<H", 0x68)
@@ -175,21 +194,26 @@ def _handlers(random: Random, *, wide: bool) -> bytes:
 
     Either the next byte is tried, or the next place out of a linear congruential generator.
     """
-    if random.random() < 0.4:
-        go_on = b"\x48\xff\x04\x24" if wide else b"\xff\x04\x24"  # inc [rsp]
+    chance = random.random()
+    if wide:
+        go_on = b"\x48\xff\x04\x24" if chance < 0.4 else _elsewhere(wide) + b"\x48\x89\x44\x24\x08\x58"
+        plain, drop = go_on + b"\x48\xcf", b"\x48\x83\xc4\x08"  # inc [rsp], or: mov [rsp + 8], rax; pop rax. iretq
     else:
-        absolute = b"\x04\x25" if wide else b"\x05"
-        saved = 8 if wide else 4
-        go_on = b"\x50\x69" + absolute + pack("<II", STATE, MULTIPLIER)  # push rax; imul eax, [STATE], imm
-        go_on += b"\x05" + pack("<I", INCREMENT) + b"\x89" + absolute + pack("<I", STATE)  # add; mov [STATE], eax
-        go_on += b"\xc1\xe8\x08\x25" + pack("<I", BODY_SIZE - 1)  # shr eax, 8; and
-        go_on += b"\x05" + pack("<I", BASE + 0x1000)  # add
-        go_on += (b"\x48" if wide else b"") + b"\x89\x44\x24" + bytes((saved,)) + b"\x58"  # mov [rsp + n], rax; pop
-    back = b"\x48\xcf" if wide else b"\xcf"
-    drop = b"\x48\x83\xc4\x08" if wide else b"\x83\xc4\x04"
-    plain = go_on + back
+        # Not by IRET: emulators leave it out of protected mode.
+        go_on = b"\x58\x40" if chance < 0.4 else _elsewhere(wide) + b"\x59\x59"  # pop eax; inc eax, or: pop ecx twice
+        enable = b"\xfb" if random.random() < 0.3 else b""
+        plain, drop = go_on + b"\x83\xc4\x08" + enable + b"\xff\xe0", b"\x83\xc4\x04"  # add esp, 8; sti; jmp eax
     assert len(plain) + len(drop) <= 64
     return plain.ljust(64, b"\xcc") + drop + plain
+
+
+def _elsewhere(wide: bool) -> bytes:
+    """Saves EAX on the stack and puts the next random place of the body there."""
+    absolute = b"\x04\x25" if wide else b"\x05"
+    code = b"\x50\x69" + absolute + pack("<II", STATE, MULTIPLIER)  # push rax; imul eax, [STATE], imm
+    code += b"\x05" + pack("<I", INCREMENT) + b"\x89" + absolute + pack("<I", STATE)  # add; mov [STATE], eax
+    code += b"\xc1\xe8\x08\x25" + pack("<I", BODY_SIZE - 1)  # shr eax, 8; and
+    return code + b"\x05" + pack("<I", BASE + 0x1000)  # add
 
 
 def _mutated(random: Random) -> bytes:

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tvmm.serial_port import RING_BYTES
+
 if TYPE_CHECKING:
     from tvmm.serial_port import SerialPort
 
 __all__ = ["SerialEnd"]
+
+GATHER_SECONDS = 0.002
+"""How long bytes may gather between two takes of a guest that keeps on writing. A wake-up for each byte would cost more
+than the byte; the first byte after silence is passed on at once."""
 
 
 class SerialEnd:
@@ -19,6 +25,7 @@ class SerialEnd:
         self._port = port
         self._handed_out = 0
         self._finished = False
+        self._busy = False
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.Event()
         self._sending = trio.Lock()
@@ -28,9 +35,13 @@ class SerialEnd:
         """Bytes that the guest transmitted; they take up room until `consumed`. Empty after `finish`."""
         ring = self._port.ring
         while True:
+            if self._busy and not self._finished and ring.room() > RING_BYTES // 2:
+                self._busy = False
+                await trio.sleep(GATHER_SECONDS)
             data = ring.peek()[self._handed_out :]
             if data:
                 self._handed_out += len(data)
+                self._busy = True
                 return data
             if self._finished:
                 return b""

@@ -71,7 +71,8 @@ void power_reboot(void)
 void power_off(void)
 {
     outw(PM1_CONTROL, PM1_SLEEP_ENABLE);
-    let_it_happen();
+    if (has_pm_block)
+        let_it_happen();
     power_exit(0);
     power_reboot();
 }

@@ -98,6 +98,13 @@ class Vcpu:
                 return
             self._want(after(self._wanted, RunEvent.PAUSE))
 
+    def release(self) -> None:
+        """Undo `hold`, unless the vCPU is finished or about to be: then its machine is on the way out."""
+        with self._lock:
+            if self._wanted is RunState.FINISHED:
+                return
+            self._want(after(self._wanted, RunEvent.RESUME))
+
     def _want(self, state: RunState) -> None:
         """With the lock held. The kick comes before the wake-up, so that a thread that waits for a device does not
         enter the guest once more."""

@@ -1,0 +1,1 @@
+"""Long hostile runs, started by hand; `tests/hostile` has short ones."""
