@@ -167,6 +167,15 @@ async def test_reset_from_outside() -> None:
             await vm.wait_serial("tvmm> ")
 
 
+async def test_the_timer_interrupt_is_where_the_tables_say() -> None:
+    """The PIT's interrupt arrives at the IOAPIC pin that the MP table names."""
+    with trio.fail_after(SECONDS):
+        async with Machine(config("run=timer,100,20,pit then=poweroff")) as vm:
+            await vm.resume()
+            await vm.wait_serial("20 ticks of the PIT")
+            assert (await vm.wait()).kind == "poweroff"
+
+
 async def test_power_button() -> None:
     """The guest is asked to power off and does."""
     with trio.fail_after(SECONDS):

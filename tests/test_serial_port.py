@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tvmm.kvm.calls import ffi, lib
 from tvmm.serial_port import IDLE_POLLS, RING_BYTES, SerialPort
 
 DATA, IER, FCR, LCR, MCR, LSR = 0, 1, 2, 3, 4, 5
@@ -33,6 +34,25 @@ def linux_autoconfig(port: SerialPort) -> None:
     for offset, value in ((IER, 0), (MCR, 0x1A), (MCR, 0), (FCR, 1), (FCR, 7), (FCR, 0), (LCR, 3)):
         port.write(offset, 1, value)
     port.read(DATA, 1)
+
+
+def test_the_line_status_is_true_when_the_interrupt_comes() -> None:
+    """A vCPU that is interrupted for a byte, and polls the status at once and in C, sees that there is one."""
+    seen = []
+
+    def interrupted() -> None:
+        data = ffi.new("uint8_t *")
+        served = lib.tvmm_uart_access(port.ring.raw, LSR, 1, data)
+        seen.append(bool(data[0] & 1) if served else None)
+
+    port = SerialPort(interrupted, threading.Lock())
+    try:
+        port.write(MCR, 1, 0x0B)
+        port.write(IER, 1, 1)
+        port.receive(b"x")
+        assert seen == [True]
+    finally:
+        port.close()
 
 
 def test_early_input_waits_until_the_guest_listens(port: SerialPort) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tvmm.config.machine import MachineConfig
-    from tvmm.machine import Machine, Outcome
+    from tvmm.machine import Machine
+    from tvmm.outcome import Outcome
 
 __all__ = ["Machine", "MachineConfig", "Outcome", "__version__"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Machine": "tvmm.machine", "Outcome": "tvmm.machine", "MachineConfig": "tvmm.config.machine"}
+_HOMES = {"Machine": "tvmm.machine", "Outcome": "tvmm.outcome", "MachineConfig": "tvmm.config.machine"}
 
 
 def __getattr__(name: str) -> object:

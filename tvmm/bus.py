@@ -9,6 +9,7 @@ ports, one bisection for memory.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvmm.errors import ConfigError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["BusRange", "Device", "Hold", "MmioBus", "PortBus"]
 
 PORT_COUNT = 0x1_0000
+PORT_SIZES = (1, 2, 4)
+ALL_ONES = 0xFFFF_FFFF
 
 
 class Hold(Protocol):
@@ -125,37 +128,51 @@ class MmioBus(_Ranges):
 
 
 class PortBus(_Ranges):
-    """Port I/O. One table entry per claimed port, because an exit here costs more than anything else."""
+    """Port I/O.
+
+    `reads` and `writes` are what a vCPU's loop calls, by `port << 8 | size`: one entry for each access that lies wholly
+    in a claimed range, because an exit here costs more than anything else, and most of what Python adds to it
+    is code that the caches have forgotten meanwhile.
+    """
 
     def __init__(self) -> None:
         super().__init__("port", PORT_COUNT)
-        self._ports: dict[int, BusRange] = {}
+        self.reads: dict[int, Callable[[], int]] = {}
+        self.writes: dict[int, Callable[[int], Hold | None]] = {}
 
     def add(self, start: int, length: int, device: Device, name: str) -> BusRange:
-        """As for any bus; every port of the range gets its entry in the table."""
+        """As for any bus; every access that fits gets its entry in the tables."""
         claimed = super().add(start, length, device, name)
-        self._ports.update(dict.fromkeys(range(start, start + length), claimed))
+        for offset in range(length):
+            for size in PORT_SIZES:
+                if offset + size <= length:
+                    key = start + offset << 8 | size
+                    self.reads[key] = partial(device.read, offset, size)
+                    self.writes[key] = partial(device.write, offset, size)
         return claimed
 
     def remove(self, start: int) -> None:
         """As for any bus."""
-        length = self._ports[start].length
+        claimed = self.find(start, 1)
         super().remove(start)
-        for port in range(start, start + length):
-            del self._ports[port]
+        for port in range(start, claimed.end if claimed else start):
+            for size in PORT_SIZES:
+                self.reads.pop(port << 8 | size, None)
+                self.writes.pop(port << 8 | size, None)
+
+    def unclaimed_read(self) -> int:
+        """What no device answers: all ones, in as many bits as a port access has."""
+        self.unclaimed_reads += 1
+        return ALL_ONES
+
+    def unclaimed_write(self, value: int) -> None:
+        """What no device takes."""
+        self.unclaimed_writes += 1
 
     def read(self, port: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at `port`."""
-        found = self._ports.get(port)
-        if found is None or port + size > found.start + found.length:
-            self.unclaimed_reads += 1
-            return (1 << (8 * size)) - 1
-        return found.device.read(port - found.start, size) & ((1 << (8 * size)) - 1)
+        return self.reads.get(port << 8 | size, self.unclaimed_read)() & (1 << 8 * size) - 1
 
     def write(self, port: int, size: int, value: int) -> Hold | None:
         """Write `size` bytes (1, 2 or 4) at `port`; what comes back, if anything, is to be waited for."""
-        found = self._ports.get(port)
-        if found is None or port + size > found.start + found.length:
-            self.unclaimed_writes += 1
-            return None
-        return found.device.write(port - found.start, size, value)
+        return self.writes.get(port << 8 | size, self.unclaimed_write)(value)

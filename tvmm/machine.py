@@ -16,9 +16,8 @@ machines in one process do not know of one another.
 from __future__ import annotations
 
 import math
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,12 +28,14 @@ from tvmm.chardev.guest_end import SerialEnd
 from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
+from tvmm.halt import watch_for_halt
+from tvmm.outcome import STATUS_CRASHED, Outcome
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitBoard
 from tvmm.vcpu.thread import Vcpu
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
     from re import Pattern
     from types import TracebackType
 
@@ -44,27 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine", "Outcome"]
 
-STATUS_CRASHED = 3
-HALT_LOOK_SECONDS = 0.5
-"""How often the machine looks whether its vCPUs have stopped for good; costs one clock read a vCPU."""
 DRAIN_SECONDS = 1.0
 """What a reader of the serial line gets to take the rest when the machine was ended from outside."""
 CONTROL_GRACE_SECONDS = 0.1
 """How long the control server's modules may wait to be imported for the guest to say its first word."""
-MP_UNINITIALIZED, MP_HALTED = 1, 3
-RFLAGS_IF = 1 << 9
-
-
-class Outcome(NamedTuple):
-    """How a machine ended.
-
-    `kind` is ``poweroff``, ``reset`` (and it was not to start again), ``halted``, ``crashed``, ``debug-exit`` or
-    ``quit``; `status` the exit status that goes with it; `report` says more, where there is more to say.
-    """
-
-    kind: str
-    status: int = 0
-    report: str = ""
 
 
 class Machine:
@@ -152,7 +136,7 @@ class Machine:
         for vcpu in self.vcpus:
             nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
         nursery.start_soon(self._supervise, name="supervisor")
-        nursery.start_soon(self._watch_for_halt, name="halt watch")
+        nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
         sockets = [str(paths.control)] if paths else []
         if self.config.control:
@@ -339,33 +323,16 @@ class Machine:
         guest = outcome.kind != "quit"
         self.on_event("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
 
-    async def _watch_for_halt(self) -> None:
-        """End the machine when every vCPU is in HLT with interrupts off: nothing can wake it any more.
-
-        With the interrupt chips in the kernel HLT is no exit, so one has to look; only a machine whose threads have
-        used no CPU time since the last look is disturbed for it, once.
-        """
-        before: list[float] = []
-        looked_at: list[float] = []
-        while self.outcome is None:
-            await trio.sleep(HALT_LOOK_SECONDS)
-            now = [time.clock_gettime(clock) for clock in self._thread_clocks()]
-            if self._running and now == before and now != looked_at:
-                async with self._transition:
-                    if self._running and self.outcome is None and not self._requests:
-                        await self._hold()
-                        if all(_is_dead(vcpu) for vcpu in self.vcpus):
-                            self._end(Outcome("halted"))
-                        else:
-                            self._release()
-                # What looking cost the threads must not count as their own activity.
-                await trio.sleep(HALT_LOOK_SECONDS)
-                now = looked_at = [time.clock_gettime(clock) for clock in self._thread_clocks()]
-            before = now
-
-    def _thread_clocks(self) -> Iterable[int]:
-        idents = [vcpu.thread_ident for vcpu in self.vcpus]
-        return [time.pthread_getcpuclockid(ident) for ident in idents if ident is not None]
+    async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:
+        """Look at the held vCPUs: end with `outcome` if `condition` holds, else let them go on as if nothing was."""
+        async with self._transition:
+            if not self._running or self._requests:
+                return
+            await self._hold()
+            if condition():
+                self._end(outcome)
+            else:
+                self._release()
 
     async def _run_clock(self) -> None:
         """Wakes devices that wait for the time: RTC alarm, update and periodic interrupts, PM timer carry."""
@@ -409,14 +376,6 @@ _SHUTDOWN_REASONS = {
     "quit": "host-qmp-quit",
 }
 """QEMU's ShutdownCause for each kind of outcome."""
-
-
-def _is_dead(vcpu: Vcpu) -> bool:
-    """Whether nothing but a reset can make this paused vCPU run another instruction."""
-    state = vcpu.kvm.get_mp_state()
-    if state == MP_UNINITIALIZED:
-        return True
-    return state == MP_HALTED and not vcpu.kvm.get_regs().rflags & RFLAGS_IF
 
 
 def _no_event(name: str, data: dict[str, object]) -> None:

@@ -12,7 +12,7 @@ import trio
 from tests.control.fakes import FakeMachine, serving
 from tvmm.control.registry import register
 from tvmm.errors import UserError
-from tvmm.machine import Outcome
+from tvmm.outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ from tests.cli.fakes import FakeGuest
 from tvmm.cli.run import Ending, configure, exit_status, farewell
 from tvmm.cli.session import supervise
 from tvmm.config.machine import MachineConfig
-from tvmm.machine import Outcome
+from tvmm.outcome import Outcome
 
 GRACE = MachineConfig(powerdown_timeout_s=10.0)
 

@@ -14,7 +14,6 @@ from tvmm.kvm.calls import ffi, lib
 from tvmm.kvm.uart import TransmitRing
 from tvmm.serial_port import COM1_PORT, RING_BYTES, SerialPort
 
-
 MCR, READY = 4, 0x0B
 
 

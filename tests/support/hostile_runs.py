@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,7 +69,3 @@ async def _meddle(vm: Machine, random: Random, pause: float) -> None:
     if random.random() < 0.2:
         vm.powerdown()
 
-
-def seconds_since(start: float) -> float:
-    """By the wall clock."""
-    return time.monotonic() - start

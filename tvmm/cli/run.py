@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tvmm.cli.parser import Parser
-    from tvmm.machine import Outcome
+    from tvmm.outcome import Outcome
 
 __all__ = ["Ending", "add_arguments", "configure", "exit_status", "farewell", "run"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from tvmm.config.machine import MachineConfig
-    from tvmm.machine import Outcome
+    from tvmm.outcome import Outcome
 
 __all__ = ["SIGNALS", "Guest", "supervise"]
 

@@ -40,6 +40,16 @@ long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument)
     return result < 0 ? -errno : result;
 }
 
+/* cffi cannot name the union inside. */
+void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t irqchip, uint32_t pin)
+{
+    memset(entry, 0, sizeof *entry);
+    entry->gsi = gsi;
+    entry->type = KVM_IRQ_ROUTING_IRQCHIP;
+    entry->u.irqchip.irqchip = irqchip;
+    entry->u.irqchip.pin = pin;
+}
+
 int tvmm_populate(void *start, size_t size)
 {
     return madvise(start, size, MADV_POPULATE_WRITE) < 0 ? -errno : 0;

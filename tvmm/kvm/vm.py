@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Vm"]
 
+IOAPIC_PINS, PIC_PINS, TIMER_PIN = 24, 16, 2
 IRQCHIP_COUNT = 3
 """Master PIC, slave PIC, IOAPIC."""
 
@@ -53,6 +54,25 @@ class Vm:
         ioctl_number(self.fd, "KVM_CREATE_IRQCHIP")
         pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
         ioctl(self.fd, "KVM_CREATE_PIT2", pit)
+        self._route_isa_interrupts()
+
+    def _route_isa_interrupts(self) -> None:
+        """Line i to pin i of PIC and IOAPIC, but the timer's line 0 to IOAPIC pin 2, as PCs are wired and tables say.
+
+        KVM's own default has line 0 at pin 0, where no guest looks for the timer.
+        """
+        routes = []
+        for line in range(IOAPIC_PINS):
+            if line < PIC_PINS:
+                chip = lib.KVM_IRQCHIP_PIC_MASTER if line < 8 else lib.KVM_IRQCHIP_PIC_SLAVE
+                routes.append((line, chip, line % 8))
+            if line != TIMER_PIN:
+                routes.append((line, lib.KVM_IRQCHIP_IOAPIC, line or TIMER_PIN))
+        table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
+        table.nr = len(routes)
+        for index, (line, chip, pin) in enumerate(routes):
+            lib.tvmm_route_to_pin(ffi.addressof(table.entries, index), line, chip, pin)
+        ioctl(self.fd, "KVM_SET_GSI_ROUTING", table)
 
     def set_memory(self, slot: int, gpa: int, memory: mmap.mmap | memoryview, *, read_only: bool = False) -> None:
         """Put `memory` at guest-physical `gpa` as slot number `slot` (KVM_SET_USER_MEMORY_REGION).

@@ -166,8 +166,10 @@ class Vcpu:
     def _loop(self) -> None:
         """Run the guest until finished. The hot path: local names, no allocation that can be avoided."""
         board = self._board
-        lock = board.bus_lock
-        port_read, port_write = board.ports.read, board.ports.write
+        acquire, release = board.bus_lock.acquire, board.bus_lock.release
+        ports = board.ports
+        port_read, port_write = ports.reads.get, ports.writes.get
+        nobody_reads, nobody_writes = ports.unclaimed_read, ports.unclaimed_write
         mmio_read, mmio_write = board.mmio.read, board.mmio.write
         raw = self.kvm.raw
         response = 0
@@ -175,19 +177,33 @@ class Vcpu:
             code = step(raw, response)
             kind = code & 0xFF
             if kind == PIO_OUT:
-                with lock:
-                    hold = port_write(code >> 16 & 0xFFFF, code >> 8 & 0xFF, code >> 32)
+                write = port_write(code >> 8 & 0xFFFFFF, nobody_writes)
+                acquire()
+                try:
+                    hold = write(code >> 32)
+                finally:
+                    release()
                 if hold is not None:
                     self._wait_for(hold)
             elif kind == PIO_IN:
-                with lock:
-                    response = port_read(code >> 16 & 0xFFFF, code >> 8 & 0xFF)
+                read = port_read(code >> 8 & 0xFFFFFF, nobody_reads)
+                acquire()
+                try:
+                    response = read()
+                finally:
+                    release()
             elif kind == MMIO_WRITE:
-                with lock:
+                acquire()
+                try:
                     mmio_write(raw.address, code >> 8 & 0xFF, raw.data)
+                finally:
+                    release()
             elif kind == MMIO_READ:
-                with lock:
+                acquire()
+                try:
                     response = mmio_read(raw.address, code >> 8 & 0xFF)
+                finally:
+                    release()
             elif kind == KICK:
                 if not self._obey():
                     return
