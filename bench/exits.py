@@ -17,7 +17,6 @@ import tvmm.vcpu.thread as vcpu_thread
 from bench.common import RUNS, Figures, have_qemu, in_turns, output_of, qemu_command, report, tvmm_command
 from tvmm.bus import MmioBus, PortBus
 from tvmm.devices.misc import PostPort
-from tvmm.kvm.vcpu import PIO_OUT
 
 PIO_COUNT = 20_000
 LOOP_COUNT = 200_000
@@ -65,15 +64,18 @@ def python_share() -> float:
 
     The thread's own loop runs with a dictionary's `get`, which is C and does nothing, in place of the C step.
     """
-    code = PIO_OUT | 1 << 8 | 0x80 << 16 | 0x42 << 32
+    code = 0x80 << 8 | 1
+
+    class Raw:
+        data = 0x42
 
     class Kvm:
-        index, raw = 0, 0
+        index, raw = 0, Raw()
 
     vcpu = vcpu_thread.Vcpu(Kvm(), _Stand(_Ending()))  # type: ignore[arg-type]
     names = vars(vcpu_thread)
     real = names["step"]
-    names["step"] = {0: code}.get
+    names["step"] = {Kvm.raw: code}.get
     try:
         started = time.perf_counter()
         try:

@@ -71,7 +71,10 @@ def test_a_removed_range_is_free_again(kind: type[PortBus | MmioBus]) -> None:
         bus.remove(0x100)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), max_size=8), st.integers(0, 50), st.sampled_from([1, 2, 4]))
+RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), max_size=8)
+
+
+@given(RANGES, st.integers(0, 50), st.sampled_from([1, 2, 4]))
 def test_both_buses_agree(ranges: list[tuple[int, int]], address: int, size: int) -> None:
     """The port tables and the bisection give the same answers."""
     ports, mmio = PortBus(), MmioBus()

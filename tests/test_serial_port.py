@@ -42,17 +42,17 @@ def test_the_line_status_is_true_when_the_interrupt_comes() -> None:
 
     def interrupted() -> None:
         data = ffi.new("uint8_t *")
-        served = lib.tvmm_uart_access(port.ring.raw, LSR, 1, data)
+        served = lib.tvmm_uart_access(made.ring.raw, LSR, 1, data)
         seen.append(bool(data[0] & 1) if served else None)
 
-    port = SerialPort(interrupted, threading.Lock())
+    made = SerialPort(interrupted, threading.Lock())
     try:
-        port.write(MCR, 1, 0x0B)
-        port.write(IER, 1, 1)
-        port.receive(b"x")
+        made.write(MCR, 1, 0x0B)
+        made.write(IER, 1, 1)
+        made.receive(b"x")
         assert seen == [True]
     finally:
-        port.close()
+        made.close()
 
 
 def test_early_input_waits_until_the_guest_listens(port: SerialPort) -> None:

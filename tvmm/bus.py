@@ -130,10 +130,11 @@ class MmioBus(_Ranges):
 class PortBus(_Ranges):
     """Port I/O.
 
-    `reads` and `writes` are what a vCPU's loop calls, by `port << 8 | size`: one entry for each access that lies wholly
-    in a claimed range, because an exit here costs more than anything else, and most of what Python adds to it
-    is code that the caches have forgotten meanwhile.
+    `reads` and `writes` are what a vCPU's loop calls, one entry for each access that lies wholly in a claimed range.
+    The key is `port << 8 | size`, with `READ` set in the keys of `reads`, as the C step returns it.
     """
+
+    READ = 1 << 24
 
     def __init__(self) -> None:
         super().__init__("port", PORT_COUNT)
@@ -147,7 +148,7 @@ class PortBus(_Ranges):
             for size in PORT_SIZES:
                 if offset + size <= length:
                     key = start + offset << 8 | size
-                    self.reads[key] = partial(device.read, offset, size)
+                    self.reads[self.READ | key] = partial(device.read, offset, size)
                     self.writes[key] = partial(device.write, offset, size)
         return claimed
 
@@ -157,22 +158,26 @@ class PortBus(_Ranges):
         super().remove(start)
         for port in range(start, claimed.end if claimed else start):
             for size in PORT_SIZES:
-                self.reads.pop(port << 8 | size, None)
+                self.reads.pop(self.READ | port << 8 | size, None)
                 self.writes.pop(port << 8 | size, None)
 
-    def unclaimed_read(self) -> int:
-        """What no device answers: all ones, in as many bits as a port access has."""
-        self.unclaimed_reads += 1
+    def unclaimed(self, is_read: int) -> int:
+        """Count an access that no device answers; what a read finds is ones, in as many bits as a port access has."""
+        if is_read:
+            self.unclaimed_reads += 1
+        else:
+            self.unclaimed_writes += 1
         return ALL_ONES
-
-    def unclaimed_write(self, value: int) -> None:
-        """What no device takes."""
-        self.unclaimed_writes += 1
 
     def read(self, port: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at `port`."""
-        return self.reads.get(port << 8 | size, self.unclaimed_read)() & (1 << 8 * size) - 1
+        read = self.reads.get(self.READ | port << 8 | size)
+        return (read() if read else self.unclaimed(True)) & (1 << 8 * size) - 1
 
     def write(self, port: int, size: int, value: int) -> Hold | None:
         """Write `size` bytes (1, 2 or 4) at `port`; what comes back, if anything, is to be waited for."""
-        return self.writes.get(port << 8 | size, self.unclaimed_write)(value)
+        write = self.writes.get(port << 8 | size)
+        if write is None:
+            self.unclaimed(False)
+            return None
+        return write(value)

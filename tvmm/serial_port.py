@@ -102,7 +102,8 @@ class SerialPort:
         """The guest takes input from now on.
 
         Before that it is held here: a driver that sets its UART up clears the FIFO, and what was typed or piped in
-        early would be lost. A guest listens when it raises DTR or RTS, enables the receive interrupt, or polls for input.
+        early would be lost. A guest listens when it raises DTR or RTS, enables the receive interrupt, or polls for
+        input.
         """
         self._listening = True
         if self._held_input:

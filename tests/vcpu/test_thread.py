@@ -6,6 +6,8 @@ import pytest
 import trio
 
 from tests.support.rawvm import CODE, RecordingPort, raw_vm, wait_set
+from tvmm.bus import PortBus
+from tvmm.kvm.vcpu import PIO_IN
 from tvmm.vcpu.runstate import RunEvent, RunState
 from tvmm.vcpu.thread import Vcpu
 
@@ -20,6 +22,11 @@ OUT_DX_AL, IN_AL_DX, OUT_DX_AX, IN_AX_DX = b"\xee", b"\xec", b"\xef", b"\xed"
 def mov_ax(value: int) -> bytes:
     """MOV AX, value."""
     return b"\xb8" + value.to_bytes(2, "little")
+
+
+def test_port_keys_agree() -> None:
+    """What the C step returns for a port read is the key under which the bus has it."""
+    assert PIO_IN == PortBus.READ
 
 
 async def test_out_reaches_the_device() -> None:

@@ -280,13 +280,8 @@ static uint64_t load(const uint8_t *from, uint32_t size)
     return value;
 }
 
-static uint64_t pack(uint32_t kind, uint32_t size, uint64_t rest)
-{
-    return kind | (size << 8) | (rest << 16);
-}
-
 /* Run until there is something for Python. `response` answers the read that the last call returned. */
-uint64_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
+uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
 {
     struct kvm_run *run = vcpu->run;
 
@@ -299,14 +294,15 @@ uint64_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
         if (failed) {
             if (errno == EINTR || errno == EAGAIN)
                 return TVMM_KICK;
-            return pack(TVMM_FAILED, 0, (uint64_t)errno);
+            vcpu->data = (uint64_t)errno;
+            return TVMM_FAILED;
         }
         vcpu->exits++;
         if (run->exit_reason == KVM_EXIT_IO) {
             uint8_t *data = (uint8_t *)run + run->io.data_offset;
             int is_in = run->io.direction == KVM_EXIT_IO_IN;
             if (run->io.count != 1)
-                return pack(TVMM_PIO_STRING, run->io.size, run->io.port);
+                return TVMM_PIO_STRING;
             if (run->io.size == 1 && vcpu->uart && run->io.port - vcpu->uart->port < 8u
                 && tvmm_uart_access(vcpu->uart, run->io.port - vcpu->uart->port, is_in, data)) {
                 vcpu->exits_in_c++;
@@ -315,22 +311,24 @@ uint64_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
             if (is_in) {
                 vcpu->reply = data;
                 vcpu->reply_size = run->io.size;
-                return pack(TVMM_PIO_IN, run->io.size, run->io.port);
+                return TVMM_PIO_IN | (uint32_t)run->io.port << 8 | run->io.size;
             }
-            return pack(TVMM_PIO_OUT, run->io.size, run->io.port | load(data, run->io.size) << 16);
+            vcpu->data = load(data, run->io.size);
+            return (uint32_t)run->io.port << 8 | run->io.size;
         }
         if (run->exit_reason == KVM_EXIT_MMIO) {
             uint32_t size = run->mmio.len <= 8 ? run->mmio.len : 8;
             vcpu->address = run->mmio.phys_addr;
             if (run->mmio.is_write) {
                 vcpu->data = load(run->mmio.data, size);
-                return pack(TVMM_MMIO_WRITE, size, 0);
+                return TVMM_MMIO_WRITE | size << 8;
             }
             vcpu->reply = run->mmio.data;
             vcpu->reply_size = size;
-            return pack(TVMM_MMIO_READ, size, 0);
+            return TVMM_MMIO_READ | size << 8;
         }
-        return pack(TVMM_OTHER, 0, run->exit_reason);
+        vcpu->data = run->exit_reason;
+        return TVMM_OTHER;
     }
 }
 

@@ -13,17 +13,18 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* What tvmm_step() returns: bits 0-7 one of these, bits 8-15 access size in bytes, bits 16-31 the port (PIO) or bits
- * 16-47 the exit reason (OTHER) or errno (FAILED), bits 32-63 the value (PIO_OUT). MMIO: see vcpu->address and data. */
+/* What tvmm_step() returns. A port access is its own table key, so that the interpreter has nothing to take apart:
+ * `port << 8 | size` for OUT, the same with TVMM_PIO_IN for IN. Everything else is one of the codes above that, with the
+ * size in bits 8-15 (MMIO). The value is in vcpu->data (writes), the address in vcpu->address (MMIO), the exit reason
+ * (OTHER) or errno (FAILED) in vcpu->data. */
 enum {
-    TVMM_KICK = 0,       /* KVM_RUN returned EINTR or EAGAIN: whatever was pending is complete */
-    TVMM_PIO_OUT = 1,
-    TVMM_PIO_IN = 2,
-    TVMM_PIO_STRING = 3, /* REP INS/OUTS with more than one element: see tvmm_string_io() */
-    TVMM_MMIO_WRITE = 4,
-    TVMM_MMIO_READ = 5,
-    TVMM_OTHER = 6,
-    TVMM_FAILED = 7,
+    TVMM_PIO_IN = 1 << 24,
+    TVMM_KICK = 1 << 25,       /* KVM_RUN returned EINTR or EAGAIN: whatever was pending is complete */
+    TVMM_PIO_STRING,           /* REP INS/OUTS with more than one element: see tvmm_string_io() */
+    TVMM_MMIO_WRITE,
+    TVMM_MMIO_READ,
+    TVMM_OTHER,
+    TVMM_FAILED,
 };
 
 /* Transmit side of a 16550 as far as it needs no decision: a byte ring and the line status that Python published.

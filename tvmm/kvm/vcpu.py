@@ -21,14 +21,12 @@ __all__ = [
     "MMIO_WRITE",
     "OTHER",
     "PIO_IN",
-    "PIO_OUT",
     "PIO_STRING",
     "KvmVcpu",
     "step",
 ]
 
 KICK: int = lib.TVMM_KICK
-PIO_OUT: int = lib.TVMM_PIO_OUT
 PIO_IN: int = lib.TVMM_PIO_IN
 PIO_STRING: int = lib.TVMM_PIO_STRING
 MMIO_WRITE: int = lib.TVMM_MMIO_WRITE
@@ -39,7 +37,7 @@ FAILED: int = lib.TVMM_FAILED
 XSAVE_SIZE = 4096
 
 step = lib.tvmm_step
-"""`step(raw, response)`: run until an exit needs Python; the packed result is described in shim.h."""
+"""`step(raw, response)`: run until an exit needs Python; what it returns is described in shim.h."""
 
 
 class KvmVcpu:
