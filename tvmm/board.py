@@ -285,7 +285,7 @@ def _read(path: str, what: str) -> bytes:
 def _host_memory(huge_page: int) -> tuple[int, int, int]:
     """Bytes in all, bytes available, and free huge pages of the given size, from the kernel's own counters."""
     fields = {}
-    with open("/proc/meminfo", encoding="ascii") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         for text in file:
             key, _, value = text.partition(":")
             fields[key] = int(value.split()[0]) * 1024
@@ -293,7 +293,7 @@ def _host_memory(huge_page: int) -> tuple[int, int, int]:
     if huge_page:
         try:
             path = f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB/free_hugepages"
-            with open(path, encoding="ascii") as file:
+            with open(path, encoding="utf-8") as file:
                 free = int(file.read())
         except OSError:
             free = 0

@@ -66,6 +66,8 @@ class SerialPort:
         self.model.reset()
         self._listening = self._held_input = False
         self._publish()
+        # Who waits for room in the FIFO that was just emptied is to offer its bytes again.
+        self._receive_room()
 
     # --- the guest's side, under the bus lock ---
 

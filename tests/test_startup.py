@@ -1,0 +1,57 @@
+"""What `tvmm run` imports before the guest's first byte is on its way: a list, so that nothing creeps in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, json
+import trio
+by_trio = set(sys.modules)
+from tvmm.chardev.feed import Feed
+real = Feed.put
+seen = []
+async def put(self, data):
+    if not seen:
+        seen.append(sorted(set(sys.modules) - by_trio))
+    await real(self, data)
+Feed.put = put
+from tvmm.cli import main
+status = main(['run'])
+print("MODULES", json.dumps(seen[0]))
+"""
+
+TVMM = """
+tvmm tvmm.board tvmm.boot tvmm.boot.e820 tvmm.boot.elf tvmm.boot.entry tvmm.boot.gdt tvmm.boot.loader tvmm.boot.mptable
+tvmm.boot.pvh tvmm.bus tvmm.chardev tvmm.chardev.descriptor tvmm.chardev.expect tvmm.chardev.factory tvmm.chardev.feed
+tvmm.chardev.guest_end tvmm.chardev.history tvmm.chardev.port tvmm.chardev.stdio tvmm.chardev.terminal tvmm.cli
+tvmm.cli.output tvmm.cli.run tvmm.cli.session tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.device
+tvmm.config.kernel tvmm.config.machine tvmm.config.memory tvmm.config.options tvmm.config.serial tvmm.config.units
+tvmm.control tvmm.control.directory tvmm.control.prompt tvmm.control.registry tvmm.devices tvmm.devices.acpi_pm
+tvmm.devices.common tvmm.devices.i8042 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.rtc
+tvmm.devices.rtc_calendar tvmm.devices.rtc_cmos tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors
+tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib tvmm.kvm.calls tvmm.kvm.irq
+tvmm.kvm.system tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm
+tvmm.machine tvmm.memory tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.outcome tvmm.serial_port tvmm.tasks
+tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers
+tvmm.vcpu.runstate tvmm.vcpu.thread
+""".split()
+
+OTHERS = "_cffi_backend mmap termios".split()
+"""What is needed beside trio's own imports, which bring most of the standard library that tvmm uses."""
+
+
+@pytest.mark.guest
+def test_only_what_the_path_needs_is_imported() -> None:
+    """The modules that are there when the first byte of a plain `tvmm run` comes are these, and no others."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input="poweroff\n", capture_output=True, text=True, check=True, timeout=60
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("MODULES")]
+    found = set(json.loads(line.removeprefix("MODULES")))
+    assert {name for name in found if name.startswith("tvmm")} == set(TVMM)
+    assert {name for name in found if not name.startswith("tvmm")} == set(OTHERS)
