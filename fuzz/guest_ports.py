@@ -2,8 +2,8 @@
 
     python -m fuzz.guest_ports [--seconds 60] [--seed 1] [--cpus 1]
 
-While the guest's `fuzz SECONDS SEED` runs, the machine is paused and resumed every second and its registers are read. It
-must not grow, and must answer its shell afterwards.
+While the guest's `fuzz SECONDS SEED` runs, the machine is paused and resumed every second and its registers are
+read. It must not grow, and must answer its shell afterwards.
 """
 
 from __future__ import annotations

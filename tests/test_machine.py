@@ -206,6 +206,21 @@ async def test_triple_fault_ends_with_a_report() -> None:
         assert words in outcome.report
 
 
+async def test_an_instruction_that_kvm_cannot_emulate() -> None:
+    """With the assist it is done; without, the machine ends with a report of its bytes. Real hardware just runs it."""
+    with trio.fail_after(SECONDS):
+        async with Machine(config("run=badop then=poweroff")) as vm:
+            assert (await vm.run()).kind == "poweroff"
+            if vm.board.emulated_kernel:
+                assert vm.exits.assists["crc32"] >= 1
+        async with Machine(config("run=badop then=poweroff", assist="off")) as vm:
+            outcome = await vm.run()
+            if vm.board.emulated_kernel:
+                assert outcome.kind == "crashed"
+                assert "cannot emulate" in outcome.report
+                assert "f2 0f 38 f" in outcome.report or "f2 48 0f 38 f" in outcome.report
+
+
 async def test_halt_of_all_cpus_ends_the_machine() -> None:
     """HLT with interrupts off on every CPU is noticed although KVM reports no exit."""
     with trio.fail_after(SECONDS):

@@ -38,7 +38,7 @@ def linux_autoconfig(port: SerialPort) -> None:
 
 def test_the_line_status_is_true_when_the_interrupt_comes() -> None:
     """A vCPU that is interrupted for a byte, and polls the status at once and in C, sees that there is one."""
-    seen = []
+    seen: list[bool | None] = []
 
     def interrupted() -> None:
         data = ffi.new("uint8_t *")

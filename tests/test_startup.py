@@ -34,7 +34,7 @@ tvmm.config.kernel tvmm.config.machine tvmm.config.memory tvmm.config.options tv
 tvmm.control tvmm.control.directory tvmm.control.prompt tvmm.control.registry tvmm.devices tvmm.devices.acpi_pm
 tvmm.devices.common tvmm.devices.i8042 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.rtc
 tvmm.devices.rtc_calendar tvmm.devices.rtc_cmos tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors
-tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib tvmm.kvm.calls tvmm.kvm.irq
+tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm.bus_lock tvmm.kvm._kvm.lib tvmm.kvm.calls tvmm.kvm.irq
 tvmm.kvm.system tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm
 tvmm.machine tvmm.memory tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.outcome tvmm.serial_port tvmm.tasks
 tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers

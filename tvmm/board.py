@@ -7,7 +7,6 @@ stack, so that whatever fails half-way, and whatever comes later, is undone in t
 from __future__ import annotations
 
 import os
-import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +18,7 @@ from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
 from tvmm.errors import ConfigError, HostError, ImageError
+from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.irq import IrqLine
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
@@ -115,7 +115,7 @@ class Board:
             self.vm.set_memory(slot, region.gpa, view, read_only=region.read_only)
 
     def _make_devices(self, stack: ExitStack) -> None:
-        self.bus_lock = threading.Lock()
+        self.bus_lock = BusLock()
         self.ports = PortBus()
         self.mmio = MmioBus()
 

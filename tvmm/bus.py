@@ -9,7 +9,6 @@ ports, one bisection for memory.
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvmm.errors import ConfigError
@@ -130,16 +129,17 @@ class MmioBus(_Ranges):
 class PortBus(_Ranges):
     """Port I/O.
 
-    `reads` and `writes` are what a vCPU's loop calls, one entry for each access that lies wholly in a claimed range.
-    The key is `port << 8 | size`, with `READ` set in the keys of `reads`, as the C step returns it.
+    `reads` and `writes` are what a vCPU's loop calls, one entry (method, offset, size) for each access that lies
+    wholly in a claimed range. The key is `port << 8 | size`, with `READ` set in the keys of `reads`, as the C step
+    returns it.
     """
 
     READ = 1 << 24
 
     def __init__(self) -> None:
         super().__init__("port", PORT_COUNT)
-        self.reads: dict[int, Callable[[], int]] = {}
-        self.writes: dict[int, Callable[[int], Hold | None]] = {}
+        self.reads: dict[int, tuple[Callable[[int, int], int], int, int]] = {}
+        self.writes: dict[int, tuple[Callable[[int, int, int], Hold | None], int, int]] = {}
 
     def add(self, start: int, length: int, device: Device, name: str) -> BusRange:
         """As for any bus; every access that fits gets its entry in the tables."""
@@ -148,8 +148,8 @@ class PortBus(_Ranges):
             for size in PORT_SIZES:
                 if offset + size <= length:
                     key = start + offset << 8 | size
-                    self.reads[self.READ | key] = partial(device.read, offset, size)
-                    self.writes[key] = partial(device.write, offset, size)
+                    self.reads[self.READ | key] = device.read, offset, size
+                    self.writes[key] = device.write, offset, size
         return claimed
 
     def remove(self, start: int) -> None:
@@ -171,13 +171,15 @@ class PortBus(_Ranges):
 
     def read(self, port: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at `port`."""
-        read = self.reads.get(self.READ | port << 8 | size)
-        return (read() if read else self.unclaimed(True)) & (1 << 8 * size) - 1
+        entry = self.reads.get(self.READ | port << 8 | size)
+        value = entry[0](*entry[1:]) if entry else self.unclaimed(True)
+        return value & (1 << 8 * size) - 1
 
     def write(self, port: int, size: int, value: int) -> Hold | None:
         """Write `size` bytes (1, 2 or 4) at `port`; what comes back, if anything, is to be waited for."""
-        write = self.writes.get(port << 8 | size)
-        if write is None:
+        entry = self.writes.get(port << 8 | size)
+        if entry is None:
             self.unclaimed(False)
             return None
-        return write(value)
+        write, offset, size = entry
+        return write(offset, size, value)

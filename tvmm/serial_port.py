@@ -16,6 +16,7 @@ from tvmm.kvm.uart import TransmitRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from tvmm.bus import Hold
 
@@ -42,7 +43,7 @@ def _nobody_waits() -> None:
 class SerialPort:
     """A 16550A whose transmitted bytes wait in `ring`. A bus device; the bus lock is held around `read` and `write`."""
 
-    def __init__(self, irq: Callable[[], None], bus_lock: threading.Lock) -> None:
+    def __init__(self, irq: Callable[[], None], bus_lock: AbstractContextManager[object]) -> None:
         self.ring = TransmitRing(COM1_PORT, RING_BYTES)
         self.on_receive_room: Callable[[], None] = _nobody_waits
         self._published: tuple[bool, int] | None = None

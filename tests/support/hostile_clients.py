@@ -45,6 +45,7 @@ async def _asked(path: Path, question: str) -> bool:
     async with await trio.open_unix_socket(str(path)) as stream:
         with suppress(trio.BrokenResourceError):
             await stream.send_all(NEGOTIATE + _command(question))
+        with suppress(trio.BrokenResourceError):
             # There may be events before the answer.
             while b'"id": 1' not in text:
                 data = await stream.receive_some()
@@ -101,7 +102,7 @@ async def _read_some(stream: trio.SocketStream) -> None:
 
 
 async def _noise(stream: trio.SocketStream, random: Random) -> None:
-    await _pieces(stream, random, random.randbytes(random.choice((1, 100, 5000, 200_000))))
+    await _pieces(stream, random, random.randbytes(random.choice((1, 100, 5000, 20_000))))
 
 
 async def _brackets(stream: trio.SocketStream, random: Random) -> None:

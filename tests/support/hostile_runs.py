@@ -21,7 +21,7 @@ GUEST_REQUESTS = ("poweroff", "reset", "halted", "crashed", "debug-exit")
 
 
 class Result(NamedTuple):
-    """One run. `end` is how the guest ended, ``cancelled`` or ``refused``; `leaving` how long the end took, in seconds."""
+    """One run. `end` is how the guest ended, ``cancelled`` or ``refused``; `leaving` is what the end took, in seconds."""
 
     seed: int
     kind: str
@@ -33,8 +33,8 @@ class Result(NamedTuple):
 async def run_sample(seed: int, path: Path, seconds: float, *, meddle: bool = True) -> Result:
     """Run the kernel of `seed`, written to `path`, for at most `seconds`.
 
-    With `meddle` the host pauses, looks at registers, resumes, and for some seeds resets, in between. Raises whatever is
-    neither the guest's end nor the refusal of its file.
+    With `meddle` the host pauses, looks at registers, resumes, and for some seeds resets, in between. Raises
+    whatever is neither the guest's end nor the refusal of its file.
     """
     kind, image, options = sample(seed)
     path.write_bytes(image)
@@ -52,7 +52,6 @@ async def run_sample(seed: int, path: Path, seconds: float, *, meddle: bool = Tr
                 end, report = outcome.kind, outcome.report
                 deadline = trio.current_time()
     except ImageError as error:
-        assert "\n" not in str(error), error
         return Result(seed, kind, "refused", str(error), 0.0)
     return Result(seed, kind, end, report, trio.current_time() - deadline)
 

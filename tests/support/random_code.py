@@ -40,7 +40,9 @@ CONTROL = tuple(
 
 TAME_CONTROL = tuple(
     bytes.fromhex(text)
-    for text in ("fb", "fa", "fc", "cc", "9c58", "5058", "0fa2", "0f31", "90", "f390", "0f09", "fbf4", "0f20c0", "0f20d8")
+    for text in (
+        "fb", "fa", "fc", "cc", "9c58", "5058", "0fa2", "0f31", "90", "f390", "0f09", "fbf4", "0f20c0", "0f20d8"
+    )
 )  # fmt: skip
 """Those of them that leave the processor as it was, or nearly."""
 
@@ -63,8 +65,8 @@ def noise(random: Random, length: int) -> bytes:
 def instructions(random: Random, length: int, *, wide: bool, wild: bool) -> bytes:
     """At least `length` bytes of instructions that mostly decode, for 64-bit (`wide`) or 32-bit code.
 
-    Without `wild` only those that any KVM can emulate and that do not pull the rug from under the code: such a guest lives
-    longer, and gets further.
+    Without `wild` only those that any KVM can emulate and that do not pull the rug from under the code: such a guest
+    lives longer, and gets further.
     """
     makers = _TAME + _WILD if wild else _TAME
     code = b""

@@ -11,6 +11,7 @@ import trio.testing
 
 from tvmm.bus import MmioBus, PortBus
 from tvmm.config.memory import MemoryConfig
+from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.ram import GuestRam
 from tvmm.vcpu.dispatch import ExitBoard
@@ -67,7 +68,7 @@ class RawVm:
         self.crashes: list[str] = []
         self.crashed = threading.Event()
         self.board = ExitBoard(
-            PortBus(), MmioBus(), threading.Lock(), self.ram, assist=kernel_mode_is_emulated()
+            PortBus(), MmioBus(), BusLock(), self.ram, assist=kernel_mode_is_emulated()
         )
         self.board.on_crash = self._crashed
         self.vcpus: list[Vcpu] = []

@@ -136,13 +136,21 @@ uint32_t tvmm_uart_peek(struct tvmm_uart *uart, uint8_t *into, uint32_t limit);
 void tvmm_uart_consume(struct tvmm_uart *uart, uint32_t count);
 int tvmm_uart_arm(struct tvmm_uart *uart);
 
+struct tvmm_bus { ...; };
+struct tvmm_bus *tvmm_bus_new(void);
+void tvmm_bus_free(struct tvmm_bus *bus);
+void tvmm_bus_lock(struct tvmm_bus *bus);
+void tvmm_bus_unlock(struct tvmm_bus *bus);
+
 struct tvmm_vcpu {
     int fd;
     uint64_t address, data;
     uint64_t exits, exits_in_c;
     struct tvmm_uart *uart;
+    struct tvmm_bus *bus;
     ...;
 };
+void tvmm_release_bus(struct tvmm_vcpu *vcpu);
 struct tvmm_vcpu *tvmm_vcpu_new(int fd, size_t run_size, int *error);
 void tvmm_vcpu_free(struct tvmm_vcpu *vcpu);
 uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response);

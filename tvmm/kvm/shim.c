@@ -273,6 +273,44 @@ void tvmm_unkick(struct tvmm_vcpu *vcpu)
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 }
 
+struct tvmm_bus *tvmm_bus_new(void)
+{
+    struct tvmm_bus *bus = calloc(1, sizeof *bus);
+    if (bus)
+        pthread_mutex_init(&bus->lock, NULL);
+    return bus;
+}
+
+void tvmm_bus_free(struct tvmm_bus *bus)
+{
+    if (!bus)
+        return;
+    pthread_mutex_destroy(&bus->lock);
+    free(bus);
+}
+
+void tvmm_bus_lock(struct tvmm_bus *bus) { pthread_mutex_lock(&bus->lock); }
+
+void tvmm_bus_unlock(struct tvmm_bus *bus) { pthread_mutex_unlock(&bus->lock); }
+
+/* By the vCPU's own thread, which is done with its access before the next step. */
+void tvmm_release_bus(struct tvmm_vcpu *vcpu)
+{
+    if (vcpu->holds_bus) {
+        vcpu->holds_bus = 0;
+        pthread_mutex_unlock(&vcpu->bus->lock);
+    }
+}
+
+static uint32_t with_bus(struct tvmm_vcpu *vcpu, uint32_t code)
+{
+    if (vcpu->bus) {
+        pthread_mutex_lock(&vcpu->bus->lock);
+        vcpu->holds_bus = 1;
+    }
+    return code;
+}
+
 static uint64_t load(const uint8_t *from, uint32_t size)
 {
     uint64_t value = 0;
@@ -280,11 +318,13 @@ static uint64_t load(const uint8_t *from, uint32_t size)
     return value;
 }
 
-/* Run until there is something for Python. `response` answers the read that the last call returned. */
+/* Run until there is something for Python. `response` answers the read that the last call returned. With a port or
+ * memory access it returns holding the bus. */
 uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
 {
     struct kvm_run *run = vcpu->run;
 
+    tvmm_release_bus(vcpu);
     if (vcpu->reply) {
         memcpy(vcpu->reply, &response, vcpu->reply_size);
         vcpu->reply = NULL;
@@ -311,21 +351,21 @@ uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
             if (is_in) {
                 vcpu->reply = data;
                 vcpu->reply_size = run->io.size;
-                return TVMM_PIO_IN | (uint32_t)run->io.port << 8 | run->io.size;
+                return with_bus(vcpu, TVMM_PIO_IN | (uint32_t)run->io.port << 8 | run->io.size);
             }
             vcpu->data = load(data, run->io.size);
-            return (uint32_t)run->io.port << 8 | run->io.size;
+            return with_bus(vcpu, (uint32_t)run->io.port << 8 | run->io.size);
         }
         if (run->exit_reason == KVM_EXIT_MMIO) {
             uint32_t size = run->mmio.len <= 8 ? run->mmio.len : 8;
             vcpu->address = run->mmio.phys_addr;
             if (run->mmio.is_write) {
                 vcpu->data = load(run->mmio.data, size);
-                return TVMM_MMIO_WRITE | size << 8;
+                return with_bus(vcpu, TVMM_MMIO_WRITE | size << 8);
             }
             vcpu->reply = run->mmio.data;
             vcpu->reply_size = size;
-            return TVMM_MMIO_READ | size << 8;
+            return with_bus(vcpu, TVMM_MMIO_READ | size << 8);
         }
         vcpu->data = run->exit_reason;
         return TVMM_OTHER;

@@ -41,11 +41,19 @@ struct tvmm_uart {
     uint8_t *ring;
 };
 
+/* The one lock around devices. A step that returns an access has it already, so that Python need not take it: see
+ * vcpu->holds_bus, which the next step or tvmm_release_bus() clears. */
+struct tvmm_bus {
+    pthread_mutex_t lock;
+};
+
 struct tvmm_vcpu {
     int fd;
     uint64_t address, data;
     uint64_t exits, exits_in_c;
     struct tvmm_uart *uart;
+    struct tvmm_bus *bus;
+    int holds_bus;
     struct kvm_run *run;
     size_t run_size;
     uint8_t *reply;        /* where the response to the last read exit goes */

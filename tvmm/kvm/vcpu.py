@@ -11,6 +11,7 @@ from tvmm.kvm.calls import ffi, ioctl, ioctl_number, lib
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tvmm.kvm.bus_lock import BusLock
     from tvmm.kvm.uart import TransmitRing
     from tvmm.vcpu.cpuid import CpuidEntry
 
@@ -68,6 +69,15 @@ class KvmVcpu:
     def set_uart(self, ring: TransmitRing) -> None:
         """Let the C step serve the serial port's data and line status where the model allows it."""
         self.raw.uart = ring.raw
+
+    def set_bus(self, lock: BusLock) -> None:
+        """From now on a step that returns a port or memory access holds `lock` until the next one."""
+        self._bus = lock
+        self.raw.bus = lock.raw
+
+    def release_bus(self) -> None:
+        """Let go of the bus before the next step, if this vCPU holds it. On its own thread."""
+        lib.tvmm_release_bus(self.raw)
 
     def enter_thread(self) -> None:
         """The calling thread is the one that will `step`; blocks its signals but for the kick."""

@@ -16,10 +16,10 @@ from tvmm.vcpu.exits import (
 )
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from tvmm.bus import MmioBus, PortBus
+    from tvmm.kvm.bus_lock import BusLock
     from tvmm.memory.ram import GuestRam
     from tvmm.vcpu.thread import Vcpu
 
@@ -36,7 +36,7 @@ class ExitBoard:
         self,
         ports: PortBus,
         mmio: MmioBus,
-        bus_lock: threading.Lock,
+        bus_lock: BusLock,
         ram: GuestRam,
         *,
         assist: bool,

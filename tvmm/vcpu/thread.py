@@ -29,6 +29,7 @@ from tvmm.vcpu.runstate import RunEvent, RunState, after
 
 if TYPE_CHECKING:
     from tvmm.bus import MmioBus, PortBus
+    from tvmm.kvm.bus_lock import BusLock
 
 __all__ = ["Board", "Vcpu"]
 
@@ -38,7 +39,7 @@ class Board(Protocol):
 
     ports: PortBus
     mmio: MmioBus
-    bus_lock: threading.Lock
+    bus_lock: BusLock
 
     def unusual_exit(self, vcpu: Vcpu, reason: int) -> bool:
         """An exit that is no access to a device, on the vCPU's thread. True: run on. False: stay paused."""
@@ -52,6 +53,7 @@ class Vcpu:
 
     def __init__(self, kvm: KvmVcpu, board: Board) -> None:
         self.kvm = kvm
+        kvm.set_bus(board.bus_lock)
         self.index = kvm.index
         self.state = RunState.PAUSED
         self.thread_ident: int | None = None
@@ -137,6 +139,7 @@ class Vcpu:
             if self._obey():
                 self._loop()
         finally:
+            kvm.release_bus()
             kvm.leave_thread()
             self.thread_ident = self.native_id = None
             self._set_state(RunState.FINISHED)
@@ -166,43 +169,35 @@ class Vcpu:
         """Run the guest until finished.
 
         The hot path. After an exit the caches hold the kernel's code and not the interpreter's, so what counts is how
-        little is touched: local names, one table look-up for a port access, no numbers to take apart.
+        little is touched: local names, one table look-up for a port access, no numbers to take apart, and the bus lock
+        held already when a step returns an access.
         """
         board = self._board
-        acquire, release = board.bus_lock.acquire, board.bus_lock.release
         write_to, read_from = board.ports.writes.get, board.ports.reads.get
         run, raw = step, self.kvm.raw
         response = 0
         while True:
             code = run(raw, response)
-            write = write_to(code)
-            if write is not None:
-                acquire()
-                try:
-                    hold = write(raw.data)
-                finally:
-                    release()
+            entry = write_to(code)
+            if entry is not None:
+                write, offset, size = entry
+                hold = write(offset, size, raw.data)
                 if hold is not None:
                     self._wait_for(hold)
                 continue
-            read = read_from(code)
-            if read is not None:
-                acquire()
-                try:
-                    response = read()
-                finally:
-                    release()
+            found = read_from(code)
+            if found is not None:
+                read, offset, size = found
+                response = read(offset, size)
             elif code == KICK:
                 if not self._obey():
                     return
             elif code < KICK:
                 response = board.ports.unclaimed(code & PIO_IN)
             elif code & 0xFF == MMIO_READ & 0xFF:
-                with board.bus_lock:
-                    response = board.mmio.read(raw.address, code >> 8 & 0xFF)
+                response = board.mmio.read(raw.address, code >> 8 & 0xFF)
             elif code & 0xFF == MMIO_WRITE & 0xFF:
-                with board.bus_lock:
-                    board.mmio.write(raw.address, code >> 8 & 0xFF, raw.data)
+                board.mmio.write(raw.address, code >> 8 & 0xFF, raw.data)
             elif not self._unusual(code, raw.data):
                 return
 
@@ -234,6 +229,7 @@ class Vcpu:
 
     def _wait_for(self, hold: Any) -> None:
         """A device is full: keep the guest here until it has room, or somebody wants this vCPU elsewhere."""
+        self.kvm.release_bus()
         while True:
             with self._lock:
                 if self._wanted is not RunState.RUNNING:
