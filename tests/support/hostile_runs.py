@@ -21,7 +21,7 @@ GUEST_REQUESTS = ("poweroff", "reset", "halted", "crashed", "debug-exit")
 
 
 class Result(NamedTuple):
-    """One run. `end` is how the guest ended, ``cancelled`` or ``refused``; `leaving` is what the end took, in seconds."""
+    """One run. `end`: how the guest ended, ``cancelled`` or ``refused``; `leaving`: what the end took, in seconds."""
 
     seed: int
     kind: str
@@ -38,7 +38,7 @@ async def run_sample(seed: int, path: Path, seconds: float, *, meddle: bool = Tr
     """
     kind, image, options = sample(seed)
     path.write_bytes(image)
-    config = MachineConfig.parse(kernel=path, device=["isa-debug-exit,iobase=0x501,iosize=2"], **options)  # type: ignore[arg-type]
+    config = MachineConfig.parse(kernel=path, device=["isa-debug-exit,iobase=0x501,iosize=2"], **options)
     end, report, deadline = "cancelled", "", trio.current_time()
     try:
         with trio.CancelScope() as scope:
