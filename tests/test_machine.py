@@ -15,6 +15,8 @@ from tvmm.vcpu.runstate import RunState
 
 pytestmark = pytest.mark.guest
 
+KVM_SYSTEM_TIME = 0x4B56_4D01
+
 SECONDS = 30
 """Far above what anything here takes; a hang is to fail and not to stall the suite."""
 
@@ -174,6 +176,69 @@ async def test_the_timer_interrupt_is_where_the_tables_say() -> None:
             await vm.resume()
             await vm.wait_serial("20 ticks of the PIT")
             assert (await vm.wait()).kind == "poweroff"
+
+
+async def test_a_reset_forgets_the_paravirtual_clock() -> None:
+    """KVM does not go on writing the last guest's clock page into the memory of the next."""
+    with trio.fail_after(SECONDS):
+        async with Machine(config()) as vm:
+            await vm.pause()
+            vm.vcpus[0].kvm.set_msrs([(KVM_SYSTEM_TIME, 0x200_0000 | 1)])
+            assert vm.vcpus[0].kvm.get_msrs([KVM_SYSTEM_TIME]) == {KVM_SYSTEM_TIME: 0x200_0000 | 1}
+            await vm.reset()
+            assert vm.vcpus[0].kvm.get_msrs([KVM_SYSTEM_TIME]) == {KVM_SYSTEM_TIME: 0}
+            await vm.resume()
+            await vm.wait_serial("tvmm> ")
+            assert vm.memory.read(0x200_0000, 32) == bytes(32)
+
+
+async def test_output_that_went_by_unread_is_told() -> None:
+    """A wait after more than 64 KiB of unread output says how much of it is missing, and goes on with the rest."""
+    with trio.fail_after(SECONDS):
+        async with Machine(config("run=emit,80000")) as vm:
+            await vm.resume()
+            with vm.hub.follow(holding=False) as follower:
+                while follower.position < 80000:
+                    piece = await follower.wait(1 << 16)
+                    assert piece is not None
+                    follower.took(piece)
+            output = await vm.wait_serial("tvmm> ")
+    assert b"bytes skipped]" in output
+    assert b"emitted 80000 bytes" in output
+
+
+async def test_listeners_hear_what_happens_also_beside_the_control_socket(tmp_path: Path) -> None:
+    """A library user's listener and the control server do not displace each other."""
+    heard: list[str] = []
+    with trio.fail_after(SECONDS):
+        async with Machine(config("then=poweroff", control=tmp_path / "control.sock")) as vm:
+            vm.listeners.append(lambda name, data: heard.append(name))
+            assert (tmp_path / "control.sock").exists()
+            await vm.run()
+    assert heard == ["RESUME", "SHUTDOWN"]
+    assert not (tmp_path / "control.sock").exists()
+
+
+async def test_a_control_path_that_is_taken_is_an_error_before_the_guest_runs(tmp_path: Path) -> None:
+    """Nothing has run, nothing is left."""
+    (tmp_path / "control.sock").write_text("something else")
+    before = leftovers()
+    with trio.fail_after(SECONDS), pytest.raises(HostError, match=r"control\.sock"):
+        async with Machine(config(control=tmp_path / "control.sock")):
+            pass
+    assert leftovers() == before
+    assert (tmp_path / "control.sock").read_text() == "something else"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
+async def test_a_kernel_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    """A pipe that nobody writes to and a device without end neither block nor fill memory."""
+    path = tmp_path / "fifo" if kind == "fifo" else Path(kind)
+    if kind == "fifo":
+        os.mkfifo(path)
+    with trio.fail_after(SECONDS), pytest.raises(ImageError, match="no regular file"):
+        async with Machine(config(kernel=path)):
+            pass
 
 
 async def test_power_button() -> None:

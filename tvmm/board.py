@@ -7,6 +7,7 @@ stack, so that whatever fails half-way, and whatever comes later, is undone in t
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +24,6 @@ from tvmm.kvm.irq import IrqLine
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
 from tvmm.memory.ram import GuestRam
-from tvmm.memory.regions import FlatRange
 from tvmm.serial_port import COM1_IRQ, COM1_PORT, SerialPort
 from tvmm.serial_port import PORT_COUNT as SERIAL_PORTS
 from tvmm.vcpu.cpuid import policy
@@ -32,8 +32,9 @@ from tvmm.vcpu.registers import apply_entry, back_to_power_on, connect_pic, powe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tvmm.bus import Device
+    from tvmm.bus import Device, Hold
     from tvmm.config.machine import MachineConfig
+    from tvmm.control.target import FlatRange
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.cpuid import CpuidEntry
     from tvmm.vcpu.registers import PowerOn
@@ -45,6 +46,8 @@ KEYBOARD_PORTS = ((0x60, 0), (0x64, 4))
 RTC_PORT, RTC_PORTS = 0x70, 2
 PM_PORT, PM_PORTS = 0x600, 12
 POST_PORT = 0x80
+MAX_IMAGE_BYTES = 4 << 30
+"""Of a kernel or an initrd: more does not fit below the PC hole anyway."""
 FAST_A20_PORT, RESET_CONTROL_PORT = 0x92, 0xCF9
 
 
@@ -70,8 +73,8 @@ class _Offset:
     def read(self, offset: int, size: int) -> int:
         return self._device.read(self._base + offset, size)
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        self._device.write(self._base + offset, size, value)
+    def write(self, offset: int, size: int, value: int) -> Hold | None:
+        return self._device.write(self._base + offset, size, value)
 
 
 class Board:
@@ -92,10 +95,11 @@ class Board:
                 self.max_cpus = kvm.check_extension("MAX_VCPUS") or kvm.check_extension("NR_VCPUS")
                 self._check_cpus()
                 supported = kvm.supported_cpuid()
+                emulated = kvm.emulated_cpuid() if config.cpu.model == "max" else []
             self.vm.create_irqchip()
             self._make_memory(stack)
             self._make_devices(stack)
-            self._make_vcpus(stack, supported)
+            self._make_vcpus(stack, supported, emulated)
             self.load_kernel()
             self._stack = stack.pop_all()
 
@@ -152,7 +156,7 @@ class Board:
         base, length = int(properties["iobase"]), int(properties["iosize"])
         self.ports.add(base, length, DebugExit(self._debug_exit), name)
 
-    def _make_vcpus(self, stack: ExitStack, supported: list[CpuidEntry]) -> None:
+    def _make_vcpus(self, stack: ExitStack, supported: list[CpuidEntry], emulated: list[CpuidEntry]) -> None:
         cpu = self.config.cpu
         self.vcpus: list[KvmVcpu] = []
         self.power_on: list[PowerOn] = []
@@ -160,7 +164,16 @@ class Board:
             vcpu = self.vm.create_vcpu(index)
             stack.callback(vcpu.close)
             vcpu.set_uart(self.serial.ring)
-            vcpu.set_cpuid(policy(cpu.model, cpu.adjustments, supported, cpu_index=index, cpu_count=cpu.count))
+            leaves = policy(
+                cpu.model,
+                cpu.adjustments,
+                supported,
+                cpu_index=index,
+                cpu_count=cpu.count,
+                emulated=emulated,
+                tsc_khz=vcpu.get_tsc_khz(),
+            )
+            vcpu.set_cpuid(leaves)
             if index == 0:
                 connect_pic(vcpu)
             self.vcpus.append(vcpu)
@@ -192,6 +205,8 @@ class Board:
 
     def reset(self) -> None:
         """Everything as after power-on, with the kernel loaded anew. All vCPUs are paused."""
+        from tvmm.vcpu.msrs import reset_values
+
         with self.bus_lock:
             self.serial.reset()
             self.keyboard.reset()
@@ -199,8 +214,10 @@ class Board:
             self.pm.reset()
             self.system_control.reset()
         self.vm.set_chips(self.chips)
+        with Kvm() as kvm:
+            msrs = reset_values(kvm.msr_indices())
         for vcpu, state in zip(self.vcpus, self.power_on, strict=True):
-            back_to_power_on(vcpu, state)
+            back_to_power_on(vcpu, state, msrs)
         self.ram.zero()
         self.load_kernel()
 
@@ -249,6 +266,8 @@ class Board:
 
     def memory_map(self) -> list[FlatRange]:
         """The flat view of guest-physical addresses: RAM blocks and devices."""
+        from tvmm.control.target import FlatRange
+
         view = [
             FlatRange(region.gpa, region.size, region.block, "machine", "rom" if region.read_only else "ram")
             for region in self.ram.regions
@@ -268,16 +287,23 @@ def _ignore() -> None:
 
 
 def _read(path: str, what: str) -> bytes:
-    """A whole file. Raises `ImageError` with the reason and what to do."""
+    """A whole regular file. Raises `ImageError` with the reason and what to do."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        # Not blocking: opening a pipe that nobody writes to would wait for ever, on a thread that cannot be cancelled.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISDIR(found.st_mode):
+                raise ImageError(f"{what} {path} is a directory", "give the name of a file in it")
+            if not stat.S_ISREG(found.st_mode):
+                raise ImageError(f"{what} {path} is no regular file", "copy its bytes into a file first")
+            if found.st_size > MAX_IMAGE_BYTES:
+                limit = MAX_IMAGE_BYTES >> 20
+                raise ImageError(f"{what} {path} has {found.st_size >> 20} MiB, tvmm reads {limit} at most")
+            return file.read(MAX_IMAGE_BYTES)
     except FileNotFoundError:
         if path == builtin_guest_path():
             raise HostError("the built-in guest was not compiled", "install tvmm again with 'pip install .'") from None
         raise ImageError(f"no such {what}: {path}") from None
-    except IsADirectoryError:
-        raise ImageError(f"{what} {path} is a directory") from None
     except OSError as error:
         raise ImageError(f"{what} {path} cannot be read: {error.strerror}") from error
 

@@ -117,13 +117,13 @@ class MmioBus(_Ranges):
             return (1 << (8 * size)) - 1
         return found.device.read(address - found.start, size) & ((1 << (8 * size)) - 1)
 
-    def write(self, address: int, size: int, value: int) -> None:
-        """Write `size` bytes (1 to 8) at `address`."""
+    def write(self, address: int, size: int, value: int) -> Hold | None:
+        """Write `size` bytes (1 to 8) at `address`; what comes back, if anything, is to be waited for."""
         found = self.find(address, size)
         if found is None:
             self.unclaimed_writes += 1
-        else:
-            found.device.write(address - found.start, size, value)
+            return None
+        return found.device.write(address - found.start, size, value)
 
 
 class PortBus(_Ranges):

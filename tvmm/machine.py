@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -31,8 +31,10 @@ from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
 from tvmm.outcome import STATUS_CRASHED, Outcome
 from tvmm.tasks import TaskMeter
-from tvmm.vcpu.dispatch import ExitBoard
+from tvmm.vcpu.dispatch import ExitDispatcher
 from tvmm.vcpu.thread import Vcpu
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from tvmm.control.registry import MachinePaths
     from tvmm.memory.ram import GuestRam
 
-__all__ = ["Machine", "Outcome"]
+__all__ = ["Machine"]
 
 DRAIN_SECONDS = 1.0
 """What a reader of the serial line gets to take the rest when the machine was ended from outside."""
@@ -60,7 +62,8 @@ class Machine:
         self.name = self.config.name
         self.outcome: Outcome | None = None
         self.backend_path = ""
-        self.on_event: Callable[[str, dict[str, object]], None] = _no_event
+        self.listeners: list[Callable[[str, dict[str, object]], None]] = []
+        """Called with name and data of each QMP event."""
         self.on_warning: Callable[[str], None] = _no_warning
         self.board: Board
         """The hardware; there is none before the block is entered."""
@@ -68,7 +71,8 @@ class Machine:
         self._ended = trio.Event()
         self._settled = trio.Event()
         self.control_ready = trio.Event()
-        self._requests: list[GuestRequest | Outcome] = []
+        self._requests: list[tuple[int, GuestRequest | Outcome]] = []
+        self._life_number = 0
         self._request_news = trio.Event()
         self._deadline_news = trio.Event()
         self._transition = trio.Lock()
@@ -100,7 +104,7 @@ class Machine:
                     backend = await stack.enter_async_context(open_backend(self.config.serial, self._actions()))
                     self.backend_path = backend.path
                     nursery = await stack.enter_async_context(trio.open_nursery())
-                    self._start_tasks(nursery, stack, backend, paths)
+                    await self._start_tasks(nursery, stack, backend, paths)
                     try:
                         yield
                         await self._wind_down()
@@ -116,7 +120,7 @@ class Machine:
         self._token = trio.lowlevel.current_trio_token()
         board, config = self.board, self.config
         assist = config.assist == "on" or (config.assist == "auto" and board.emulated_kernel)
-        self.exits = ExitBoard(board.ports, board.mmio, board.bus_lock, board.ram, assist=assist)
+        self.exits = ExitDispatcher(board.ports, board.mmio, board.bus_lock, board.ram, assist=assist)
         self.exits.on_crash = self._crashed
         self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
         board.on_request = self._from_guest
@@ -124,7 +128,7 @@ class Machine:
         self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
         self._serial_end = SerialEnd(board.serial)
 
-    def _start_tasks(
+    async def _start_tasks(
         self, nursery: trio.Nursery, stack: AsyncExitStack, backend: Backend, paths: MachinePaths | None
     ) -> None:
         """Every task of the machine, by name; `tvmm tasks` lists them."""
@@ -138,11 +142,13 @@ class Machine:
         nursery.start_soon(self._supervise, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
-        sockets = [str(paths.control)] if paths else []
+        if paths:
+            nursery.start_soon(self._serve_later, str(paths.control), str(paths.console), name="control")
         if self.config.control:
-            sockets.append(self.config.control)
-        if sockets:
-            nursery.start_soon(self._serve_control, sockets, str(paths.console) if paths else "", name="control")
+            from tvmm.control.machine_target import serve_machine
+
+            # Asked for by name: it listens, or fails, before the guest runs.
+            await nursery.start(serve_machine, self, self.config.control, "", name="control (by path)")
 
     async def _register(self, stack: AsyncExitStack) -> MachinePaths | None:
         """Take the machine's name in the runtime directory, if it is to be found there."""
@@ -150,9 +156,9 @@ class Machine:
             return None
         from pathlib import Path
 
-        from tvmm.control.registry import register
+        from tvmm.control.registered import registered
 
-        return stack.enter_context(register(Path(self.config.runtime_dir), self.name))
+        return await stack.enter_async_context(registered(Path(self.config.runtime_dir), self.name))
 
     async def _wind_down(self) -> None:
         """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
@@ -161,14 +167,14 @@ class Machine:
         by_itself = self.outcome is not None and self.outcome.kind != "quit"
         await self.hub.drain(at_most=math.inf if by_itself else DRAIN_SECONDS)
 
-    async def _serve_control(self, sockets: list[str], console: str) -> None:
-        """The control sockets and the console's. Their modules are imported once the guest is on its way."""
+    async def _serve_later(self, control: str, console: str) -> None:
+        """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""
         await self._settled.wait()
         with trio.move_on_after(CONTROL_GRACE_SECONDS), self.hub.follow(holding=False) as follower:
             await follower.wait(1)
         from tvmm.control.machine_target import serve_machine
 
-        await serve_machine(self, sockets, console)
+        await serve_machine(self, control, console)
 
     def _actions(self) -> Actions:
         from tvmm.control.prompt import MachineActions
@@ -190,7 +196,7 @@ class Machine:
         if not self._running:
             self._running = True
             self._release()
-            self.on_event("RESUME", {})
+            self._tell("RESUME", {})
 
     async def pause(self) -> None:
         """Return when no vCPU runs and no access of one is half done."""
@@ -198,7 +204,7 @@ class Machine:
             await self._hold()
             if self._running:
                 self._running = False
-                self.on_event("STOP", {})
+                self._tell("STOP", {})
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -230,17 +236,14 @@ class Machine:
         """Pull the reset line: all hardware as after power-on, the kernel loaded anew."""
         async with self._transition:
             await self._hold()
-            await trio.to_thread.run_sync(self.board.reset)
-            self._requests.clear()
-            if self._running:
-                self._release()
-        self.on_event("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+            await self._reset_board()
+        self._tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
     def powerdown(self) -> None:
         """Press the power button; the guest may or may not heed it."""
         with self.board.bus_lock:
             self.board.pm.press_power_button()
-        self.on_event("POWERDOWN", {})
+        self._tell("POWERDOWN", {})
 
     def quit(self) -> None:
         """End the machine now, whatever the guest does."""
@@ -286,8 +289,16 @@ class Machine:
             vcpu.hold()
         self._token.run_sync_soon(self._post, Outcome("crashed", STATUS_CRASHED, report))
 
+    async def _reset_board(self) -> None:
+        """With the transition lock held and no vCPU running."""
+        await trio.to_thread.run_sync(self.board.reset)
+        # What the guest asked for before belongs to the life that is over.
+        self._life_number += 1
+        if self._running:
+            self._release()
+
     def _post(self, request: GuestRequest | Outcome) -> None:
-        self._requests.append(request)
+        self._requests.append((self._life_number, request))
         self._request_news.set()
 
     async def _supervise(self) -> None:
@@ -296,22 +307,26 @@ class Machine:
             await self._request_news.wait()
             self._request_news = trio.Event()
             while self._requests and self.outcome is None:
-                await self._carry_out(self._requests.pop(0))
+                life, request = self._requests.pop(0)
+                await self._carry_out(life, request)
 
-    async def _carry_out(self, request: GuestRequest | Outcome) -> None:
+    async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
         async with self._transition:
             await self._hold()
             if isinstance(request, Outcome):
                 self._end(request)
-            elif request.kind == "reset" and self.config.reboot:
-                await trio.to_thread.run_sync(self.board.reset)
-                # What other vCPUs asked for on their way to the pause belongs to the life that is over.
-                self._requests[:] = [left for left in self._requests if isinstance(left, Outcome)]
-                self.on_event("RESET", {"guest": True, "reason": "guest-reset"})
+            elif life != self._life_number:
                 if self._running:
                     self._release()
+            elif request.kind == "reset" and self.config.reboot:
+                await self._reset_board()
+                self._tell("RESET", {"guest": True, "reason": "guest-reset"})
             else:
                 self._end(Outcome(request.kind, request.code))
+
+    def _tell(self, name: str, data: dict[str, object]) -> None:
+        for listener in self.listeners:
+            listener(name, data)
 
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -319,20 +334,24 @@ class Machine:
         self._serial_end.finish()
         self._ended.set()
         if outcome.kind == "crashed":
-            self.on_event("GUEST_PANICKED", {"action": "shutdown"})
+            self._tell("GUEST_PANICKED", {"action": "shutdown"})
         guest = outcome.kind != "quit"
-        self.on_event("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
+        self._tell("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
+
+    async def inspect(self, look: Callable[[], T]) -> T:
+        """What `look` returns while no vCPU runs; the guest goes on afterwards as if nothing had been."""
+        async with self._transition:
+            await self._hold()
+            try:
+                return look()
+            finally:
+                if self._running and not self._requests:
+                    self._release()
 
     async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:
-        """Look at the held vCPUs: end with `outcome` if `condition` holds, else let them go on as if nothing was."""
-        async with self._transition:
-            if not self._running or self._requests:
-                return
-            await self._hold()
-            if condition():
-                self._end(outcome)
-            else:
-                self._release()
+        """`inspect` the machine while it runs, and end it with `outcome` if `condition` holds."""
+        if self._running and await self.inspect(condition):
+            self._post(outcome)
 
     async def _run_clock(self) -> None:
         """Wakes devices that wait for the time: RTC alarm, update and periodic interrupts, PM timer carry."""
@@ -376,10 +395,6 @@ _SHUTDOWN_REASONS = {
     "quit": "host-qmp-quit",
 }
 """QEMU's ShutdownCause for each kind of outcome."""
-
-
-def _no_event(name: str, data: dict[str, object]) -> None:
-    """Nobody listens yet."""
 
 
 def _no_warning(message: str) -> None:

@@ -96,7 +96,7 @@ class SerialPort:
     def _publish(self) -> None:
         fast = self.model.fast_path()
         if self._held_input:
-            fast = fast._replace(lsr=-1)
+            fast = fast._replace(tx=False, lsr=-1)  # The model has to see what the guest does with the line.
         if fast != self._published:
             self._published = fast
             self.ring.publish(fast.tx, fast.lsr)

@@ -1,7 +1,8 @@
 """CPU policy against real KVM: what was asked for is what KVM accepted.
 
-A KVM that emulates kernel mode puts the host's feature bits in place of those it is given, because guest user mode runs CPUID
-on the processor itself; there, feature words are only looked at for being accepted, and all other leaves are compared.
+A KVM that emulates kernel mode puts the host's feature bits in place of those it is given, because guest user mode
+runs CPUID on the processor itself; there, feature words are only looked at for being accepted, and all other leaves
+are compared.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class FakeCpu:
         window, offset = self._find(address, length, 0)
         return bytes(window[offset : offset + length])
 
-    def write_linear(self, address: int, data: bytes) -> None:
+    def write_linear(self, address: int, data: bytes, user: bool = False) -> None:
         window, offset = self._find(address, len(data), 2)
         window[offset : offset + len(data)] = data
 
@@ -186,5 +186,5 @@ class PagedCpu(FakeCpu):
     def read_linear(self, address: int, length: int, user: bool = False) -> bytes:
         return read_linear(self.memory, paging_of(self.regs, self.sregs), address, length, user)
 
-    def write_linear(self, address: int, data: bytes) -> None:
-        write_linear(self.memory, paging_of(self.regs, self.sregs), address, data)
+    def write_linear(self, address: int, data: bytes, user: bool = False) -> None:
+        write_linear(self.memory, paging_of(self.regs, self.sregs), address, data, user)

@@ -14,7 +14,7 @@ from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.ram import GuestRam
-from tvmm.vcpu.dispatch import ExitBoard
+from tvmm.vcpu.dispatch import ExitDispatcher
 from tvmm.vcpu.registers import Registers, write_registers
 from tvmm.vcpu.thread import Vcpu
 
@@ -67,7 +67,7 @@ class RawVm:
         self.ram.write(CODE, code)
         self.crashes: list[str] = []
         self.crashed = threading.Event()
-        self.board = ExitBoard(
+        self.board = ExitDispatcher(
             PortBus(), MmioBus(), BusLock(), self.ram, assist=kernel_mode_is_emulated()
         )
         self.board.on_crash = self._crashed

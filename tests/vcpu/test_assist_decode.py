@@ -105,9 +105,7 @@ def test_every_row_can_be_reached() -> None:
         for row in rows:
             reg = row.field if row.field is not None else 0
             memory = (
-                None
-                if row.in_memory is False or row.register is not None
-                else Memory(0, None, 1, 0, False, None, 8)
+                None if row.in_memory is False or row.register is not None else Memory(0, None, 1, 0, False, None, 8)
             )
             insn = Instruction(
                 length=4, vex=vex, map=number, opcode=opcode, prefix=prefix, operand_66=False, lock=False,
@@ -158,9 +156,7 @@ def test_any_bytes_can_be_handled(
     code: bytes, address: int, memory: bytes, control: tuple[bool, bool, bool, int]
 ) -> None:
     """Whatever stands at RIP: handled, refused or an exception, and registers stay within their width."""
-    cpu = FakeCpu(
-        (0x5000, bytearray(memory.ljust(4096, b"\x01"))), (0x1000, bytearray(code.ljust(64, b"\0")))
-    )
+    cpu = FakeCpu((0x5000, bytearray(memory.ljust(4096, b"\x01"))), (0x1000, bytearray(code.ljust(64, b"\0"))))
     wide, task_switched, no_xsave, privilege = control
     cpu.regs.rip = 0x1000
     for register in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r15"):

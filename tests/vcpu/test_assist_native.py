@@ -22,9 +22,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-NOT_HERE = _names(
-    "clac stac rdtscp rdpid invpcid verr verw xgetbv xsetbv xsave xsaveopt xsavec xsaves xrstor xrstors"
-)
+NOT_HERE = _names("clac stac rdtscp rdpid invpcid verr verw xgetbv xsetbv xsave xsaveopt xsavec xsaves xrstor xrstors")
 X87 = _names("fwait fnclex fninit fnstsw fnstcw fldcw fild emms ldmxcsr stmxcsr vldmxcsr vstmxcsr")
 SIZED = _names("popcnt tzcnt lzcnt movbe crc32")
 WIDE = SIZED | _names(
@@ -112,9 +110,7 @@ def _state(rng: random.Random) -> State:
     for number in range(16):
         image[160 + 16 * number : 176 + 16 * number] = _vector_lane(rng)
         image[576 + 16 * number : 592 + 16 * number] = _vector_lane(rng)
-    registers = tuple(
-        rng.choice((rng.getrandbits(64), rng.getrandbits(16), 0, (1 << 64) - 1)) for _ in range(16)
-    )
+    registers = tuple(rng.choice((rng.getrandbits(64), rng.getrandbits(16), 0, (1 << 64) - 1)) for _ in range(16))
     data = b"".join(_vector_lane(rng) for _ in range(256))
     return State(registers, 0x202 | rng.getrandbits(12) & ALL_FLAGS, bytes(image), data)
 
@@ -148,9 +144,7 @@ def _form(key: tuple[bool, int, int, int], row: Row, rng: random.Random, in_memo
         operand_66=row.name in SIZED and prefix != 1 and not wide and rng.random() < 0.3,
         vector_256=long_vector or row.name in ONLY_256,
         vvvv=0 if _one_source(row.name, opcode, in_memory) else rng.choice(usable),
-        immediate=rng.getrandbits(8)
-        if number == 3 or opcode in (0x70, 0x71, 0x72, 0x73, 0xC4, 0xC5, 0xC6)
-        else None,
+        immediate=rng.getrandbits(8) if number == 3 or opcode in (0x70, 0x71, 0x72, 0x73, 0xC4, 0xC5, 0xC6) else None,
     )
 
 
@@ -285,9 +279,7 @@ def test_x87_control(native: NativeCpu, text: str) -> None:
         image = bytearray(state.image)
         # All exceptions masked, or a pending one would be raised by the code around the instruction.
         image[0:2] = (0x37F | rng.getrandbits(2) << 8 | rng.getrandbits(2) << 10).to_bytes(2, "little")
-        image[2:4] = (rng.getrandbits(6) | rng.getrandbits(3) << 11 | rng.getrandbits(1) << 14).to_bytes(
-            2, "little"
-        )
+        image[2:4] = (rng.getrandbits(6) | rng.getrandbits(3) << 11 | rng.getrandbits(1) << 14).to_bytes(2, "little")
         image[4] = rng.getrandbits(8)
         for number in range(8):
             image[32 + 16 * number : 42 + 16 * number] = rng.randbytes(10)

@@ -202,9 +202,7 @@ def test_write_is_all_or_nothing(memory: FlatMemory) -> None:
     ),
     access=st.fixed_dictionaries({name: st.booleans() for name in ("write", "user", "fetch")}),
 )
-def test_any_tables(
-    entries: list[tuple[int, int]], address: int, mode: Paging, access: dict[str, bool]
-) -> None:
+def test_any_tables(entries: list[tuple[int, int]], address: int, mode: Paging, access: dict[str, bool]) -> None:
     """Whatever the guest puts into its tables, a walk ends in a translation or one of the defined errors."""
     memory = FlatMemory(0x8000)
     for index, value in entries:

@@ -190,9 +190,7 @@ def test_task_switched(text: str) -> None:
     assert handle(cpu, text) == "exception-7"
 
 
-@pytest.mark.parametrize(
-    "text", ["0f ae 23", "0f ae 2b", "0f c7 23", "66 0f ef 03", "66 0f 7f 03", "48 0f c7 0b"]
-)
+@pytest.mark.parametrize("text", ["0f ae 23", "0f ae 2b", "0f c7 23", "66 0f ef 03", "66 0f 7f 03", "48 0f c7 0b"])
 def test_alignment(text: str) -> None:
     """XSAVE areas, aligned vector operands and CMPXCHG16B's operand raise #GP when misaligned."""
     cpu = vcpu(rbx=MEMORY + 8, rax=7)

@@ -81,9 +81,7 @@ def test_in_kernel_apic_features_need_no_list() -> None:
 
 def test_max_adds_what_kvm_emulates() -> None:
     """Model `max` takes features from KVM's other list, `host` does not."""
-    lacking = [
-        entry._replace(ecx=entry.ecx & ~(1 << 22)) if entry.function == 1 else entry for entry in host(AMD)
-    ]
+    lacking = [entry._replace(ecx=entry.ecx & ~(1 << 22)) if entry.function == 1 else entry for entry in host(AMD)]
     emulated = [CpuidEntry(1, 0, 0, 0, 0, 1 << 22, 0)]
     assert "movbe" not in describe(policy("host", (), lacking, emulated=emulated))
     assert "movbe" in describe(policy("max", (), lacking, emulated=emulated))
@@ -145,9 +143,7 @@ def test_kvm_that_lists_no_xsave_keeps_its_leaf() -> None:
         ("minimal", (("avx", True),), ConfigError, "needs 'xsave'"),
     ],
 )
-def test_errors(
-    model: str, adjustments: tuple[tuple[str, bool], ...], error: type[Exception], words: str
-) -> None:
+def test_errors(model: str, adjustments: tuple[tuple[str, bool], ...], error: type[Exception], words: str) -> None:
     """Wrong names, contradictions and features that KVM lacks are told with what to do."""
     with pytest.raises(error) as caught:
         policy(model, adjustments, host(AMD))

@@ -20,7 +20,7 @@ _MAGICS = (
     (0, b"BZh", "bzip2-compressed", _UNPACK),
     (0, b"\x89LZO", "LZO-compressed", _UNPACK),
     (0, b"07070", "a cpio archive", "an initramfs is given with --initrd, the kernel with --kernel"),
-    (0, b"QFI\xfb", "a qcow2 disk image", "a disk is given with --disk, the kernel with --kernel"),
+    (0, b"QFI\xfb", "a qcow2 disk image", "give the kernel that is on it with --kernel"),
     (0, b"\x7fELF", "an ELF file", _BUILD),
     (0, b"\x27\x05\x19\x56", "a U-Boot image", _BUILD),
     (0, b"!<arch>\n", "an archive (.a or .deb)", "unpack it and give the kernel in it"),
@@ -48,7 +48,7 @@ def unknown_kernel(image: memoryview, name: str) -> ImageError:
     if bytes(image[0x1FE:0x200]) == b"\x55\xaa":
         return ImageError(
             f"{name} is a boot sector or a disk image, not a kernel",
-            "a disk is given with --disk, the kernel with --kernel",
+            "give the kernel that is on it with --kernel",
         )
     start = bytes(image[:8]).hex(" ")
     return ImageError(f"{name} is of no known kernel format (it starts with {start})", _BUILD)

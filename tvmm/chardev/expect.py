@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvmm.chardev.port import skipped_note
 from tvmm.errors import GuestError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Expect:
     async def wait(self, pattern: str | bytes | Pattern[bytes]) -> bytes:
         """All output up to the end of the first match of `pattern`.
 
+        Of what the guest writes while nobody waits, the last 64 KiB are kept; where more went by, the output begins
+        with a note that says how much.
+
         Raises `GuestError` when the output ends, or `EXPECT_LIMIT` bytes go by, without a match.
         """
         while (end := _find(pattern, self._unread)) < 0:
@@ -38,6 +42,8 @@ class Expect:
             if piece is None:
                 raise GuestError(f"the serial line ended before {pattern!r}; last was {self._unread[-SHOWN:]!r}")
             self._follower.took(piece)
+            if piece.missed:
+                self._unread = skipped_note(piece.missed)
             self._unread += bytes(piece.data)
         found, self._unread = self._unread[:end], self._unread[end:]
         return found

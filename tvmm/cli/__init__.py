@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 STATUS_USAGE = 2
-STATUS_CRASHED = 3
 STATUS_SIGNAL = 128
 
 SIGINT, SIGPIPE = 2, 13
@@ -99,6 +98,7 @@ def _explain(error: Exception) -> int:
     """Say in one line what the user, the guest or a peer did wrong; raises `error` again if it is a bug."""
     from tvmm.cli.output import RED, OutputError, message
     from tvmm.errors import GuestError, TvmmError
+    from tvmm.outcome import STATUS_CRASHED
 
     known = _only_known(error, TvmmError)
     if known is None:

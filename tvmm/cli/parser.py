@@ -27,8 +27,8 @@ exit status:
   0    the guest powered off, or what was asked for is done
   2    wrong usage, or the host lacks something
   3    the guest crashed
-  4    the machine migrated away
   128+n  ended by signal n
+  odd    chosen by a guest that wrote to isa-debug-exit
 """
 
 

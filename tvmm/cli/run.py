@@ -6,6 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tvmm.cli import STATUS_SIGNAL
 from tvmm.cli.output import RED, message, say
 from tvmm.config.machine import MachineConfig
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Ending", "add_arguments", "configure", "exit_status", "farewell", "run"]
 
-STATUS_SIGNAL = 128
 
 _EXAMPLES = """\
   tvmm run                                      the built-in guest, on this terminal

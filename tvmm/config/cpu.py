@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.boot.mptable import MAX_CPUS
 from tvmm.config.options import choice_of, parse_bool, split_commas
 from tvmm.config.units import parse_integer
 from tvmm.errors import ConfigError
 
 __all__ = ["CPU_MODELS", "MAX_CPUS", "CpuConfig"]
 
-MAX_CPUS = 254
-"""Local APIC ids are 8 bits in the tables that the guest gets: 255 is broadcast, and the IOAPIC takes one."""
 
 CPU_MODELS = ("host", "max", "minimal")
 

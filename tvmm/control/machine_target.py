@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ class MachineTarget:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._since = time.time()
         self.pause = machine.pause
         self.resume = machine.resume
         self.reset = machine.reset
@@ -50,14 +48,17 @@ class MachineTarget:
         ]
 
     async def registers(self, cpu_index: int) -> Mapping[str, int]:
-        """General, control and segment registers of one vCPU; pauses the machine for it."""
-        async with self._machine.paused():
-            vcpu = self._machine.vcpus[cpu_index]
+        """General, control and segment registers of one vCPU; holds the guest for a moment."""
+        vcpu = self._machine.vcpus[cpu_index]
+
+        def look() -> dict[str, int]:
             sregs = vcpu.kvm.get_sregs()
             values = dict(vcpu.registers._asdict())
             values.update({name: int(getattr(sregs, name)) for name in _CONTROL})
             values.update({name: int(getattr(sregs, name).selector) for name in _SEGMENTS})
-        return values
+            return values
+
+        return await self._machine.inspect(look)
 
     def memory_summary(self) -> MemorySummary:
         """How much RAM the guest has."""
@@ -65,7 +66,7 @@ class MachineTarget:
 
     def memory_map(self) -> Sequence[FlatRange]:
         """The physical address space, by address."""
-        return [FlatRange(*line) for line in self._machine.board.memory_map()]
+        return self._machine.board.memory_map()
 
     def tasks(self) -> Sequence[TaskInfo]:
         """The tasks of this machine."""
@@ -83,11 +84,8 @@ class MachineTarget:
         return {
             "kernel": machine.config.kernel.kernel or "built-in guest",
             "entry": machine.board.loaded,
-            "cpus": len(machine.vcpus),
             "cpu-model": machine.config.cpu.model,
-            "memory": machine.config.memory.size,
             "kernel-mode": "emulated" if machine.board.emulated_kernel else "native",
-            "uptime-seconds": round(time.time() - self._since, 3),
             "exits": sum(vcpu.kvm.exits for vcpu in machine.vcpus),
             "exits-in-c": sum(vcpu.kvm.exits_in_c for vcpu in machine.vcpus),
             "assists": dict(machine.exits.assists.most_common()),
@@ -101,23 +99,26 @@ class MachineTarget:
         }
 
 
-async def serve_machine(machine: Machine, sockets: Sequence[str], console: str) -> None:
-    """Serve QMP on `sockets` and the serial line on `console` ('' for none), until cancelled."""
-    target = MachineTarget(machine)
-    servers = [ControlServer(target, Path(path)) for path in sockets]
+async def serve_machine(
+    machine: Machine, control: str, console: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve QMP at the path `control` and the serial line at `console` ('' for none), until cancelled.
 
-    def tell_all(name: str, data: Mapping[str, object]) -> None:
-        for server in servers:
-            server.emit(name, data)  # type: ignore[arg-type]
+    Started when both listen. Raises `HostError` if one of them cannot.
+    """
+    server = ControlServer(MachineTarget(machine), Path(control))
+
+    def tell(name: str, data: Mapping[str, object]) -> None:
+        server.emit(name, data)  # type: ignore[arg-type]
 
     async with trio.open_nursery() as nursery:
-        for server in servers:
-            await nursery.start(server.serve)
-        machine.on_event = tell_all
+        await nursery.start(server.serve)
+        machine.listeners.append(tell)
         if console:
             listener = await nursery.start(_listen, Path(console))
             nursery.start_soon(machine.hub.serve_viewers, [listener])
         machine.control_ready.set()
+        task_status.started()
 
 
 async def _listen(path: Path, *, task_status: trio.TaskStatus[trio.SocketListener]) -> None:

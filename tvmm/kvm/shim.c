@@ -12,10 +12,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 #define LSR_OFFSET 5
 #define LSR_THRE_TEMT 0x60
 /* THRE promises room for a whole FIFO: Linux writes 16 bytes after it has seen it once. */
@@ -48,11 +44,6 @@ void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32
     entry->type = KVM_IRQ_ROUTING_IRQCHIP;
     entry->u.irqchip.irqchip = irqchip;
     entry->u.irqchip.pin = pin;
-}
-
-int tvmm_populate(void *start, size_t size)
-{
-    return madvise(start, size, MADV_POPULATE_WRITE) < 0 ? -errno : 0;
 }
 
 /* LOCK CMPXCHG on guest memory: other vCPUs run natively beside us. `at` is aligned to `size`; `expected` becomes what was

@@ -36,6 +36,7 @@ OTHER: int = lib.TVMM_OTHER
 FAILED: int = lib.TVMM_FAILED
 
 XSAVE_SIZE = 4096
+DR6_RESET, DR7_RESET = 0xFFFF_0FF0, 0x400
 
 step = lib.tvmm_step
 """`step(raw, response)`: run until an exit needs Python; what it returns is described in shim.h."""
@@ -201,6 +202,11 @@ class KvmVcpu:
         xcrs.xcrs[0].value = value
         ioctl(self.fd, "KVM_SET_XCRS", xcrs)
 
+    def reset_debug_registers(self) -> None:
+        """KVM_SET_DEBUGREGS with the values after power-on (Intel SDM volume 3, table 10-1)."""
+        registers = ffi.new("struct kvm_debugregs *", {"dr6": DR6_RESET, "dr7": DR7_RESET})
+        ioctl(self.fd, "KVM_SET_DEBUGREGS", registers)
+
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """KVM_SET_CPUID2."""
         ioctl(self.fd, "KVM_SET_CPUID2", _cpuid_table(entries))
@@ -224,7 +230,7 @@ class KvmVcpu:
         return {int(table.entries[position].index): int(table.entries[position].data) for position in range(done)}
 
     def set_msrs(self, values: Iterable[tuple[int, int]]) -> int:
-        """KVM_SET_MSRS: how many of them, from the front, were accepted."""
+        """KVM_SET_MSRS: how many of them, from the front, were accepted. KVM stops at the first that it refuses."""
         pairs = list(values)
         table = ffi.new("struct kvm_msrs *", {"entries": len(pairs)})
         table.nmsrs = len(pairs)
@@ -236,10 +242,6 @@ class KvmVcpu:
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ: the guest's time stamp counter frequency."""
         return ioctl_number(self.fd, "KVM_GET_TSC_KHZ")
-
-    def nmi(self) -> None:
-        """KVM_NMI: queue a non-maskable interrupt."""
-        ioctl_number(self.fd, "KVM_NMI")
 
 
 def _cpuid_table(entries: Sequence[CpuidEntry]) -> Any:

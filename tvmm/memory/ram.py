@@ -77,6 +77,7 @@ class GuestRam:
     def __init__(self, config: MemoryConfig) -> None:
         """Allocates what `config` asks for. Raises `HostError` when the host cannot give it."""
         self.size = config.size
+        self._prealloc = config.prealloc
         self.blocks: dict[str, RamBlock] = {}
         self.regions = RegionTable()
         block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
@@ -102,6 +103,8 @@ class GuestRam:
         """All RAM as after power-on."""
         for block in self.blocks.values():
             block.zero()
+        if self._prealloc:
+            self.blocks[MAIN_BLOCK].populate()
 
     def read(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""

@@ -14,7 +14,7 @@ from tvmm.errors import ConfigError, MemoryAccessError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FlatRange", "Region", "RegionTable"]
+__all__ = ["Region", "RegionTable"]
 
 ADDRESS_LIMIT = 1 << 52
 
@@ -32,16 +32,6 @@ class Region(NamedTuple):
     def end(self) -> int:
         """First address behind it."""
         return self.gpa + self.size
-
-
-class FlatRange(NamedTuple):
-    """One line of the flat view, RAM or device, as `tvmm info NAME --memory` prints it."""
-
-    start: int
-    size: int
-    name: str
-    owner: str
-    kind: str
 
 
 class RegionTable:

@@ -67,9 +67,9 @@ class KvmAssistCpu:
         """See `AssistCpu`."""
         return read_linear(self._ram, self._paging, address, length, user)
 
-    def write_linear(self, address: int, data: bytes) -> None:
+    def write_linear(self, address: int, data: bytes, user: bool = False) -> None:
         """See `AssistCpu`."""
-        write_linear(self._ram, self._paging, address, data)
+        write_linear(self._ram, self._paging, address, data, user)
 
     def compare_exchange(self, address: int, expected: bytes, desired: bytes) -> bytes:
         """See `AssistCpu`. An aligned operand never crosses a page, so one translation is enough."""

@@ -77,8 +77,7 @@ _WORDS: tuple[tuple[int, int, int, str], ...] = (
         0x8000_0001,
         0,
         EDX,
-        "- - - - - - - - - - - syscall - - - - "
-        "- - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
+        "- - - - - - - - - - - syscall - - - - - - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
     (
         0x8000_0001,

@@ -98,9 +98,7 @@ def policy(
             for leaf, subleaf, register in words():
                 if (leaf, subleaf) == (entry.function, entry.index):
                     leaves[leaf, subleaf][3 + register] |= entry[3 + register]
-    available = {
-        name for name, bits in FEATURES.items() if all(_has(leaves, bit) for bit in bits[-1:])
-    } | IN_KVM
+    available = {name for name, bits in FEATURES.items() if all(_has(leaves, bit) for bit in bits[-1:])} | IN_KVM
     wanted = _choose(model, adjustments, available)
     for name, bits in FEATURES.items():
         for bit in bits:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from tvmm.memory.ram import GuestRam
     from tvmm.vcpu.thread import Vcpu
 
-__all__ = ["ExitBoard"]
+__all__ = ["ExitDispatcher"]
 
 SYSTEM_EVENT_SHUTDOWN = 1
 SYSTEM_EVENT_RESET = 2
 
 
-class ExitBoard:
+class ExitDispatcher:
     """What `Vcpu` needs of its machine. `on_crash` and `on_system_event` are called on vCPU threads."""
 
     def __init__(
@@ -52,7 +52,7 @@ class ExitBoard:
         self._assist: object = None
 
     def unusual_exit(self, vcpu: Vcpu, reason: int) -> bool:
-        """See `thread.Board`."""
+        """See `thread.Exits`."""
         suberror = 0
         data: list[int] = []
         if reason == INTERNAL_ERROR:
@@ -67,7 +67,7 @@ class ExitBoard:
         return False
 
     def run_failed(self, vcpu: Vcpu, error: int) -> None:
-        """See `thread.Board`."""
+        """See `thread.Exits`."""
         self.on_crash(self._report(vcpu, f"KVM_RUN failed: {os.strerror(error)}", b""))
 
     def _assisted(self, vcpu: Vcpu, data: list[int]) -> bool:

@@ -20,6 +20,10 @@ APIC_LVT_LINT1 = 0x360
 LVT_EXTINT = 0x700
 LVT_NMI = 0x400
 
+XCR0_RESET = 1
+XSAVE_BYTES = 4096
+FCW_RESET, MXCSR_RESET = 0x37F, 0x1F80
+
 MSR_MISC_ENABLE = 0x1A0
 MISC_ENABLE_FAST_STRING = 1
 MSR_MTRR_DEF_TYPE = 0x2FF
@@ -76,16 +80,32 @@ def power_on(cpu: KvmVcpu) -> PowerOn:
     return PowerOn(cpu.get_sregs(), bytes(cpu.get_lapic()))
 
 
-def back_to_power_on(cpu: KvmVcpu, state: PowerOn) -> None:
-    """Undo what the guest did to this vCPU: general, special, interrupt and floating point state."""
+def back_to_power_on(cpu: KvmVcpu, state: PowerOn, msrs: list[tuple[int, int]]) -> None:
+    """Undo what the guest did to this vCPU; `msrs` are (index, value) after a reset.
+
+    The paravirtual clock is among them: KVM would go on writing it into the memory of the next guest.
+    """
+    for msr in msrs:  # One by one: KVM stops at the first of several that it refuses.
+        cpu.set_msrs([msr])
     events = cpu.get_events()
     events.exception.injected = events.exception.pending = 0
     events.interrupt.injected = events.nmi.injected = events.nmi.pending = events.nmi.masked = 0
     cpu.set_events(events)
     cpu.set_sregs(state.sregs)
     write_registers(cpu, Registers())
+    cpu.set_xcr0(XCR0_RESET)
+    cpu.set_xsave(_initial_xsave())
+    cpu.reset_debug_registers()
     cpu.set_lapic(state.lapic)
     cpu.set_mp_state(MP_RUNNABLE if cpu.index == 0 else MP_UNINITIALIZED)
+
+
+def _initial_xsave() -> bytes:
+    """The standard-format image of x87 and SSE as FNINIT and a reset leave them, everything else initial."""
+    image = bytearray(XSAVE_BYTES)
+    image[0:2] = FCW_RESET.to_bytes(2, "little")
+    image[24:28] = MXCSR_RESET.to_bytes(4, "little")
+    return bytes(image)
 
 
 def connect_pic(cpu: KvmVcpu) -> None:

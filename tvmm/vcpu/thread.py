@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from tvmm.bus import MmioBus, PortBus
     from tvmm.kvm.bus_lock import BusLock
 
-__all__ = ["Board", "Vcpu"]
+__all__ = ["Exits", "Vcpu"]
 
 
-class Board(Protocol):
+class Exits(Protocol):
     """What a vCPU meets when it leaves the guest: buses, their lock, and somebody who decides about the rest."""
 
     ports: PortBus
@@ -51,7 +51,7 @@ class Board(Protocol):
 class Vcpu:
     """One vCPU of a machine. Methods without `async` may be called from any thread."""
 
-    def __init__(self, kvm: KvmVcpu, board: Board) -> None:
+    def __init__(self, kvm: KvmVcpu, board: Exits) -> None:
         self.kvm = kvm
         kvm.set_bus(board.bus_lock)
         self.index = kvm.index
@@ -158,9 +158,11 @@ class Vcpu:
             with self._lock:
                 wanted = self._wanted
                 self._wake.clear()
+                # Under the lock: whoever changes what is wanted finds a state that is not older than that.
+                if wanted is not RunState.FINISHED:
+                    self._set_state(wanted)
             if wanted is RunState.FINISHED:
                 return False
-            self._set_state(wanted)
             if wanted is RunState.RUNNING:
                 return True
             self._wake.wait()
@@ -197,7 +199,9 @@ class Vcpu:
             elif code & 0xFF == MMIO_READ & 0xFF:
                 response = board.mmio.read(raw.address, code >> 8 & 0xFF)
             elif code & 0xFF == MMIO_WRITE & 0xFF:
-                board.mmio.write(raw.address, code >> 8 & 0xFF, raw.data)
+                hold = board.mmio.write(raw.address, code >> 8 & 0xFF, raw.data)
+                if hold is not None:
+                    self._wait_for(hold)
             elif not self._unusual(code, raw.data):
                 return
 

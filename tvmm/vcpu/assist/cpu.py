@@ -37,7 +37,7 @@ FLOATING_POINT = 16
 
 # RFLAGS.
 CF, PF, AF, ZF, SF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7
-IF, DF, OF, RF, AC = 1 << 9, 1 << 10, 1 << 11, 1 << 16, 1 << 18
+TF, IF, DF, OF, RF, AC = 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 16, 1 << 18
 ARITHMETIC_FLAGS = CF | PF | AF | ZF | SF | OF
 
 # Control registers and EFER.
@@ -173,8 +173,8 @@ class AssistCpu(Protocol):
         Raises `PageFault`, and `MemoryAccessError` where there is no RAM behind the page.
         """
 
-    def write_linear(self, address: int, data: bytes) -> None:
-        """Write through the guest's page tables with the rights of the kernel: all of `data` or nothing.
+    def write_linear(self, address: int, data: bytes, user: bool = False) -> None:
+        """Write through the guest's page tables, with rights as for reading: all of `data` or nothing.
 
         Raises `PageFault`, and `MemoryAccessError` where there is no RAM behind the page.
         """

@@ -94,7 +94,7 @@ def _movnti(op: Operation) -> None:
 
 
 def _cmpxchg16b(op: Operation) -> None:
-    if not op.insn.wide:
+    if not op.insn.wide or op.user:
         raise Unsupported
     address = op.address
     if address & 15:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tvmm.vcpu.assist.cpu import AssistCpu, GuestRegs, GuestSregs
     from tvmm.vcpu.assist.decode import Instruction
 
-__all__ = ["REGISTERS", "Operation", "Unsupported", "long_mode"]
+__all__ = ["REGISTERS", "ExtendedState", "Operation", "Unsupported", "long_mode"]
 
 REGISTERS = (
     "rax",
@@ -73,12 +73,39 @@ def long_mode(sregs: GuestSregs) -> bool:
     return bool(sregs.efer & EFER_LMA and sregs.cs.l)
 
 
+class ExtendedState:
+    """The XSAVE image of a vCPU: fetched when first needed, handed back once, if it was changed."""
+
+    __slots__ = ("_changed", "_cpu", "_image")
+
+    def __init__(self, cpu: AssistCpu) -> None:
+        self._cpu = cpu
+        self._image: bytearray | None = None
+        self._changed = False
+
+    def read(self) -> bytearray:
+        """The image, not to be changed."""
+        if self._image is None:
+            self._image = bytearray(self._cpu.get_xsave())
+        return self._image
+
+    def change(self) -> bytearray:
+        """The image, to be changed."""
+        self._changed = True
+        return self.read()
+
+    def write_back(self) -> None:
+        """Give KVM what was changed."""
+        if self._changed:
+            self._cpu.set_xsave(bytes(self.read()))
+
+
 class Operation:
     """Operands of one instruction on one vCPU. Sizes are in bytes, values unsigned."""
 
-    __slots__ = ("_image", "_image_changed", "cpu", "insn", "next_rip", "regs", "sregs", "wide_code")
+    __slots__ = ("_extended", "cpu", "insn", "next_rip", "regs", "sregs", "user", "wide_code")
 
-    def __init__(self, cpu: AssistCpu, insn: Instruction) -> None:
+    def __init__(self, cpu: AssistCpu, insn: Instruction, extended: ExtendedState) -> None:
         self.cpu = cpu
         self.insn = insn
         self.regs: GuestRegs = cpu.regs
@@ -86,13 +113,11 @@ class Operation:
         self.wide_code = long_mode(self.sregs)
         limit = MASK64 if self.wide_code else 0xFFFF_FFFF
         self.next_rip = (self.regs.rip + insn.length) & limit
-        self._image: bytearray | None = None
-        self._image_changed = False
+        self.user = self.sregs.cs.dpl == 3
+        self._extended = extended
 
     def finish(self) -> None:
-        """The instruction is complete: hand back the extended state, go to the next one."""
-        if self._image is not None and self._image_changed:
-            self.cpu.set_xsave(bytes(self._image))
+        """The instruction is complete: go to the next one."""
         self.regs.rip = self.next_rip
         self.regs.rflags &= ~RF
 
@@ -147,14 +172,14 @@ class Operation:
         address = self.address
         if address & (alignment - 1):
             raise GuestException(GENERAL_PROTECTION, 0)
-        return int.from_bytes(self.cpu.read_linear(address, size), "little")
+        return int.from_bytes(self.cpu.read_linear(address, size, self.user), "little")
 
     def store(self, value: int, size: int, alignment: int = 1) -> None:
         """Write the memory operand. Raises #GP unless it is aligned."""
         address = self.address
         if address & (alignment - 1):
             raise GuestException(GENERAL_PROTECTION, 0)
-        self.cpu.write_linear(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self.cpu.write_linear(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"), self.user)
 
     def source(self, size: int) -> int:
         """The r/m operand: register or memory."""
@@ -199,15 +224,12 @@ class Operation:
 
     def image(self) -> bytearray:
         """The XSAVE image, to be read."""
-        if self._image is None:
-            self._image = bytearray(self.cpu.get_xsave())
-        return self._image
+        return self._extended.read()
 
     def change_image(self, states: int) -> bytearray:
         """The XSAVE image, to be changed in the components `states`."""
-        image = self.image()
+        image = self._extended.change()
         image[XSTATE_BV] |= states
-        self._image_changed = True
         return image
 
     def vector(self, number: int, size: int = 16) -> int:

@@ -10,9 +10,9 @@ emulate, so tvmm gets control before anything else has happened: the exception f
 If all of it says that this is such a SYSCALL, the frame is taken back and the handler is entered as
 SYSCALL should have done it. CS needs no repair, since the exception has loaded the kernel's.
 
-A user program can jump to LSTAR to make the same frame. What it wins is a system call, with no more
-than a real one gives: it must have `syscall` before RCX, and RFLAGS are masked by SFMASK here as the
-instruction does.
+A user program that jumps to LSTAR makes nearly the same frame, and must not get a system call out of it
+with an R11 of its choice, because the kernel takes user flags from there. It is told apart by its
+flags: SYSCALL has cleared those in SFMASK, among them IF, which user code cannot clear.
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ def repair_syscall(cpu: AssistCpu) -> bool:
             return False
         if cpu.read_linear((regs.rcx - 2) & 0xFFFF_FFFF_FFFF_FFFF, 2, user=True) != SYSCALL_INSTRUCTION:
             return False
-        mask = cpu.read_msr(MSR_SFMASK)
+        flags = int.from_bytes(frame[24:32], "little") & ~RF
+        if flags & cpu.read_msr(MSR_SFMASK):
+            return False
     except GuestException:
         return False
     regs.rip = target
     regs.rsp = int.from_bytes(frame[32:40], "little")
-    regs.rflags = int.from_bytes(frame[24:32], "little") & ~(mask | RF) | 2
+    regs.rflags = flags
     return True

@@ -179,9 +179,7 @@ def _broadcast(size: int) -> Handler:
     def handle(op: Operation) -> None:
         op.require_vector()
         value = op.vector_source(size)
-        op.put_vector(
-            op.insn.reg, int.from_bytes(value.to_bytes(size, "little") * (op.vector_size // size), "little")
-        )
+        op.put_vector(op.insn.reg, int.from_bytes(value.to_bytes(size, "little") * (op.vector_size // size), "little"))
 
     return handle
 

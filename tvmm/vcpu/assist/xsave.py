@@ -94,9 +94,7 @@ def _known(op: Operation, states: int) -> int:
     """Those of `states` that have a place in KVM's image: components CPUID tells of, but no supervisor
     ones."""
     layout = op.cpu.xsave_layout
-    return states & LEGACY_STATES | sum(
-        1 << n for n in _components(states) if n in layout and layout[n].offset
-    )
+    return states & LEGACY_STATES | sum(1 << n for n in _components(states) if n in layout and layout[n].offset)
 
 
 def _in_use(op: Operation) -> int:
@@ -130,7 +128,7 @@ def _save_standard(op: Operation, skip_initial: bool) -> None:
     for number in _components(written):
         offset, size, _ = layout[number]
         parts.append((base + offset, bytes(image[offset : offset + size])))
-    before = int.from_bytes(op.cpu.read_linear(base + XSTATE_BV, 8), "little")
+    before = int.from_bytes(op.cpu.read_linear(base + XSTATE_BV, 8, op.user), "little")
     after = before & ~requested | requested & in_use
     parts.append((base + XSTATE_BV, after.to_bytes(8, "little")))
     _write_parts(op, parts)
@@ -155,7 +153,7 @@ def _write_parts(op: Operation, parts: list[tuple[int, bytes]]) -> None:
     pieces, which the architecture allows, and the instruction runs again after it.
     """
     for address, data in sorted(parts, reverse=True):
-        op.cpu.write_linear(address, data)
+        op.cpu.write_linear(address, data, op.user)
 
 
 def _xsave(op: Operation) -> None:
@@ -177,7 +175,7 @@ def _xsaves(op: Operation) -> None:
 def _restore(op: Operation, supervisor: bool) -> None:
     requested, enabled = _requested(op, supervisor)
     base, layout = op.address, op.cpu.xsave_layout
-    legacy = op.cpu.read_linear(base, HEADER_END)
+    legacy = op.cpu.read_linear(base, HEADER_END, op.user)
     stored = int.from_bytes(legacy[LEGACY_END : LEGACY_END + 8], "little")
     kept = int.from_bytes(legacy[LEGACY_END + 8 : LEGACY_END + 16], "little")
     compacted = bool(kept & COMPACTED)
@@ -194,7 +192,7 @@ def _restore(op: Operation, supervisor: bool) -> None:
     if compacted:
         offsets = compacted_offsets(layout, kept)
     parts = {
-        number: op.cpu.read_linear(base + offsets[number], layout[number].size)
+        number: op.cpu.read_linear(base + offsets[number], layout[number].size, op.user)
         for number in _components(loaded)
     }
     # The standard form takes MXCSR also where SSE itself is in its initial state, and for AVX.
