@@ -15,7 +15,7 @@ FILES = {
     "xz": (pack_kernel("xz", b"x"), "xz-compressed"),
     "zstd": (pack_kernel("zstd", b"x"), "zstd-compressed"),
     "cpio": (b"070701" + bytes(100), "cpio archive.*--initrd"),
-    "qcow2": (b"QFI\xfb" + bytes(100), "qcow2 disk image.*--disk"),
+    "qcow2": (b"QFI\xfb" + bytes(100), "qcow2 disk image.*--kernel"),
     "deb": (b"!<arch>\ndebian-binary", "archive"),
     "script": (b"#!/bin/sh\n", "a script"),
     "arm64": (bytes(0x38) + b"ARM\x64", "Linux kernel for ARM64"),

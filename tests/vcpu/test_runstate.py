@@ -9,7 +9,7 @@ import pytest
 from tvmm.vcpu.runstate import TRANSITIONS, RunEvent, RunState, after
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(RunState, RunEvent))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(RunState, RunEvent)))
 def test_every_event_in_every_state(state: RunState, event: RunEvent) -> None:
     """Leads where the table says, or is refused; only FINISH is possible at the end."""
     if (state, event) in TRANSITIONS:
