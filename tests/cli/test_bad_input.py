@@ -84,7 +84,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         (["--device", "isa-debug-exit,iobase=0x3f8"], "overlaps serial0"),
         (["--device", "isa-debug-exit,base=1"], "base"),
         (["--name", "../etc"], "'../etc'"),
-        (["--name", os.fsdecode(b"\xff")], "not usable"),
+        (["--name", os.fsdecode(b"\xff")], "cannot name a machine"),
         (["--serial", "file=/"], "is a directory"),
         (["--serial", "file=/nonexistent/log"], "No such file"),
         (["--serial", "file=/dev/null"], "not a regular file"),

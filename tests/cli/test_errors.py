@@ -61,7 +61,7 @@ BAD: dict[str, str] = {
     "run --device isa-debug-exit,iobase=0x10000": "it goes from 0 to 65535",
     "run --device nothing,help": "unknown device 'nothing'",
     # machine
-    "run --name a/b": "machine name 'a/b' is not usable",
+    "run --name a/b": "'a/b' cannot name a machine",
     "run --powerdown-timeout soon": "powerdown timeout 'soon' is not a duration",
     "run --assist perhaps": "unknown assist 'perhaps'",
     "run --config /nonexistent.toml": "config file '/nonexistent.toml' cannot be read: No such file",

@@ -12,7 +12,7 @@ from tvmm.config.cpu import CpuConfig
 from tvmm.config.device import DeviceConfig
 from tvmm.config.file import config_from_file, options_from_toml, read_config
 from tvmm.config.kernel import KernelConfig
-from tvmm.config.machine import OPTION_NAMES, MachineConfig, check_name
+from tvmm.config.machine import OPTION_NAMES, MachineConfig
 from tvmm.config.memory import MemoryConfig
 from tvmm.config.serial import SerialConfig
 from tvmm.errors import ConfigError
@@ -81,7 +81,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"control": "x" * 200}, "too long for a socket"),
     ({"control": "x\0"}, "NUL"),
     ({"control": "/run/s", "serial": "unix=/run/s"}, "control and serial both want the socket"),
-    ({"name": "../etc"}, "machine name '../etc' is not usable"),
+    ({"name": "../etc"}, "'../etc' cannot name a machine"),
     ({"memroy": "1G"}, "unknown option 'memroy'; did you mean 'memory'"),
     ({"paused": "perhaps"}, "neither on nor off"),
     ({"device": ["nothing"]}, "unknown device"),
@@ -95,19 +95,6 @@ def test_bad_machines(options: dict[str, object], complaint: str) -> None:
         MachineConfig.from_options(options)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["web", "vm-1", "a.b_c", "0", "x" * 64])
-def test_names(name: str) -> None:
-    """Letters, digits, dots, dashes and underscores make a name."""
-    assert check_name(name) == name
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 65, "a\0", "a\n"])
-def test_bad_names(name: str) -> None:
-    """What could leave the runtime directory, or pass for an option, is no name."""
-    with pytest.raises(ConfigError, match="not usable"):
-        check_name(name)
 
 
 OPTIONS_FILE = """
@@ -211,7 +198,7 @@ BAD_FILES = {
     "reboot = 1": "neither true nor false",
     "[machine]\nmemory='1G'": "unknown key in [machine]",
     "[name]\nx=1": "name is no table",
-    "name = '../x'": "not usable",
+    "name = '../x'": "cannot name a machine",
     "cpus = 2\n[cpu]\ncount = 3": "cpus is given twice",
     "runtime_dir = '/x'": "unknown option 'runtime_dir'",
     "memory = 1979-05-27": "must be text or a number",

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvmm.config.machine import NAME_LIMIT, check_name
 from tvmm.control.registry import (
-    NAME_LIMIT,
     MachineEntry,
-    check_name,
     find,
     is_process,
     machines,

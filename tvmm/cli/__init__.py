@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `argv` is without the program's name; None is this process's own.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _open_standard_descriptors()
     try:
         if "_ARGCOMPLETE" in os.environ:
             from tvmm.cli.completion import complete
@@ -58,6 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
         return STATUS_SIGNAL + SIGINT
+
+
+def _open_standard_descriptors() -> None:
+    """Let nothing we open get the number of a standard descriptor that whoever started us has closed.
+
+    Guest output would otherwise be written to whatever that is, a lock or guest memory.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -154,10 +154,16 @@ class MachineConfig(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """`name`, if a machine may be called that; raises `ConfigError` otherwise."""
-    if not name or len(name) > NAME_LIMIT or name[0] in ".-" or not _NAME_CHARACTERS.issuperset(name):
+    """`name`, if a machine (and so a directory) may be called that; raises `ConfigError` otherwise."""
+    if not name:
+        raise ConfigError("a machine's name must not be empty")
+    if len(name) > NAME_LIMIT:
         raise ConfigError(
-            f"machine name {name!r} is not usable",
-            f"use 1 to {NAME_LIMIT} letters, digits, '-', '_' and '.', with a letter or digit in front",
+            f"the name {name[:16]!r}... has {len(name)} characters, at most {NAME_LIMIT} are allowed"
+        )
+    if not _NAME_CHARACTERS.issuperset(name) or name[0] in ".-":
+        raise ConfigError(
+            f"{name!r} cannot name a machine",
+            "use letters, digits, '.', '_' and '-', with a letter, digit or '_' first",
         )
     return name

@@ -28,6 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.config.machine import check_name
+from tvmm.config.serial import UNIX_PATH_LIMIT
 from tvmm.control.directory import base_lock, check_own, is_own, make_own, try_lock
 from tvmm.errors import HostError, UserError
 
@@ -35,11 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "NAME_LIMIT",
-    "SOCKET_PATH_LIMIT",
     "MachineEntry",
     "MachinePaths",
-    "check_name",
     "check_socket_path",
     "find",
     "is_process",
@@ -50,14 +49,9 @@ __all__ = [
     "start_ticks",
 ]
 
-NAME_LIMIT = 64
-"""Characters in a machine's name."""
-SOCKET_PATH_LIMIT = 107
-"""Bytes in the path of a unix socket: `sun_path` of unix(7) without its final NUL."""
 PID_FILE_LIMIT = 4096
 """Bytes of a pid file that are read; tvmm writes about 100."""
 
-NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 FILES = ("control.sock", "console.sock", "pid", "lock")
 
 
@@ -98,27 +92,12 @@ def runtime_directory(environment: Mapping[str, str], uid: int) -> Path:
     return Path(f"/tmp/tvmm-{uid}")
 
 
-def check_name(name: str) -> None:
-    """Raise `UserError` unless `name` may name a machine (and so a directory)."""
-    if not name:
-        raise UserError("a machine's name must not be empty")
-    if len(name) > NAME_LIMIT:
-        raise UserError(
-            f"the name {name[:16]!r}... has {len(name)} characters, at most {NAME_LIMIT} are allowed"
-        )
-    if not NAME_CHARACTERS.issuperset(name) or name[0] in ".-":
-        raise UserError(
-            f"{name!r} cannot name a machine",
-            "use letters, digits, '.', '_' and '-', with a letter, digit or '_' first",
-        )
-
-
 def check_socket_path(path: Path) -> None:
     """Raise `UserError` if `path` is too long for a unix socket."""
     size = len(os.fsencode(path))
-    if size > SOCKET_PATH_LIMIT:
+    if size > UNIX_PATH_LIMIT:
         raise UserError(
-            f"the socket path {path} has {size} bytes, the system takes at most {SOCKET_PATH_LIMIT}",
+            f"the socket path {path} has {size} bytes, the system takes at most {UNIX_PATH_LIMIT}",
             "choose a shorter name or a directory nearer to the root",
         )
 

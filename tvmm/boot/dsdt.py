@@ -1,0 +1,57 @@
+"""The body of the DSDT: which devices the machine has that no bus tells of, and how it is switched off.
+
+What is fixed hardware (power button, sleep control, timer) is in the FADT and has no device here. Device ids are
+from the UEFI forum's list of Plug and Play ids; what is below each device follows ACPI 6.5, chapters 6, 8 and 9.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.boot.aml import device, eisa_id, io, irq, name, package, resource_template, scope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
+
+__all__ = ["S5_SLEEP_TYPE", "dsdt_body"]
+
+S5_SLEEP_TYPE = 5
+"""SLP_TYP that the guest is told to write for soft off. Any value would do: to this machine, sleep is power off."""
+
+
+def dsdt_body(cpu_count: int, pci: PciWindows | None = None, virtio_mmio: Sequence[VirtioMmio] = ()) -> bytes:
+    r"""All terms of the table: ``\_S5`` and the devices in ``\_SB``.
+
+    Raises `ValueError` for ranges that cannot be described, and if a device's edge-triggered GSI is one that PCI
+    uses level-triggered.
+    """
+    devices = [_processor(number) for number in range(cpu_count)]
+    devices += [_serial_port(), _keyboard(), _clock()]
+    if pci is not None or virtio_mmio:
+        from tvmm.boot.dsdt_buses import bus_devices
+
+        devices += bus_devices(pci, virtio_mmio)
+    return name("_S5", package(S5_SLEEP_TYPE, S5_SLEEP_TYPE, 0, 0)) + scope("_SB", *devices)
+
+
+def _processor(number: int) -> bytes:
+    """What an entry of the MADT with the same UID belongs to."""
+    return device(f"C{number:03X}", name("_HID", "ACPI0007"), name("_UID", number))
+
+
+def _serial_port() -> bytes:
+    resources = resource_template(io(0x3F8, 8), irq(4))
+    return device("COM1", name("_HID", eisa_id("PNP0501")), name("_UID", 1), name("_CRS", resources))
+
+
+def _keyboard() -> bytes:
+    """The keyboard controller. That there is no PNP0F13 beside it tells drivers not to look for a mouse."""
+    resources = resource_template(io(0x60, 1), io(0x64, 1), irq(1))
+    return device("KBD", name("_HID", eisa_id("PNP0303")), name("_CRS", resources))
+
+
+def _clock() -> bytes:
+    resources = resource_template(io(0x70, 2), irq(8))
+    return device("RTC", name("_HID", eisa_id("PNP0B00")), name("_CRS", resources))
