@@ -77,6 +77,7 @@ class Machine:
         self._deadline_news = trio.Event()
         self._transition = trio.Lock()
         self._running = False
+        self._launched = False
 
     # --- life ---
 
@@ -194,7 +195,7 @@ class Machine:
     def _let_run(self) -> None:
         """With the transition lock held, and before the end."""
         if not self._running:
-            self._running = True
+            self._running = self._launched = True
             self._release()
             self._tell("RESUME", {})
 
@@ -263,7 +264,7 @@ class Machine:
             return "internal-error" if self.outcome.kind == "crashed" else "shutdown"
         if self._running:
             return "running"
-        return "paused" if self._settled.is_set() else "prelaunch"
+        return "paused" if self._launched else "prelaunch"
 
     async def _hold(self) -> None:
         for vcpu in self.vcpus:

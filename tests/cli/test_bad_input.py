@@ -1,4 +1,4 @@
-"""What cannot run is told in one line on standard error, with status 2, and leaves nothing behind: by the real program."""
+"""The real program, told to run what cannot run: one line on standard error, status 2, nothing left behind."""
 
 from __future__ import annotations
 

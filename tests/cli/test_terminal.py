@@ -89,7 +89,7 @@ def test_help_and_prompt() -> None:
     terminal = Terminal()
     with machine_on(terminal) as process:
         terminal.type(b"\x01h")
-        assert b"Ctrl-A x  end the machine" in terminal.read_until(b"Ctrl-A Ctrl-A  send Ctrl-A\r\n")
+        assert b"Ctrl-A x       end the machine" in terminal.read_until(b"Ctrl-A Ctrl-A  send Ctrl-A\r\n")
         terminal.type(b"\x01c")
         terminal.read_until(b"(tvmm) ")
         terminal.type(b"status\r")

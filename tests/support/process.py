@@ -22,6 +22,7 @@ PROMPT = b"tvmm> "
 SECONDS = 30.0
 """Far above what anything here takes: a hang is to fail, and not to stall the suite."""
 POLL_SECONDS = 0.01
+SHOWN = 500
 
 
 def command(*arguments: str) -> list[str]:
@@ -67,17 +68,23 @@ def started(
 
 
 def read_until(fd: Any, wanted: bytes, seconds: float = SECONDS) -> bytes:
-    """What comes from a descriptor, or an object with one, up to and including `wanted`."""
+    """What comes from a descriptor, or an object with one, up to and including `wanted`.
+
+    A terminal adds a carriage return to the guest's own; it is left out.
+    """
     number = fd if isinstance(fd, int) else fd.fileno()
     deadline = time.monotonic() + seconds
-    text = b""
-    while wanted not in text:
+    text, last = bytearray(), 0
+    while wanted not in text[last:]:
+        last = max(len(text) - len(wanted), 0)
         ready, _, _ = select.select([number], [], [], max(deadline - time.monotonic(), 0))
-        assert ready, f"{wanted!r} did not come within {seconds} s, only {text!r}"
+        assert ready, f"{wanted!r} did not come within {seconds} s; last was {bytes(text[-SHOWN:])!r}"
         data = os.read(number, 4096)
-        assert data, f"the end came before {wanted!r}, after {text!r}"
+        assert data, f"the end came before {wanted!r}; last was {bytes(text[-SHOWN:])!r}"
         text += data
-    return text
+        if b"\r\r\n" in text[last:]:
+            text[last:] = text[last:].replace(b"\r\r\n", b"\r\n")
+    return bytes(text)
 
 
 def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:

@@ -100,6 +100,7 @@ def in_page_fault(entry: bytes = CLAC, skipped: int = 0) -> tuple[PagedCpu, list
     cpu.regs.rip = RIP + skipped
     cpu.regs.rsp = STACK - 48
     cpu.regs.rcx = USER_CODE + 0x12
+    cpu.regs.r11 = 0x282
     cpu.regs.rflags = 0x10082
     cpu.sregs.cr2 = LSTAR
     cpu.msrs[0xC0000082] = LSTAR
@@ -137,7 +138,7 @@ def test_other_faults_are_left_alone(word: int, value: int) -> None:
     assert cpu.regs.rip == RIP + 3
 
 
-@pytest.mark.parametrize("change", ["lstar", "cr2", "code", "no code", "no stack"])
+@pytest.mark.parametrize("change", ["lstar", "cr2", "r11", "code", "no code", "no stack"])
 def test_syscall_needs_everything(change: str) -> None:
     """LSTAR, CR2, the instruction before RCX and a readable stack are all checked."""
     cpu, _ = in_page_fault()
@@ -145,6 +146,8 @@ def test_syscall_needs_everything(change: str) -> None:
         cpu.msrs[0xC0000082] = LSTAR + 0x40
     elif change == "cr2":
         cpu.sregs.cr2 = 0x7FFF_0000
+    elif change == "r11":
+        cpu.regs.r11 = 0xFFFF_8880_0000_0282
     elif change == "code":
         cpu.memory.write(0x41010, b"\xcd\x80")
     elif change == "no code":

@@ -41,6 +41,8 @@ RSDP = 0xF_5000
 
 _ALIGNMENT = 64
 """The FACS asks for it."""
+_MOST_NAMES = 0x1000
+"""Devices of one kind have three hexadecimal digits in their names. Room for the tables ends before that."""
 _HEADER_SIZE = 36
 _CHECKSUM = 9
 _OEM, _OEM_TABLE, _CREATOR = b"TVMM  ", b"TVMM    ", b"TVMM"
@@ -81,6 +83,8 @@ def build_tables(
     Nothing overlaps, and all of it is between `ACPI_TABLES` and 1 MiB. Raises `ConfigError` if there are more
     processors and devices than there is room to name, `ValueError` for windows that contradict each other.
     """
+    if not 1 <= cpu_count <= _MOST_NAMES or len(virtio_mmio) > _MOST_NAMES:
+        raise _too_many(cpu_count, len(virtio_mmio))
     placed: list[tuple[int, bytes]] = []
     end = ACPI_TABLES
 
@@ -89,10 +93,7 @@ def build_tables(
         address = end
         end = -(-(address + len(table)) // _ALIGNMENT) * _ALIGNMENT
         if end > MP_TABLE_HIGH:
-            raise ConfigError(
-                f"the ACPI tables for {cpu_count} processors and {len(virtio_mmio)} virtio-mmio devices are too long",
-                "give the machine less of either",
-            )
+            raise _too_many(cpu_count, len(virtio_mmio))
         placed.append((address, table))
         return address
 
@@ -104,6 +105,13 @@ def build_tables(
     xsdt = place(_table(b"XSDT", 1, pack(f"<{len(tables)}Q", *tables)))
     placed.append((RSDP, _rsdp(xsdt)))
     return placed
+
+
+def _too_many(cpu_count: int, virtio_count: int) -> ConfigError:
+    return ConfigError(
+        f"the ACPI tables cannot name {cpu_count} processors and {virtio_count} virtio-mmio devices",
+        "choose another number of them",
+    )
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:

@@ -246,14 +246,15 @@ _WHOLE_RANGE = 3
 
 
 def resource_template(*descriptors: bytes) -> bytes:
-    """A buffer of resource descriptors, with the end tag that makes all bytes sum up to 0 modulo 256."""
-    content = b"".join(descriptors) + b"\x79"
-    return buffer(content + bytes((-sum(content) & 0xFF,)))
+    """A buffer of resource descriptors, with the end tag; a checksum of 0 in that counts as right (6.4.2.9)."""
+    return buffer(b"".join(descriptors) + b"\x79\0")
 
 
 def io(port: int, count: int) -> bytes:
     """`count` I/O ports (up to 255) from `port`, which a device itself answers at (16-bit decode)."""
     _check_window(port, count, 16)
+    if count > 0xFF:
+        raise ValueError(f"{count} ports; a device's descriptor can name 255")
     return pack("<BBHHBB", 0x47, 1, port, port, 1, count)
 
 
@@ -264,9 +265,11 @@ def irq(line: int) -> bytes:
     return pack("<BH", 0x22, 1 << line)
 
 
-def interrupt(gsi: int, *, level: bool = False) -> bytes:
-    """A global system interrupt of a device: edge-triggered, or level-triggered and shared; active high."""
-    return pack("<BHBBI", 0x89, 6, 0x09 if level else 0x03, 1, gsi)
+def interrupt(gsi: int) -> bytes:
+    """A global system interrupt of a device: edge-triggered, active high, not shared."""
+    if gsi < 0 or gsi >> 32:
+        raise ValueError(f"there is no interrupt {gsi}")
+    return pack("<BHBBI", 0x89, 6, 0x03, 1, gsi)
 
 
 def memory32(start: int, size: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.boot.acpi import RSDP, build_tables
 from tvmm.boot.e820 import memory_map
 from tvmm.boot.elf import ElfImage, check_placement, is_elf, load_elf, parse_elf
 from tvmm.boot.mptable import check_cpu_count, write_mp_table
@@ -84,6 +85,7 @@ def load(
     by_pvh, address = _entry(options, kernel)
     used = _check_placement(kernel, ram_end, options.kernel_name)
     command_line = _command_line(options.append, kernel.bzimage)
+    tables = build_tables(cpu_count)
     initrd = _place_initrd(options.initrd, used, ram_end, kernel.bzimage)
 
     # Everything is known to fit: from here on memory is written, and nothing can fail.
@@ -97,10 +99,12 @@ def load(
     if options.initrd is not None and initrd is not None:
         memory.write(initrd.start, options.initrd)
     write_mp_table(memory, cpu_count)
+    for gpa, table in tables:
+        memory.write(gpa, table)
     if by_pvh:
         from tvmm.boot.pvh import enter_pvh
 
-        return enter_pvh(memory, address, memory_map(ram_size), initrd)
+        return enter_pvh(memory, address, memory_map(ram_size), initrd, rsdp=RSDP)
     return _enter_linux(kernel, address, memory, ram_size, initrd)
 
 
@@ -239,5 +243,5 @@ def _enter_linux(
             what += ", unpacked by the loader"
     else:
         start = kernel.bzimage.used.start
-    entry = LinuxEntry(address, start, header, initrd, what)
+    entry = LinuxEntry(address, start, header, initrd, what, RSDP)
     return enter_linux(memory, entry, memory_map(ram_size))

@@ -30,6 +30,8 @@ FRAME_SIZE = 48
 """Error code, RIP, CS, RFLAGS, RSP, SS: what a fault pushes in long mode."""
 USER_FETCH_FROM_KERNEL_PAGE = 0x15
 """Error code of #PF: present, user, instruction fetch."""
+FLAGS_ALWAYS, FLAGS_KNOWN = 1 << 1, 0x3F_7FD7
+"""The flag that is always set, and all flags there are."""
 SYSCALL_INSTRUCTION = b"\x0f\x05"
 
 
@@ -38,7 +40,9 @@ def repair_syscall(cpu: AssistCpu) -> bool:
     nothing."""
     regs, sregs = cpu.regs, cpu.sregs
     target = sregs.cr2
-    if not target >> 63:  # The usual fault is at a user address: done, at the price of one comparison.
+    # Cheap checks first, for this is asked at every CLAC: the usual fault is at a user address, and SYSCALL leaves
+    # user flags in R11, which hardly anything else looks like.
+    if not target >> 63 or regs.r11 & FLAGS_ALWAYS != FLAGS_ALWAYS or regs.r11 & ~FLAGS_KNOWN:
         return False
     try:
         frame = cpu.read_linear(regs.rsp, FRAME_SIZE)
