@@ -15,7 +15,7 @@ from tests.support.acpica import disassemble, evaluate, recompile
 from tests.support.images import Load, elf64, xen_note
 from tests.support.memory import FakeMemory
 from tvmm.board import PM_PORT, PM_PORTS, RESET_CONTROL_PORT, SCI_IRQ
-from tvmm.boot.acpi import ACPI_TABLES, RSDP, build_tables
+from tvmm.boot.acpi import build_tables
 from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
 from tvmm.boot.e820 import RESERVED, memory_map
 from tvmm.boot.loader import KernelOptions, load
@@ -25,7 +25,7 @@ from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.misc import SystemControl
 from tvmm.devices.rtc_cmos import CENTURY
 from tvmm.errors import ConfigError
-from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE, MP_TABLE, ONE_MIB, PVH_INFO, ZERO_PAGE, Range
+from tvmm.memory.layout import ACPI_TABLES, IOAPIC_BASE, LAPIC_BASE, MP_TABLE, ONE_MIB, PVH_INFO, RSDP, ZERO_PAGE, Range
 
 RAM = 64 << 20
 PCI = PciWindows(

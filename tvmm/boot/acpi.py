@@ -25,19 +25,15 @@ from typing import TYPE_CHECKING
 from tvmm.boot.dsdt import dsdt_body
 from tvmm.boot.mptable import MP_TABLE_HIGH
 from tvmm.errors import ConfigError
-from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
+from tvmm.memory.layout import ACPI_TABLES, IOAPIC_BASE, LAPIC_BASE, RSDP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
 
-__all__ = ["ACPI_TABLES", "RSDP", "build_tables"]
+__all__ = ["build_tables"]
 
-ACPI_TABLES = 0xE_0000
-"""Where the tables start. Behind them, at `MP_TABLE_HIGH`, may be a long MP table."""
-RSDP = 0xF_5000
-"""Where the root pointer is: between 0xe0000 and 1 MiB, as kernels without a boot loader's word look there."""
 
 _ALIGNMENT = 64
 """The FACS asks for it."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.boot.acpi import RSDP, build_tables
+from tvmm.boot.acpi import build_tables
 from tvmm.boot.e820 import memory_map
 from tvmm.boot.elf import ElfImage, check_placement, is_elf, load_elf, parse_elf
 from tvmm.boot.mptable import check_cpu_count, write_mp_table
 from tvmm.errors import ConfigError, ImageError
-from tvmm.memory.layout import COMMAND_LINE, COMMAND_LINE_LIMIT, ONE_MIB, GuestMemory, Range, ram_ranges
+from tvmm.memory.layout import COMMAND_LINE, COMMAND_LINE_LIMIT, ONE_MIB, RSDP, GuestMemory, Range, ram_ranges
 
 if TYPE_CHECKING:
     from tvmm.boot.bzimage import BzImage

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 __all__ = [
+    "ACPI_TABLES",
     "BASE_MEMORY_END",
     "BOOT_GDT",
     "BOOT_PAGE_TABLES",
@@ -22,6 +23,7 @@ __all__ = [
     "MP_TABLE",
     "ONE_MIB",
     "PVH_INFO",
+    "RSDP",
     "ZERO_PAGE",
     "GuestMemory",
     "Range",
@@ -41,6 +43,10 @@ COMMAND_LINE_LIMIT = 0x1_0000
 """Bytes set aside for the command line with its final NUL."""
 MP_TABLE = 0x9_FC00
 BASE_MEMORY_END = MP_TABLE
+ACPI_TABLES = 0xE_0000
+"""Where the tables start. Behind them, at 0xf0000, may be a long MP table."""
+RSDP = 0xF_5000
+"""Where ACPI's root pointer is: between 0xe0000 and 1 MiB, as kernels without a boot loader's word look there."""
 LEGACY_WINDOW = 0xA_0000
 """From here to 1 MiB a PC has video memory and ROMs: RAM behind it, reserved for the kernel."""
 
