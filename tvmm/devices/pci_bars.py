@@ -134,10 +134,8 @@ class BarRegisters:
 
     def set_decoding(self, decoding: int) -> None:
         """Map or unmap by the command register: `DECODE_IO` and `DECODE_MEMORY`, other bits do not matter."""
-        decoding &= DECODE_IO | DECODE_MEMORY
-        if decoding != self._decoding:
-            self._decoding = decoding
-            self._settle()
+        self._decoding = decoding & (DECODE_IO | DECODE_MEMORY)
+        self._settle()
 
     def _wanted(self, window: BarWindow) -> int | None:
         if not window.needs & self._decoding:
