@@ -8,11 +8,15 @@ read. It must not grow, and must answer its shell afterwards.
 
 from __future__ import annotations
 
+import re
+
 import trio
 
 from fuzz.common import Watch, options
 from tvmm import Machine, MachineConfig
 
+FIGURES = re.compile(rb"fuzz: [^\n]* us\r\n")
+"""The guest's report, at the end of its run."""
 PAUSE_EVERY_S = 1.0
 LOOK_EVERY = 10
 PATIENCE_S = 30.0
@@ -33,13 +37,13 @@ async def main() -> None:
                 await vm.send_serial("cpus\n")
                 await vm.wait_serial("tvmm> ")
             await vm.send_serial("fuzz 1 99\n")
-            await vm.wait_serial(" left out, in")
+            await vm.wait_serial(FIGURES)
             await vm.wait_serial("tvmm> ")
             watch = Watch()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(disturb, vm, watch)
                 await vm.send_serial(f"fuzz {chosen.seconds} {chosen.seed}\n")
-                text = await vm.wait_serial("left out, in ")
+                text = await vm.wait_serial(FIGURES)
                 nursery.cancel_scope.cancel()
             print(text.decode("ascii", "replace").splitlines()[-1])
             await vm.wait_serial("tvmm> ")

@@ -39,10 +39,10 @@ async def main() -> None:
     )
     ends: Counter[tuple[str, str]] = Counter()
     slowest = Result(-1, "", "", "", 0.0)
-    watch = Watch()
+    watch = whole = Watch()
     with tempfile.TemporaryDirectory(prefix="tvmm-fuzz-") as folder:
         for count, seed in enumerate(range(chosen.first, chosen.first + chosen.seeds)):
-            if watch.seconds > chosen.seconds:
+            if whole.seconds > chosen.seconds:
                 break
             try:
                 with trio.fail_after(HANG_S):
@@ -62,7 +62,9 @@ async def main() -> None:
                 print(f"{count + 1:5} kernels  {watch.line()}", flush=True)
     for (kind, end), number in sorted(ends.items()):
         print(f"{kind:10} {end:10} {number:5}")
-    print(f"{sum(ends.values())} kernels; slowest end {slowest.leaving:.3f} s (seed {slowest.seed}); {watch.line()}")
+    print(f"{sum(ends.values())} kernels in {whole.seconds:.0f} s")
+    print(f"slowest end {slowest.leaving:.3f} s, of seed {slowest.seed}")
+    print(f"since the warm-up: {watch.line()}")
 
 
 if __name__ == "__main__":

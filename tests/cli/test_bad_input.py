@@ -146,17 +146,13 @@ def test_a_runtime_directory_that_cannot_be_used(
         assert call("ps") == (2, "", line)
 
 
-def test_no_permission_for_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_permission_for_kvm(registry: Path) -> None:
     """One who may not open /dev/kvm reads how to get the right."""
     under: tuple[str, ...] = ()
     if os.geteuid() == 0:
         # Another user who may read everything (this interpreter may lie in root's home) but write nothing.
-        path = tmp_path / "run"
-        path.mkdir(mode=0o700)
-        os.chown(path, NOBODY, NOBODY)
-        for above in path.parents[:3]:
-            above.chmod(above.stat().st_mode | 0o011)
-        monkeypatch.setenv("TVMM_RUNTIME_DIR", str(path))
+        registry.mkdir(mode=0o700)
+        os.chown(registry, NOBODY, NOBODY)
         who = ("--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
         reading = "-all,+dac_read_search"
         under = ("setpriv", *who, "--inh-caps", reading, "--ambient-caps", reading)
