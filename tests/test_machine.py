@@ -251,6 +251,14 @@ async def test_power_button() -> None:
     assert outcome.kind == "poweroff"
 
 
+async def test_a_paused_guest_has_no_use_for_its_power_button() -> None:
+    """Nobody has to wait for a guest that cannot react."""
+    with trio.fail_after(SECONDS):
+        async with Machine(config()) as vm:
+            with pytest.raises(UserError, match="paused"):
+                vm.powerdown()
+
+
 async def test_a_guest_that_ignores_the_power_button_is_ended() -> None:
     """After the time that it gets, the machine ends all the same."""
     with trio.fail_after(SECONDS):

@@ -64,7 +64,7 @@ class Machine:
         self.backend_path = ""
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
-        self.on_warning: Callable[[str], None] = _no_warning
+        self.on_warning: Callable[[str], None] = lambda message: None
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board
@@ -241,7 +241,9 @@ class Machine:
         self._tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
     def powerdown(self) -> None:
-        """Press the power button; the guest may or may not heed it."""
+        """Press the power button; the guest may or may not heed it. Raises `UserError` if it cannot: it is paused."""
+        if not self._running:
+            raise UserError("a paused guest does not notice its power button", "resume it first")
         with self.board.bus_lock:
             self.board.pm.press_power_button()
         self._tell("POWERDOWN", {})
@@ -396,7 +398,3 @@ _SHUTDOWN_REASONS = {
     "quit": "host-qmp-quit",
 }
 """QEMU's ShutdownCause for each kind of outcome."""
-
-
-def _no_warning(message: str) -> None:
-    """Nobody listens yet."""
