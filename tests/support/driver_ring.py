@@ -15,6 +15,7 @@ from tvmm.memory.regions import Region, RegionTable
 
 __all__ = [
     "AVAIL",
+    "DESCRIPTOR",
     "INDIRECT",
     "NEXT",
     "USED",

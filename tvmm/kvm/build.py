@@ -7,12 +7,14 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
+SOURCES = ("shim.c", "vring.c", "vring_used.c")
+"""One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "tvmm.kvm._kvm",
-    (HERE / "shim.c").read_text(),
+    "".join(f'#line 1 "tvmm/kvm/{name}"\n{(HERE / name).read_text()}' for name in SOURCES),
     include_dirs=[str(HERE)],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-fvisibility=hidden"],
 )

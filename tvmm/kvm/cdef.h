@@ -167,3 +167,86 @@ long tvmm_ioctl(int fd, unsigned long request, void *argument);
 long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument);
 int tvmm_compare_exchange(uint8_t *at, uint8_t *expected, const uint8_t *desired, uint32_t size);
 int tvmm_uart_access(struct tvmm_uart *uart, uint32_t offset, int is_in, uint8_t *data);
+
+/* vring.h */
+#define TVMM_RING_INDIRECT_MAX ...
+#define TVMM_RING_SIZE_MAX ...
+#define TVMM_RING_PACKED_IDS ...
+#define TVMM_RING_BYTES_MAX ...
+#define TVMM_REGION_READ_ONLY ...
+#define TVMM_CHAIN_FREE ...
+#define TVMM_CHAIN_IN_FLIGHT ...
+#define TVMM_CHAIN_DONE ...
+enum tvmm_ring_error {
+    TVMM_RING_NONE,
+    TVMM_RING_QUEUE_SIZE,
+    TVMM_RING_AREA_MISALIGNED,
+    TVMM_RING_AREA_OUTSIDE_RAM,
+    TVMM_RING_AREA_DIVIDED,
+    TVMM_RING_AREA_READ_ONLY,
+    TVMM_RING_AREAS_OVERLAP,
+    TVMM_RING_INDEX_JUMP,
+    TVMM_RING_HEAD_RANGE,
+    TVMM_RING_ID_IN_FLIGHT,
+    TVMM_RING_NEXT_RANGE,
+    TVMM_RING_CHAIN_TOO_LONG,
+    TVMM_RING_INDIRECT_REFUSED,
+    TVMM_RING_INDIRECT_NESTED,
+    TVMM_RING_INDIRECT_LINKED,
+    TVMM_RING_INDIRECT_LENGTH,
+    TVMM_RING_INDIRECT_TOO_LONG,
+    TVMM_RING_INDIRECT_OUTSIDE_RAM,
+    TVMM_RING_READABLE_AFTER_WRITABLE,
+    TVMM_RING_BUFFER_EMPTY,
+    TVMM_RING_BUFFER_WRAPS,
+    TVMM_RING_BUFFER_OUTSIDE_RAM,
+    TVMM_RING_BUFFER_READ_ONLY,
+    TVMM_RING_TOO_MANY_IOVECS,
+    TVMM_RING_TOO_MANY_BYTES,
+    ...
+};
+struct iovec { void *iov_base; size_t iov_len; };
+struct tvmm_region { uint64_t gpa, size; uint8_t *hva; uint32_t flags; ...; };
+struct tvmm_memory_map { uint32_t count; struct tvmm_region regions[]; };
+struct tvmm_chain {
+    uint32_t id, first, readable_count, writable_count;
+    uint64_t readable_bytes, writable_bytes;
+};
+struct tvmm_used { uint32_t id, length; };
+struct tvmm_batch {
+    uint32_t chain_limit, iovec_limit;
+    uint32_t count, iovec_count;
+    struct tvmm_chain *chains;
+    struct tvmm_used *used;
+    struct iovec *iovecs;
+};
+struct tvmm_in_flight { uint64_t writable; uint32_t length; uint16_t slots, status; };
+struct tvmm_vring_counters {
+    uint64_t pops, empty_pops, chains, returned, used_entries, kicks, interrupts, suppressed, errors;
+};
+struct tvmm_vring {
+    uint64_t features, descriptor_area, driver_area, device_area;
+    uint32_t size;
+    uint32_t error;
+    uint64_t error_value;
+    uint32_t next_avail, avail_wrap, next_used, used_wrap;
+    uint32_t unsignalled;
+    uint32_t kicks_wanted, kick_event;
+    uint32_t in_flight_count, slots_in_flight;
+    uint32_t order_head;
+    struct tvmm_vring_counters counters;
+    struct tvmm_in_flight *in_flight;
+    uint16_t *order;
+    ...;
+};
+struct tvmm_vring *tvmm_vring_new(void);
+void tvmm_vring_free(struct tvmm_vring *ring);
+void tvmm_vring_reset(struct tvmm_vring *ring);
+int tvmm_vring_configure(struct tvmm_vring *ring, const struct tvmm_memory_map *map);
+uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch);
+int tvmm_vring_unpop(struct tvmm_vring *ring, struct tvmm_batch *batch, uint32_t count);
+int tvmm_vring_push(struct tvmm_vring *ring, const struct tvmm_used *used, uint32_t count);
+int tvmm_vring_should_notify(struct tvmm_vring *ring);
+int tvmm_vring_ready(const struct tvmm_vring *ring);
+void tvmm_vring_disable_kicks(struct tvmm_vring *ring);
+int tvmm_vring_enable_kicks(struct tvmm_vring *ring);

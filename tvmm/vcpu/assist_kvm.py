@@ -23,13 +23,18 @@ CR3_WRITE_THROUGH = 1 << 3
 
 
 class KvmAssistCpu:
-    """Registers are read when made and written by `write_back`; everything else goes to KVM at once."""
+    """Registers are read by `load` and written by `write_back`; everything else goes to KVM at once."""
 
     def __init__(self, kvm: KvmVcpu, ram: GuestRam) -> None:
-        self.regs: Any = kvm.get_regs()
-        self.sregs: Any = kvm.get_sregs()
         self._kvm = kvm
         self._ram = ram
+        self._layout: Mapping[int, XsaveComponent] | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Take the vCPU as it is now, before another instruction."""
+        self.regs: Any = self._kvm.get_regs()
+        self.sregs: Any = self._kvm.get_sregs()
         self._sregs_changed = False
         self._exception: tuple[int, int | None] | None = None
 
@@ -104,10 +109,12 @@ class KvmAssistCpu:
 
     @property
     def xsave_layout(self) -> Mapping[int, XsaveComponent]:
-        """See `AssistCpu`."""
-        from tvmm.vcpu.assist.xsave import xsave_layout
+        """See `AssistCpu`. CPUID does not change once a vCPU has run."""
+        if self._layout is None:
+            from tvmm.vcpu.assist.xsave import xsave_layout
 
-        return xsave_layout(self._kvm.get_cpuid())
+            self._layout = xsave_layout(self._kvm.get_cpuid())
+        return self._layout
 
     def flush_translations(self) -> None:
         """See `AssistCpu`. The bit that differs in between only chooses how tables are cached."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvmm.bus import MmioBus, PortBus
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.memory.ram import GuestRam
+    from tvmm.vcpu.assist_kvm import KvmAssistCpu
     from tvmm.vcpu.thread import Vcpu
 
 __all__ = ["ExitDispatcher"]
@@ -50,6 +51,7 @@ class ExitDispatcher:
         self._ram = ram
         self._assist_allowed = assist
         self._assist: object = None
+        self._assist_cpus: dict[int, KvmAssistCpu] = {}
 
     def unusual_exit(self, vcpu: Vcpu, reason: int) -> bool:
         """See `thread.Exits`."""
@@ -77,7 +79,11 @@ class ExitDispatcher:
 
         if not isinstance(self._assist, Assist):
             self._assist = Assist()
-        cpu = KvmAssistCpu(vcpu.kvm, self._ram)
+        cpu = self._assist_cpus.get(vcpu.index)
+        if cpu is None:
+            cpu = self._assist_cpus[vcpu.index] = KvmAssistCpu(vcpu.kvm, self._ram)
+        else:
+            cpu.load()
         code = instruction_bytes(data)
         if not code:
             code = cpu.fetch()

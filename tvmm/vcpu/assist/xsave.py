@@ -149,10 +149,17 @@ def _save_compacted(op: Operation, supervisor: bool) -> None:
 
 
 def _write_parts(op: Operation, parts: list[tuple[int, bytes]]) -> None:
-    """Write the pieces. The furthest page first: a fault there leaves the area as it was but for whole
-    pieces, which the architecture allows, and the instruction runs again after it.
+    """Write the pieces, neighbours at once. A fault may leave some of them written, which the architecture
+    allows: the instruction runs again after it.
     """
-    for address, data in sorted(parts, reverse=True):
+    joined: list[tuple[int, bytes]] = []
+    for address, data in sorted(parts):
+        if joined and joined[-1][0] + len(joined[-1][1]) == address:
+            start, before = joined.pop()
+            joined.append((start, before + data))
+        else:
+            joined.append((address, data))
+    for address, data in joined:
         op.cpu.write_linear(address, data, op.user)
 
 

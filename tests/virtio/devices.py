@@ -1,0 +1,51 @@
+"""One of each device, small, for tests that go through all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.virtio.blk import Blk, BlkSettings
+from tvmm.virtio.console import Console, ConsoleSettings
+from tvmm.virtio.console_control import PortSettings
+from tvmm.virtio.features import DEFAULT_RING, Ring
+from tvmm.virtio.net import Net, NetBackend, NetSettings
+from tvmm.virtio.rng import Rng
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvmm.virtio.device import VirtioDevice
+
+MAC = bytes.fromhex("525400123456")
+ALL_RING = DEFAULT_RING | Ring.RING_PACKED | Ring.IN_ORDER
+
+
+def make_rng(ring: int = ALL_RING) -> Rng:
+    """Without a limit."""
+    return Rng(ring=ring)
+
+
+def make_blk(ring: int = ALL_RING) -> Blk:
+    """1 MiB with two queues and everything that there is."""
+    return Blk(
+        BlkSettings(2048, serial=b"disk-1", queues=2, queue_size=128, max_discard=1024, max_zeroes=512, ranges=4), ring
+    )
+
+
+def make_net(ring: int = ALL_RING) -> Net:
+    """Two pairs, all offloads."""
+    return Net(NetSettings(MAC, NetBackend(True, True, True, True, True), pairs=2, mtu=1500), ring)
+
+
+def make_console(ring: int = ALL_RING) -> Console:
+    """Three ports, two of them there."""
+    ports = (PortSettings("main", console=True), PortSettings("agent"))
+    return Console(ConsoleSettings(ports, max_ports=3), lambda byte: None, ring)
+
+
+MAKERS: dict[str, Callable[[], VirtioDevice]] = {
+    "rng": make_rng,
+    "blk": make_blk,
+    "net": make_net,
+    "console": make_console,
+}

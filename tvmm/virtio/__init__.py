@@ -1,0 +1,1 @@
+"""Virtio 1.3 devices: transports, the core that they share, and the device types."""
