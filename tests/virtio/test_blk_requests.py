@@ -165,6 +165,7 @@ def test_bad_ranges() -> None:
     for sector, sectors in ((0, 0), (0, 1025), (2048, 1), (2040, 9), ((1 << 64) - 1, 2), (0, 0xFFFF_FFFF)):
         assert code(ask(DISCARD, 0, ranges((0, 1, 0), (sector, sectors, 0)), 0)) == STATUS_IO_ERROR
     assert code(ask(WRITE_ZEROES, 0, ranges((0, 513, 0)), 0)) == STATUS_IO_ERROR
+    assert code(ask(DISCARD, 0, ranges(*[(0, 1, 0)] * 5), 0)) == STATUS_IO_ERROR
 
 
 def test_read_only() -> None:
@@ -241,3 +242,4 @@ def test_split(lengths: list[int], at: int) -> None:
     whole = gather(segments, read)
     assert (gather(head, read), gather(tail, read)) == (whole[:at], whole[at:])
     assert total(head) == min(at, sum(lengths))
+    assert all(segment.length for segment in (*head, *tail[:1]))

@@ -13,6 +13,7 @@ from tests.support import device_contract as contract
 from tests.support.device_contract import Subject
 from tests.support.virtio_driver import MmioDriver, PciDriver, RecordingShell
 from tests.virtio.devices import MAKERS
+from tvmm.virtio.queues import QueueState
 
 if TYPE_CHECKING:
     from tests.support.device_contract import ContractDevice
@@ -131,6 +132,32 @@ def test_untrusted_state(subject: Subject) -> None:
 def test_wrong_record(subject: Subject) -> None:
     """Something else than the record is refused."""
     contract.check_wrong_record(subject)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", 0x02),
+        ("status", 0x1F),
+        ("status", 0x07),
+        ("isr", 4),
+        ("resetting", True),
+        ("config_vector", 8),
+        ("queues", ()),
+        ("queues", (QueueState(128, ready=True), QueueState(128))),
+        ("queues", (QueueState(128), QueueState(128, ready=True, resetting=True))),
+        ("queues", (QueueState(128), QueueState(256))),
+        ("queues", (QueueState(128), QueueState(128, vector=8))),
+    ],
+)
+def test_impossible_registers(field: str, value: object) -> None:
+    """What no driver can bring about is not taken over."""
+    rig = VirtioRig("pci", "blk")
+    before = rig.device.state()
+    transport = before.transport._replace(**{field: value})
+    with pytest.raises(ValueError, match=field):
+        rig.device.restore(before._replace(transport=transport))
+    assert rig.device.state() == before
 
 
 ALLOWED = ("__future__", "struct", "typing", "tvmm.errors", "tvmm.virtio")
