@@ -33,6 +33,7 @@ PURE = (
     "control/qmp.py",
     "control/verbs.py",
     "control/target.py",
+    "virtio/",
 )
 """Modules without IO: state machines, tables, parsers."""
 
