@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tvmm.devices.uart16550 import Uart16550
+from tvmm.devices.uart16550_registers import IER_RECEIVED, LSR, MCR_LOOP
 from tvmm.kvm.uart import TransmitRing
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ COM1_PORT = 0x3F8
 COM1_IRQ = 4
 PORT_COUNT = 8
 
-IER, MCR, LSR = 1, 4, 5
-RECEIVE_INTERRUPT = 0x01
-READY_LINES, LOOPBACK = 0x03, 0x10
+MCR_DTR_RTS = 0x03
 IDLE_POLLS = 64
 """Line status reads in a row, with nothing written in between, that only a guest does which waits for input."""
 
@@ -88,7 +87,7 @@ class SerialPort:
         self._polls = 0
         if not self._listening:
             state = self.model.state()
-            if state.ier & RECEIVE_INTERRUPT or (state.mcr & READY_LINES and not state.mcr & LOOPBACK):
+            if state.ier & IER_RECEIVED or (state.mcr & MCR_DTR_RTS and not state.mcr & MCR_LOOP):
                 self._listen()
         self._publish()
         return None if self.ring.room() else self
