@@ -250,3 +250,27 @@ int tvmm_vring_should_notify(struct tvmm_vring *ring);
 int tvmm_vring_ready(const struct tvmm_vring *ring);
 void tvmm_vring_disable_kicks(struct tvmm_vring *ring);
 int tvmm_vring_enable_kicks(struct tvmm_vring *ring);
+
+/* serve.h */
+enum tvmm_serve {
+    TVMM_SERVE_CONTROL,
+    TVMM_SERVE_INTERRUPT,
+    TVMM_SERVE_CHAIN,
+    TVMM_SERVE_BROKEN,
+    TVMM_SERVE_FAILED,
+    ...
+};
+#define TVMM_CALL_PYTHON ...
+#define TVMM_CALL_NONE ...
+struct tvmm_served { struct tvmm_vring *ring; int kick_fd; int32_t call_fd; uint64_t calls_by_python; };
+struct tvmm_waker { int event_fd; uint32_t wanted; };
+struct tvmm_spin { uint64_t max_ns, window_ns, hits, sleeps; };
+int tvmm_waker_open(struct tvmm_waker *waker);
+void tvmm_waker_close(struct tvmm_waker *waker);
+void tvmm_waker_wake(struct tvmm_waker *waker);
+void tvmm_waker_clear(struct tvmm_waker *waker);
+void tvmm_waker_wait(struct tvmm_waker *waker);
+int tvmm_served_call(struct tvmm_served *queue);
+void tvmm_served_take_kick(struct tvmm_served *queue);
+void tvmm_set_call(struct tvmm_served *queue, int32_t fd);
+void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);
