@@ -18,7 +18,7 @@ from tvmm.board import PM_PORT, PM_PORTS, RESET_CONTROL_PORT, SCI_IRQ
 from tvmm.boot.acpi import build_tables
 from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
 from tvmm.boot.e820 import RESERVED, memory_map
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.boot.mptable import MAX_CPUS, MP_TABLE_HIGH, write_mp_table
 from tvmm.bus import PortBus
 from tvmm.devices.acpi_pm import AcpiPm
