@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.bus import MmioBus, PortBus
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.cpuid import CpuidEntry
     from tvmm.vcpu.registers import PowerOn
+    from tvmm.wiring.devices import Devices
 
 __all__ = ["Board", "GuestRequest", "builtin_guest_path"]
 
@@ -61,6 +62,11 @@ class GuestRequest(NamedTuple):
 def builtin_guest_path() -> str:
     """The ELF image of the built-in guest, compiled when tvmm was installed."""
     return os.path.join(os.path.dirname(__file__), "guest", "guest.elf")
+
+
+def has_virtio(config: MachineConfig) -> bool:
+    """Whether the machine has devices beyond those of every board."""
+    return bool(config.disks or config.nets or config.consoles or config.rngs)
 
 
 class _Offset:
@@ -146,9 +152,17 @@ class Board:
         self.ports.add(POST_PORT, 1, self.post, "post")
         self.system_control = SystemControl(self._reset)
         self.ports.add(FAST_A20_PORT, 1, _Offset(self.system_control, 0), "system-control")
-        self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
+        self.devices = self._make_virtio(stack) if has_virtio(self.config) else None
+        """Virtio devices and the PCI bus, if the machine has any."""
+        if self.devices is None or self.devices.bus is None:
+            self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
         for device in self.config.devices:
             self._make_device(device.name, dict(device.properties))
+
+    def _make_virtio(self, stack: ExitStack) -> Devices:
+        from tvmm.wiring.devices import make_devices
+
+        return make_devices(self, _Offset(self.system_control, 1), stack)
 
     def _make_device(self, name: str, properties: dict[str, int | str | bool]) -> None:
         if name != "isa-debug-exit":
@@ -198,7 +212,12 @@ class Board:
             entry=files.entry,
             decompress=files.decompress,
         )
-        entry = load(options, self.ram, self.ram.size, len(self.vcpus), self.emulated_kernel)
+        if self.devices is not None:
+            with self.bus_lock:
+                hardware = self.devices.introduce(len(self.vcpus))
+        else:
+            hardware = Hardware(len(self.vcpus))
+        entry = load(options, self.ram, self.ram.size, hardware, self.emulated_kernel)
         self.loaded = entry.kernel
         set_boot_msrs(self.vcpus[0])
         apply_entry(self.vcpus[0], entry)
@@ -213,6 +232,8 @@ class Board:
             self.rtc.reset()
             self.pm.reset()
             self.system_control.reset()
+            if self.devices is not None:
+                self.devices.reset()
         self.vm.set_chips(self.chips)
         with Kvm() as kvm:
             msrs = reset_values(kvm.msr_indices())

@@ -275,7 +275,7 @@ def test_loader_hands_over_the_root_pointer(entry: str) -> None:
     """Both protocols carry its address, and the tables are for the machine's processors."""
     memory = FakeMemory(RAM)
     image = elf64([Load(ONE_MIB, b"x" * 64)], entry=ONE_MIB, notes=xen_note(ONE_MIB))
-    load(KernelOptions(image, "k", entry=entry), memory, RAM, 3, False)
+    load(KernelOptions(image, "k", entry=entry), memory, RAM, Hardware(3), False)
     where = PVH_INFO + 32 if entry == "pvh" else ZERO_PAGE + 0x70
     assert unpack("<Q", memory.read(where, 8)) == (RSDP,)
     madt = find(memory).by_name["APIC"]

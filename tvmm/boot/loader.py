@@ -131,7 +131,7 @@ def load(
 
 def _bus_interrupts(hardware: Hardware) -> BusInterrupts:
     """What the MP table says of PCI pins, and of lines that the ISA bus of a PC does not have."""
-    pins = ()
+    pins: tuple[tuple[int, int, int], ...] = ()
     if hardware.pci is not None:
         gsi = hardware.pci.gsi
         pins = tuple((slot, pin, gsi(slot, pin)) for slot in hardware.pci_slots for pin in range(4))

@@ -67,7 +67,10 @@ def check_cpu_count(cpu_count: int) -> None:
         raise ConfigError(f"{cpu_count} processors: there can be 1 to {MAX_CPUS}", "choose another --cpus")
 
 
-def write_mp_table(memory: GuestMemory, cpu_count: int, buses: BusInterrupts = BusInterrupts()) -> None:
+ISA_ALONE = BusInterrupts()
+
+
+def write_mp_table(memory: GuestMemory, cpu_count: int, buses: BusInterrupts = ISA_ALONE) -> None:
     """Write floating pointer and table for processors with APIC ids 0 to `cpu_count` - 1; 0 is the boot CPU.
 
     The IOAPIC's id is `cpu_count`. ISA interrupt n comes in on its pin n, except for the timer (0), which

@@ -98,12 +98,12 @@ class PciBus:
                     memory = -(-memory // bar.size) * bar.size
                     function.write(BARS + 4 * bar.number, 4, memory)
                     memory += bar.size
-            gsi = self.host.gsi(function.place.slot, function.config.interrupt_pin)
+            gsi = self.host.gsi(slot.where.slot, function.config.interrupt_pin)
             function.write(INTERRUPT_LINE, 1, gsi)
 
     def slots_with_pins(self) -> tuple[int, ...]:
         """For the interrupt tables."""
-        return tuple(slot.function.place.slot for slot in self._slots)
+        return tuple(slot.where.slot for slot in self._slots)
 
     def reset(self) -> None:
         """The bus's reset line. Under the bus lock."""

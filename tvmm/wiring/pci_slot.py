@@ -61,10 +61,10 @@ class PciSlot(Slot):
         self._msix_was = False
         self.virtio = VirtioPci(device, self, vectors, lambda: self.msix.enabled)
         self.transport = self.virtio.transport
-        place = bus.host.place()
-        self.place = str(place)
+        self.where = bus.host.place()
+        self.place = str(self.where)
         self.function = _Function(
-            place,
+            self.where,
             PciIdentity(*self.virtio.identity),
             interrupt_pin=INTA,
             bars=(
@@ -79,7 +79,8 @@ class PciSlot(Slot):
         # The last one is the window into the BAR.
         self.function.config.delegate(offset + WINDOW_OFFSET, WINDOW_LENGTH, self.virtio.window)
         self.function.config.add_express_capability()
-        bus.host.plug(place, self.function)
+        bus.host.plug(self.where, self.function)
+        bus.add(self)
         bus.watch(self.virtio, self._moved)
 
     # -- interrupts ---------------------------------------------------------------------------------------

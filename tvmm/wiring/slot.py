@@ -16,7 +16,7 @@ from tvmm.kvm.irq import new_event
 from tvmm.virtio.runner.base import Ends
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.kvm.vm import Vm
