@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from tvmm.chardev.port import Actions, Backend
     from tvmm.control.registry import MachinePaths
+    from tvmm.control.target import VirtioDevices
     from tvmm.memory.ram import GuestRam
 
 __all__ = ["Machine"]
@@ -65,6 +66,7 @@ class Machine:
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
         self.on_warning: Callable[[str], None] = lambda message: None
+        self.virtio: VirtioDevices | None = None
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board

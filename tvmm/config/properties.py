@@ -100,8 +100,9 @@ class Property(NamedTuple):
         what = f"{device} property {self.name}"
         if self.codec or (value is None and self.otherwise):
             return
-        kind: type = {"integer": int, "size": int, "boolean": bool}.get(self.type, str)
-        if type(value) is not kind:
+        kind = {"integer": int, "size": int, "boolean": bool}.get(self.type, str)
+        fits = type(value) is kind  # not isinstance: True is an int
+        if not fits:
             raise ConfigError(f"{what} {value!r} is no {self.type}")
         if kind is int:
             self._number(value, what)
