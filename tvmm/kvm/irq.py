@@ -99,8 +99,12 @@ class MsiVector:
             self._gsi = self._vm.routes.allocate()
         self._vm.routes.set_message(self._gsi, address, data)
         if not self._open:
+            # KVM sends for an eventfd that it finds written, and leaves it written: that would come out twice.
+            pending = take_events(self.fd)
             self._vm.set_irqfd(self._gsi, self.fd)
             self._open = True
+            if pending:
+                self.send()
 
     def send(self) -> None:
         """One interrupt."""

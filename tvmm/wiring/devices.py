@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tvmm.config.rng import RngConfig
     from tvmm.virtio.device import VirtioDevice
     from tvmm.wiring.pci_bus import PciBus
+    from tvmm.wiring.view import ConsolePart, DiskPart, NetPart
 
     DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig
 
@@ -38,6 +39,9 @@ class Devices:
     def __init__(self, board: Board, reset_control: Device, stack: ExitStack) -> None:
         self.slots: list[Slot] = []
         self.bus: PciBus | None = None
+        self.disks: dict[str, DiskPart] = {}
+        self.nets: dict[str, NetPart] = {}
+        self.consoles: dict[str, ConsolePart] = {}
         self._board = board
         self._reset_control = reset_control
         memory = MemoryMap(board.ram)

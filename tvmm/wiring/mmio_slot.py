@@ -37,10 +37,10 @@ class MmioSlot(Slot):
         self.described = Described(Range(base, LENGTH), MMIO_GSIS[number])
         self.place = f"{base:#x}"
         try:
-            self._line = IrqLine(host.vm, self.described.gsi)
+            self.line = IrqLine(host.vm, self.described.gsi)
         except OSError as error:
             raise event_error(name, error) from error
-        host.stack.callback(self._line.close)
+        host.stack.callback(self.line.close)
         self.virtio = VirtioMmio(device, self)
         self.transport = self.virtio.transport
         mmio.add(base, LENGTH, self.virtio, name)
@@ -49,7 +49,7 @@ class MmioSlot(Slot):
     def interrupt(self, vector: int | None, isr: int) -> None:
         """A pulse for each event, and for what is left after an acknowledgement."""
         if isr:
-            self._line()
+            self.line()
 
     def call_of(self, index: int) -> int:
         """The interrupt status has to be set with each interrupt."""

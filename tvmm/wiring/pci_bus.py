@@ -109,6 +109,10 @@ class PciBus:
         """The bus's reset line. Under the bus lock."""
         self.host.reset()
 
+    def line(self, gsi: int) -> LevelLine:
+        """The line of one of PCI's four GSIs."""
+        return self._lines[gsi]
+
     # -- pins ---------------------------------------------------------------------------------------------
 
     def _set_level(self, gsi: int, level: bool) -> None:

@@ -20,6 +20,7 @@ from tvmm.wiring.slot import Slot, SlotHost, event_error
 
 if TYPE_CHECKING:
     from tvmm.virtio.device import VirtioDevice
+    from tvmm.virtio.runner.base import Runner
     from tvmm.wiring.pci_bus import PciBus
 
 __all__ = ["PciSlot"]
@@ -59,6 +60,7 @@ class PciSlot(Slot):
             self._vectors.append(vector)
         self.msix = Msix(vectors, self._vector_changed, self._send, self._take_pending)
         self._msix_was = False
+        self._master = False
         self.virtio = VirtioPci(device, self, vectors, lambda: self.msix.enabled)
         self.transport = self.virtio.transport
         self.where = bus.host.place()
@@ -72,6 +74,7 @@ class PciSlot(Slot):
                 Bar(BAR, BAR_SIZE, MEMORY64, self.virtio, name),
             ),
             msix=self.msix,
+            on_command=self._command_changed,
         )
         self.function.slot = self
         for capability in self.virtio.capabilities():
@@ -119,6 +122,20 @@ class PciSlot(Slot):
         self.virtio.msix_changed()
         for index in range(len(self.exits)):
             self.on_vector(index)
+
+    def connect(self, runner: Runner) -> None:
+        """See `Slot`. The runner rests until the guest makes the function a bus master."""
+        super().connect(runner)
+        runner.suspend()
+
+    def _command_changed(self, command: int) -> None:
+        if self.function.bus_master == self._master:
+            return
+        self._master = self.function.bus_master
+        if self._master:
+            self.runner.release()
+        else:
+            self.runner.suspend()
 
     # -- addresses ----------------------------------------------------------------------------------------
 
