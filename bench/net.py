@@ -90,7 +90,8 @@ def run(command: list[str], case: Case, seconds: int, flood: Path) -> Result:
     if not found:
         raise SystemExit(f"{command[0]} printed:\n{text}\n{words}")
     line = next(line for line in text.splitlines() if re.search(case.pattern, line))
-    return Result(float(found[1]), line, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - flood_cpu)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - flood_cpu
+    return Result(float(found[1]), line, cpu)
 
 
 def wait_for_carrier() -> None:
