@@ -131,6 +131,12 @@ class Machine:
         self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
         board.on_request = self._from_guest
         board.on_deadline = lambda: self._token.run_sync_soon(self._wake_clock, idempotent=True)
+        if board.devices is not None:
+            from tvmm.wiring.view import DeviceView
+
+            self.virtio = DeviceView(board.devices)
+            board.devices.on_warning = lambda message: self._token.run_sync_soon(self.on_warning, message)
+            board.devices.on_event = lambda *event: self._token.run_sync_soon(self._device_event, *event)
         self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
         self._serial_end = SerialEnd(board.serial)
 
@@ -217,14 +223,18 @@ class Machine:
         `reason` is a word of QEMU's RunState for a pause that nobody asked for, such as ``io-error``.
         """
         async with self._transition:
-            await self._hold()
-            if self.board.devices is not None and not self._devices_held:
-                self._devices_held = True
-                await self.board.devices.hold()
-            if self._running:
-                self._running = False
-                self.stopped_for = reason
-                self._tell("STOP", {})
+            await self._stop(reason)
+
+    async def _stop(self, reason: str) -> None:
+        """With the transition lock held."""
+        await self._hold()
+        if self.board.devices is not None and not self._devices_held:
+            self._devices_held = True
+            await self.board.devices.hold()
+        if self._running:
+            self._running = False
+            self.stopped_for = reason
+            self._tell("STOP", {})
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -342,11 +352,19 @@ class Machine:
             elif life != self._life_number:
                 if self._running:
                     self._release()
+            elif request.kind == "io-error":
+                await self._stop(request.kind)
             elif request.kind == "reset" and self.config.reboot:
                 await self._reset_board()
                 self._tell("RESET", {"guest": True, "reason": "guest-reset"})
             else:
                 self._end(Outcome(request.kind, request.code))
+
+    def _device_event(self, name: str, data: dict[str, object], stop: str) -> None:
+        """A device's QMP event; with `stop`, a word of RunState, it cannot go on without the user."""
+        self._tell(name, data)
+        if stop:
+            self._post(GuestRequest(stop))
 
     def _tell(self, name: str, data: dict[str, object]) -> None:
         for listener in self.listeners:
