@@ -37,7 +37,7 @@ tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.i8042 tvmm.devices.misc tv
 tvmm.devices.rtc tvmm.devices.rtc_calendar tvmm.devices.rtc_cmos tvmm.devices.uart16550
 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib tvmm.kvm.bus_lock
 tvmm.kvm.calls tvmm.kvm.irq tvmm.kvm.routes tvmm.kvm.system tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine
-tvmm.memory tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.outcome tvmm.serial_port tvmm.tasks tvmm.vcpu
+tvmm.memory tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.outcome tvmm.run_control tvmm.serial_port tvmm.tasks tvmm.vcpu
 tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers tvmm.vcpu.runstate
 tvmm.vcpu.thread
 """.split()
