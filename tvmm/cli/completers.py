@@ -17,6 +17,7 @@ __all__ = [
     "disk_names",
     "disk_values",
     "machine_names",
+    "machine_or_disk_names",
     "memory_values",
     "net_values",
     "serial_values",
@@ -75,15 +76,22 @@ def net_values(prefix: str, **context: Any) -> list[str]:
 
 
 def disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:
-    """The disks of the machine that the line names."""
+    """The disks of a running machine: of the one whose name stands where a disk could, or of the only one."""
     from tvmm.cli.machines import control, named
     from tvmm.errors import TvmmError
 
+    # In `resize web disk0 20G` the first word may be left out, so an unfinished line has its name in `disk`.
+    name = getattr(parsed_args, "name", None) or getattr(parsed_args, "disk", None)
     try:
-        with control(named({"name": getattr(parsed_args, "name", None)}), timeout=2.0) as client:
+        with control(named({"name": name} if name else {}), timeout=2.0) as client:
             return _starting(prefix, [disk["device"] for disk in client.execute("query-block")])
     except TvmmError:
         return []
+
+
+def machine_or_disk_names(prefix: str, **context: Any) -> list[str]:
+    """The running machines, and the disks of the only one."""
+    return machine_names(prefix) + disk_names(prefix)
 
 
 def cpu_values(prefix: str, **context: Any) -> list[str]:

@@ -30,7 +30,7 @@ A smaller size cuts off what is behind it, and has to be allowed by --shrink.
 
 def add_arguments(parser: Parser) -> None:
     """The verb's options."""
-    from tvmm.cli.completers import attach, disk_names, machine_names
+    from tvmm.cli.completers import attach, disk_names, machine_names, machine_or_disk_names
 
     parser.describe("Give a disk of a running machine another size.", _EXAMPLES, _MORE)
     name = parser.add_argument(
@@ -40,10 +40,11 @@ def add_arguments(parser: Parser) -> None:
         help="the machine, as 'tvmm ps' lists it; may be left out while only one runs",
     )
     disk = parser.add_argument("disk", metavar="DISK", help="the disk's id: disk0, disk1 ... unless it was given one")
-    parser.add_argument("size", metavar="SIZE", help="new size: 20G, 512M, bytes; +SIZE for that much more")
+    size = parser.add_argument("size", metavar="SIZE", help="new size: 20G, 512M, bytes; +SIZE for that much more")
     parser.add_argument("--shrink", action="store_true", help="allow a size smaller than now")
     attach(name, machine_names)
-    attach(disk, disk_names)
+    attach(disk, machine_or_disk_names)
+    attach(size, disk_names)
 
 
 def run(options: Mapping[str, Any]) -> int:
