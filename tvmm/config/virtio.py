@@ -135,7 +135,8 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
     _check_places(everything)
     _check_files(checked.disks)
     _check_nets(checked.nets)
-    _check_backends([config.serial, *(port.chardev for console in checked.consoles for port in console.ports)])
+    ports = [port.chardev for console in checked.consoles for port in console.ports]
+    _check_backends([config.serial, *ports], config.control)
     return checked
 
 
@@ -175,14 +176,14 @@ def _check_nets(nets: tuple[NetConfig, ...]) -> None:
     _check_once("nets have the MAC address", (net.mac.hex(":") for net in nets), "leave mac out for a free one")
 
 
-def _check_backends(backends: list[SerialConfig]) -> None:
-    """A terminal, a path and a port belong to one serial line or console port."""
+def _check_backends(backends: list[SerialConfig], control: str) -> None:
+    """A terminal, a path and a port belong to one serial line or console port; a path also to the control socket."""
     if sum(backend.kind == "stdio" for backend in backends) > 1:
         raise ConfigError("two of the serial line and the console ports want stdio", "give one of them pty or none")
-    _check_once("serial lines or ports want the path", (backend.path for backend in backends), "use different ones")
-    _check_once("serial lines or ports want the link", (backend.link for backend in backends), "use different ones")
+    paths = [control, *(backend.path for backend in backends), *(backend.link for backend in backends)]
+    _check_once("of control socket, serial line and console ports want the path", paths, "use different ones")
     _check_once(
-        "serial lines or ports listen at",
+        "of serial line and console ports listen at",
         (f"{backend.host}:{backend.port}" if backend.port else "" for backend in backends),
         "give them different ports",
     )
