@@ -33,7 +33,7 @@ COMMAND(cmd_rtc);
 COMMAND(cmd_pio);
 COMMAND(cmd_kbd);
 COMMAND(cmd_fuzz);
-/* cmd_virtio.c, cmd_blk.c */
+/* cmd_virtio.c, cmd_blk.c, cmd_blkdata.c */
 COMMAND(cmd_virtio);
 COMMAND(cmd_vreset);
 COMMAND(cmd_blk);
@@ -44,6 +44,10 @@ COMMAND(cmd_discard);
 COMMAND(cmd_zeroes);
 COMMAND(cmd_rdsec);
 COMMAND(cmd_wrsec);
+COMMAND(cmd_blkfill);
+COMMAND(cmd_blkcheck);
+COMMAND(cmd_blkstress);
+COMMAND(cmd_blkreset);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);
