@@ -33,6 +33,7 @@ struct kvm_msrs { uint32_t nmsrs; uint32_t pad; struct kvm_msr_entry entries[]; 
 struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
 struct kvm_userspace_memory_region { uint32_t slot, flags; uint64_t guest_phys_addr, memory_size, userspace_addr; };
 struct kvm_irqfd { uint32_t fd, gsi, flags, resamplefd; ...; };
+struct kvm_ioeventfd { uint64_t datamatch, addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_irqchip { uint32_t chip_id; ...; };
 struct kvm_pit_state2 { uint32_t flags; ...; };
 struct kvm_irq_routing_entry { uint32_t gsi, type, flags; ...; };
@@ -53,6 +54,7 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_CREATE_IRQCHIP ...
 #define KVM_CREATE_PIT2 ...
 #define KVM_IRQFD ...
+#define KVM_IOEVENTFD ...
 #define KVM_SET_GSI_ROUTING ...
 #define KVM_IRQCHIP_PIC_MASTER ...
 #define KVM_IRQCHIP_PIC_SLAVE ...
@@ -86,6 +88,8 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_MEM_READONLY ...
 #define KVM_IRQFD_FLAG_DEASSIGN ...
 #define KVM_IRQFD_FLAG_RESAMPLE ...
+#define KVM_IOEVENTFD_FLAG_DATAMATCH ...
+#define KVM_IOEVENTFD_FLAG_DEASSIGN ...
 #define KVM_PIT_SPEAKER_DUMMY ...
 
 #define KVM_CAP_IRQCHIP ...
@@ -162,6 +166,7 @@ uint32_t tvmm_string_io(struct tvmm_vcpu *vcpu, uint8_t **data, uint32_t *size, 
 uint32_t tvmm_exit_words(struct tvmm_vcpu *vcpu, uint64_t *words, uint32_t limit);
 uint32_t tvmm_internal_data(struct tvmm_vcpu *vcpu, uint32_t *suberror, uint64_t *data, uint32_t limit);
 
+void tvmm_route_to_msi(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint64_t address, uint32_t data);
 void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t irqchip, uint32_t pin);
 long tvmm_ioctl(int fd, unsigned long request, void *argument);
 long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument);
@@ -250,3 +255,27 @@ int tvmm_vring_should_notify(struct tvmm_vring *ring);
 int tvmm_vring_ready(const struct tvmm_vring *ring);
 void tvmm_vring_disable_kicks(struct tvmm_vring *ring);
 int tvmm_vring_enable_kicks(struct tvmm_vring *ring);
+
+/* serve.h */
+enum tvmm_serve {
+    TVMM_SERVE_CONTROL,
+    TVMM_SERVE_INTERRUPT,
+    TVMM_SERVE_CHAIN,
+    TVMM_SERVE_BROKEN,
+    TVMM_SERVE_FAILED,
+    ...
+};
+#define TVMM_CALL_PYTHON ...
+#define TVMM_CALL_NONE ...
+struct tvmm_served { struct tvmm_vring *ring; int kick_fd; int32_t call_fd; uint64_t calls_by_python; };
+struct tvmm_waker { int event_fd; uint32_t wanted; };
+struct tvmm_spin { uint64_t max_ns, window_ns, hits, sleeps; };
+int tvmm_waker_open(struct tvmm_waker *waker);
+void tvmm_waker_close(struct tvmm_waker *waker);
+void tvmm_waker_wake(struct tvmm_waker *waker);
+void tvmm_waker_clear(struct tvmm_waker *waker);
+void tvmm_waker_wait(struct tvmm_waker *waker);
+int tvmm_served_call(struct tvmm_served *queue);
+void tvmm_served_take_kick(struct tvmm_served *queue);
+void tvmm_set_call(struct tvmm_served *queue, int32_t fd);
+void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);

@@ -1,0 +1,74 @@
+"""What a device's slot (its place on PCI or in memory) and its runner owe one another.
+
+The slot knows the transport, eventfds and interrupts; the runner owns the rings and the backend. Both are made once
+per device and live as long as the machine. Calls into a runner come under the bus lock, from any thread, and return at
+once; what takes time is told by a callback, again under the bus lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvmm.kvm.bus_lock import BusLock
+    from tvmm.kvm.vring import MemoryMap, Vring
+    from tvmm.virtio.device import Activation, QueueSetup
+
+__all__ = ["Ends", "Runner"]
+
+
+class Ends(NamedTuple):
+    """What a runner gets of its slot.
+
+    `kick_fds`: an eventfd for each queue, written by KVM when the driver kicks. `used(index)` interrupts the driver
+    for a queue whose call is `CALL_PYTHON`, `needs_reset(reason)` gives the device up; both want the bus lock held.
+    """
+
+    memory: MemoryMap
+    bus_lock: BusLock
+    kick_fds: Sequence[int]
+    used: Callable[[int], None]
+    needs_reset: Callable[[str], None]
+
+
+class Runner(Protocol):
+    """Serves the queues of one device."""
+
+    @property
+    def rings(self) -> Sequence[Vring]:
+        """The ring of each queue, by index; for counters."""
+
+    def activate(self, activation: Activation) -> None:
+        """DRIVER_OK: serve the queues that are ready."""
+
+    def reset(self, done: Callable[[], None]) -> None:
+        """Let go of all queues, with nothing in flight any more; then call `done`, perhaps at once."""
+
+    def start_queue(self, setup: QueueSetup) -> None:
+        """Serve this queue too; the features are those of the activation."""
+
+    def stop_queue(self, index: int, done: Callable[[], None]) -> None:
+        """Let go of one queue, then call `done`."""
+
+    def notify(self, index: int) -> None:
+        """A kick that came as an access to the transport and not through the eventfd."""
+
+    def set_call(self, index: int, fd: int) -> None:
+        """Where the interrupts of a queue go: an eventfd, or `CALL_PYTHON` or `CALL_NONE` of `tvmm.kvm.serve`."""
+
+    async def run(self) -> None:
+        """All threads and tasks of the device, until cancelled."""
+
+    def suspend(self) -> None:
+        """As `hold`, without waiting: from any thread, under the bus lock. `release` undoes it too."""
+
+    async def hold(self) -> None:
+        """Return when nothing of the device touches guest memory any more; what was in flight is done."""
+
+    def release(self) -> None:
+        """Undo one `hold` or `suspend`, which nest."""
+
+    def close(self) -> None:
+        """Give back what was opened. Nothing runs any more."""
