@@ -67,7 +67,7 @@ class Machine:
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
         self.on_warning: Callable[[str], None] = lambda message: None
-        self.virtio: VirtioDevices | None = None
+        self.virtio: VirtioDevices | None = None  # set with the board, if there are any
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board

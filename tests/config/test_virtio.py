@@ -14,7 +14,8 @@ from tvmm.config.machine import MachineConfig
 from tvmm.config.net import NetConfig
 from tvmm.config.rng import RNG_PROPERTIES, RngConfig
 from tvmm.config.serial import SerialConfig
-from tvmm.config.virtio import MAX_MMIO, MAX_PCI, VIRTIO_TYPES
+from tvmm.config.virtio import MAX_MMIO, MAX_PCI
+from tvmm.config.virtio_types import VIRTIO_TYPES
 from tvmm.errors import ConfigError
 
 FILE = SerialConfig("file", path="x")

@@ -89,9 +89,10 @@ def disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str
         return []
 
 
-def machine_or_disk_names(prefix: str, **context: Any) -> list[str]:
-    """The running machines, and the disks of the only one."""
-    return machine_names(prefix) + disk_names(prefix)
+def machine_or_disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:
+    """The disks of the machine that is named; while none is, the machines and the disks of the only one."""
+    named = getattr(parsed_args, "name", None) or getattr(parsed_args, "disk", None)
+    return disk_names(prefix, parsed_args) + ([] if named else machine_names(prefix))
 
 
 def cpu_values(prefix: str, **context: Any) -> list[str]:

@@ -30,7 +30,7 @@ A smaller size cuts off what is behind it, and has to be allowed by --shrink.
 
 def add_arguments(parser: Parser) -> None:
     """The verb's options."""
-    from tvmm.cli.completers import attach, disk_names, machine_names, machine_or_disk_names
+    from tvmm.cli.completers import attach, disk_names, machine_or_disk_names
 
     parser.describe("Give a disk of a running machine another size.", _EXAMPLES, _MORE)
     name = parser.add_argument(
@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     disk = parser.add_argument("disk", metavar="DISK", help="the disk's id: disk0, disk1 ... unless it was given one")
     size = parser.add_argument("size", metavar="SIZE", help="new size: 20G, 512M, bytes; +SIZE for that much more")
     parser.add_argument("--shrink", action="store_true", help="allow a size smaller than now")
-    attach(name, machine_names)
+    attach(name, machine_or_disk_names)
     attach(disk, machine_or_disk_names)
     attach(size, disk_names)
 
