@@ -33,6 +33,17 @@ COMMAND(cmd_rtc);
 COMMAND(cmd_pio);
 COMMAND(cmd_kbd);
 COMMAND(cmd_fuzz);
+/* cmd_virtio.c, cmd_blk.c */
+COMMAND(cmd_virtio);
+COMMAND(cmd_vreset);
+COMMAND(cmd_blk);
+COMMAND(cmd_blkbench);
+COMMAND(cmd_ringops);
+COMMAND(cmd_flush);
+COMMAND(cmd_discard);
+COMMAND(cmd_zeroes);
+COMMAND(cmd_rdsec);
+COMMAND(cmd_wrsec);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);
