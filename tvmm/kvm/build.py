@@ -7,7 +7,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("shim.c", "vring.c", "vring_used.c", "serve.c")
+SOURCES = ("shim.c", "vring.c", "vring_used.c", "serve.c", "net.c", "net_tx.c", "net_rx.c")
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""
 
 ffi = FFI()
