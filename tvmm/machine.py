@@ -29,7 +29,7 @@ from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
-from tvmm.outcome import STATUS_CRASHED, Outcome
+from tvmm.outcome import SHUTDOWN_REASONS, STATUS_CRASHED, Outcome
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitDispatcher
 from tvmm.vcpu.thread import Vcpu
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from tvmm.chardev.port import Actions, Backend
     from tvmm.control.registry import MachinePaths
+    from tvmm.control.target import VirtioDevices
     from tvmm.memory.ram import GuestRam
 
 __all__ = ["Machine"]
@@ -65,6 +66,7 @@ class Machine:
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
         self.on_warning: Callable[[str], None] = lambda message: None
+        self.virtio: VirtioDevices | None = None
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board
@@ -78,6 +80,9 @@ class Machine:
         self._transition = trio.Lock()
         self._running = False
         self._launched = False
+        self._devices_held = False
+        self.stopped_for = ""
+        """Why the machine is paused, if it was not by request."""
 
     # --- life ---
 
@@ -140,6 +145,9 @@ class Machine:
         nursery.start_soon(self.hub.run, name="serial0")
         for vcpu in self.vcpus:
             nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
+        if self.board.devices is not None:
+            for name, run in self.board.devices.tasks():
+                nursery.start_soon(run, name=name)
         nursery.start_soon(self._supervise, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
@@ -196,15 +204,26 @@ class Machine:
         """With the transition lock held, and before the end."""
         if not self._running:
             self._running = self._launched = True
+            self.stopped_for = ""
+            if self._devices_held and self.board.devices is not None:
+                self._devices_held = False
+                self.board.devices.release()
             self._release()
             self._tell("RESUME", {})
 
-    async def pause(self) -> None:
-        """Return when no vCPU runs and no access of one is half done."""
+    async def pause(self, reason: str = "") -> None:
+        """Return when no vCPU runs, no access of one is half done, and no device touches memory.
+
+        `reason` is a word of QEMU's RunState for a pause that nobody asked for, such as ``io-error``.
+        """
         async with self._transition:
             await self._hold()
+            if self.board.devices is not None and not self._devices_held:
+                self._devices_held = True
+                await self.board.devices.hold()
             if self._running:
                 self._running = False
+                self.stopped_for = reason
                 self._tell("STOP", {})
 
     @asynccontextmanager
@@ -266,7 +285,7 @@ class Machine:
             return "internal-error" if self.outcome.kind == "crashed" else "shutdown"
         if self._running:
             return "running"
-        return "paused" if self._launched else "prelaunch"
+        return self.stopped_for or "paused" if self._launched else "prelaunch"
 
     async def _hold(self) -> None:
         for vcpu in self.vcpus:
@@ -294,6 +313,8 @@ class Machine:
 
     async def _reset_board(self) -> None:
         """With the transition lock held and no vCPU running."""
+        if self.board.devices is not None:
+            await self.board.devices.stop()
         await trio.to_thread.run_sync(self.board.reset)
         # What the guest asked for before belongs to the life that is over.
         self._life_number += 1
@@ -339,7 +360,7 @@ class Machine:
         if outcome.kind == "crashed":
             self._tell("GUEST_PANICKED", {"action": "shutdown"})
         guest = outcome.kind != "quit"
-        self._tell("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
+        self._tell("SHUTDOWN", {"guest": guest, "reason": SHUTDOWN_REASONS[outcome.kind]})
 
     async def inspect(self, look: Callable[[], T]) -> T:
         """What `look` returns while no vCPU runs; the guest goes on afterwards as if nothing had been."""
@@ -387,14 +408,3 @@ class Machine:
     def memory(self) -> GuestRam:
         """Guest-physical memory: `read(gpa, length)` and `write(gpa, data)`."""
         return self.board.ram
-
-
-_SHUTDOWN_REASONS = {
-    "poweroff": "guest-shutdown",
-    "reset": "guest-reset",
-    "halted": "guest-shutdown",
-    "crashed": "guest-panic",
-    "debug-exit": "guest-shutdown",
-    "quit": "host-qmp-quit",
-}
-"""QEMU's ShutdownCause for each kind of outcome."""

@@ -82,6 +82,7 @@ static void add_cpu(const struct cpu_entry *cpu)
 /* By the table's length: there is firmware (qboot) that leaves the count of entries at 0. */
 static void read_entries(const struct table_header *header)
 {
+    u8 isa_bus = 0;
     const u8 *at = (const u8 *)(header + 1), *end = (const u8 *)header + header->length;
     while (at + 8 <= end && *at <= ENTRY_LOCAL_INTERRUPT) {
         const struct ioapic_entry *ioapic = (const void *)at;
@@ -95,8 +96,12 @@ static void read_entries(const struct table_header *header)
             if ((ioapic->flags & 1) && !mptable.ioapic)
                 mptable.ioapic = ioapic->address;
             break;
-        case ENTRY_IO_INTERRUPT: /* kind 0: vectored. On a PC without PCI all of them are ISA's. */
-            if (interrupt->kind == 0 && interrupt->bus_irq < 16 && interrupt->pin < 24)
+        case ENTRY_BUS:
+            if (!memcmp(at + 2, "ISA", 3))
+                isa_bus = at[1];
+            break;
+        case ENTRY_IO_INTERRUPT: /* kind 0: vectored. Buses come before them. */
+            if (interrupt->kind == 0 && interrupt->bus == isa_bus && interrupt->bus_irq < 16 && interrupt->pin < 24)
                 mptable.isa_pin[interrupt->bus_irq] = interrupt->pin;
             break;
         }
