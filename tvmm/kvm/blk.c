@@ -219,9 +219,7 @@ static uint32_t blk_take(struct tvmm_blk *blk)
 
     if (blk->broken)
         return 0;
-    if (blk->position == blk->batch.count) {
-        if (!tvmm_vring_ready(ring))
-            return 0;
+    if (blk->position == blk->batch.count && tvmm_vring_ready(ring)) {
         blk->position = 0;
         tvmm_vring_pop(ring, &blk->batch);
     }

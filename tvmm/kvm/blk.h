@@ -112,7 +112,7 @@ struct tvmm_blk_request {
  * over an error. */
 struct tvmm_blk_counters {
     uint64_t requests[TVMM_BLK_OPERATIONS], errors[TVMM_BLK_OPERATIONS];
-    uint64_t read_bytes, written_bytes;
+    uint64_t read_bytes, written_bytes, unmapped_bytes;
     uint64_t refused, ignored, stops, retried, cached, plain, steps;
 };
 
@@ -201,7 +201,11 @@ void tvmm_blk_answer_id(const struct tvmm_blk_limits *limits, const struct tvmm_
 int tvmm_blk_next_step(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);
+
+/* blk_image.c */
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
+int tvmm_in_memory(int fd);
+int tvmm_can_punch(int fd, uint64_t end);
 
 /* blk.c, for engines */
 void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, int64_t result);

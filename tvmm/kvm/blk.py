@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from tvmm.kvm.serve import Waker
     from tvmm.kvm.vring import Vring
 
-__all__ = ["BlkCounters", "BlkQueue", "BlkQueueLimits", "BlkQueueSetup", "Engine", "IoError", "Policy", "direct_alignment"]
+__all__ = [
+    "BlkCounters",
+    "BlkQueue",
+    "BlkQueueLimits",
+    "BlkQueueSetup",
+    "Engine",
+    "IoError",
+    "Policy",
+    "can_punch",
+    "direct_alignment",
+    "in_memory",
+]
 
 OPERATIONS = ("read", "write", "flush", "discard", "write-zeroes", "get-id")
 
@@ -86,6 +97,7 @@ class BlkCounters(NamedTuple):
     get_id_errors: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    unmapped_bytes: int = 0
     refused: int = 0
     ignored: int = 0
     stops: int = 0
@@ -223,3 +235,13 @@ def direct_alignment(fd: int) -> tuple[int, int] | None:
     if lib.tvmm_direct_alignment(fd, memory, offset):
         return None
     return int(memory[0]), int(offset[0])
+
+
+def in_memory(fd: int) -> bool:
+    """Whether a file is on a file system that is nothing but memory."""
+    return bool(lib.tvmm_in_memory(fd))
+
+
+def can_punch(fd: int, end: int) -> bool:
+    """Whether a file that is open for writing, `end` bytes long, can have holes punched."""
+    return bool(lib.tvmm_can_punch(fd, end))

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -152,6 +151,7 @@ static int blk_range_done(struct tvmm_blk *blk, struct tvmm_blk_request *request
         /* A hint: who cannot follow it has done it. */
         if (result < 0 && !blk_not_supported(result))
             return (int)result;
+        blk->counters.unmapped_bytes += result < 0 ? 0 : range->length;
         blk_next_range(request);
         return 0;
     }
@@ -170,10 +170,13 @@ static int blk_range_done(struct tvmm_blk *blk, struct tvmm_blk_request *request
         *(request->method == BLK_BY_PUNCH ? &blk->no_punch : &blk->no_zero) = 1;
     else if (result < 0 && result != -EINVAL)
         return (int)result;
-    if (result < 0)
+    if (result < 0) {
         request->method++;
-    else
-        blk_next_range(request);
+        return 0;
+    }
+    if (request->method == BLK_BY_PUNCH)
+        blk->counters.unmapped_bytes += range->length;
+    blk_next_range(request);
     return 0;
 }
 
@@ -233,24 +236,6 @@ int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step 
         }
     } while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : result;
-}
-
-/* How O_DIRECT on `fd` wants memory and offsets aligned, in bytes; 0, or -errno if the system does not say. */
-int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
-{
-#ifdef STATX_DIOALIGN
-    struct statx about;
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &about) < 0)
-        return -errno;
-    if (!(about.stx_mask & STATX_DIOALIGN) || !about.stx_dio_mem_align || !about.stx_dio_offset_align)
-        return -EOPNOTSUPP;
-    *memory = about.stx_dio_mem_align;
-    *offset = about.stx_dio_offset_align;
-    return 0;
-#else
-    (void)fd, (void)memory, (void)offset;
-    return -ENOSYS;
-#endif
 }
 
 /* --- on the server's thread --------------------------------------------------------------------------------------- */

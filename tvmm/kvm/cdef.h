@@ -316,7 +316,7 @@ struct tvmm_blk_request {
 };
 struct tvmm_blk_counters {
     uint64_t requests[6], errors[6];
-    uint64_t read_bytes, written_bytes;
+    uint64_t read_bytes, written_bytes, unmapped_bytes;
     uint64_t refused, ignored, stops, retried, cached, plain, steps;
 };
 struct tvmm_blk_setup {
@@ -355,3 +355,5 @@ enum tvmm_blk_verdict tvmm_blk_parse(const struct tvmm_blk_limits *limits, const
 void tvmm_blk_forget(struct tvmm_blk_request *request);
 uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
+int tvmm_in_memory(int fd);
+int tvmm_can_punch(int fd, uint64_t end);
