@@ -150,6 +150,8 @@ class Machine:
         if self.board.devices is not None:
             for name, run in self.board.devices.tasks():
                 nursery.start_soon(run, name=name)
+            for console in self.board.devices.consoles.values():
+                await console.connect(stack, nursery, self._actions())
         nursery.start_soon(self._supervise, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
@@ -176,7 +178,10 @@ class Machine:
         await self.motion.hold()
         self._serial_end.finish()
         by_itself = self.outcome is not None and self.outcome.kind != "quit"
-        await self.hub.drain(at_most=math.inf if by_itself else DRAIN_SECONDS)
+        at_most = math.inf if by_itself else DRAIN_SECONDS
+        await self.hub.drain(at_most)
+        for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
+            await console.drain(at_most)
 
     async def _serve_later(self, control: str, console: str) -> None:
         """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""

@@ -48,6 +48,14 @@ COMMAND(cmd_blkfill);
 COMMAND(cmd_blkcheck);
 COMMAND(cmd_blkstress);
 COMMAND(cmd_blkreset);
+/* cmd_net.c */
+COMMAND(cmd_ip);
+COMMAND(cmd_ping);
+COMMAND(cmd_mac);
+COMMAND(cmd_link);
+COMMAND(cmd_nettx);
+COMMAND(cmd_netrx);
+COMMAND(cmd_netecho);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.virtio.device import VirtioDevice
+    from tvmm.wiring.console import ConsoleDevice
     from tvmm.wiring.pci_bus import PciBus
-    from tvmm.wiring.view import ConsolePart, DiskPart, NetPart
+    from tvmm.wiring.view import DiskPart, NetPart
 
     DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig
 
@@ -40,7 +41,7 @@ class Devices:
         self.bus: PciBus | None = None
         self.disks: dict[str, DiskPart] = {}
         self.nets: dict[str, NetPart] = {}
-        self.consoles: dict[str, ConsolePart] = {}
+        self.consoles: dict[str, ConsoleDevice] = {}
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
