@@ -52,7 +52,9 @@ FAST_A20_PORT, RESET_CONTROL_PORT = 0x92, 0xCF9
 
 
 class GuestRequest(NamedTuple):
-    """What the guest asked of the machine through a device: ``poweroff``, ``reset`` or ``debug-exit`` with a code."""
+    """What the machine is asked for: by the guest, through a device, ``poweroff``, ``reset`` or ``debug-exit`` with a
+    code; by a device that waits for the user ``io-error``.
+    """
 
     kind: str
     code: int = 0

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 NEGOTIATION = b'{"execute": "qmp_capabilities"}'
 
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "block_resize": {"device": "disk0", "size": 4096},
+    "set_link": {"name": "net0", "up": False},
+}
+"""What a command that cannot do without is given."""
+
+
 class FakeMachine:
     """Behaves towards control clients as a machine does: states, events, refusals."""
 

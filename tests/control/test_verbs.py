@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.control.fakes import FakeMachine
+from tests.control.fakes import ARGUMENTS, FakeMachine
 from tvmm.control.qmp import NEGOTIATE, Answer, CommandFailed, QmpSession, Request
 from tvmm.control.target import NoVirtio
 from tvmm.control.verbs import EVENTS, SIGNATURES, VERBS
 from tvmm.errors import TvmmError, UserError
-
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "block_resize": {"device": "disk0", "size": 4096},
-    "set_link": {"name": "net0", "up": False},
-}
-"""What a command that cannot do without is given."""
 
 
 def stats(**counts: int) -> dict[str, Any]:

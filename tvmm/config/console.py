@@ -103,7 +103,7 @@ class ConsoleConfig(NamedTuple):
             raise ConfigError("the first port of a virtio-console is no console", "the guest takes it for one")
         if bool(self.cols) != bool(self.rows):
             raise ConfigError("virtio-console has cols or rows alone", "give both, or none")
-        names = [port.check().name for port in self.ports if port.name]
+        names = [name for name in (port.check().name for port in self.ports) if name]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two ports of a virtio-console are called {name!r}", "give them different names")

@@ -2,7 +2,7 @@
 
 A type is data: a name, a summary and its properties. Whoever adds a device adds a row here and a line to
 the wiring of the machine; parsing, ranges, ``--device help``, completion and configuration files follow
-from the row. Virtio devices have rows too (`tvmm.config.virtio`), but records of their own.
+from the row. Virtio devices have rows too (`tvmm.config.virtio_types`), but records of their own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DEVICE_TYPES: tuple[DeviceType, ...] = (
 def device_types() -> tuple[DeviceType, ...]:
     """All that ``--device`` can name, virtio devices included."""
     # Not at the top of the file: few machines need it, and it needs this module.
-    from tvmm.config.virtio import VIRTIO_TYPES
+    from tvmm.config.virtio_types import VIRTIO_TYPES
 
     return (*DEVICE_TYPES, *(known.type for known in VIRTIO_TYPES.values()))
 

@@ -178,7 +178,7 @@ def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
         return {}
     from tvmm.config.virtio import parse_hardware
 
-    return parse_hardware(*((values,) if isinstance(values, str) else values for values in options))._asdict()
+    return parse_hardware(*((values,) if isinstance(values, str) else values for values in options))
 
 
 def check_name(name: str) -> str:

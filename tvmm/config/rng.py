@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tvmm.config.properties import ID, RING, Property, check_values, parse_device, spell_device, spelled, with_defaults
+from tvmm.errors import ConfigError
 
 __all__ = ["RNG_PROPERTIES", "RngConfig"]
 
@@ -35,6 +36,8 @@ class RngConfig(NamedTuple):
     def check(self) -> RngConfig:
         """The same record, if its fields are in range; raises `ConfigError` otherwise."""
         check_values(self, "virtio-rng", RNG_PROPERTIES)
+        if not self.filename:
+            raise ConfigError("virtio-rng property filename is empty", "write filename=/dev/urandom, or leave it out")
         return self
 
     def spelling(self) -> str:

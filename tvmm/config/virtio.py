@@ -1,32 +1,27 @@
-"""``--disk``, ``--net`` and ``--device virtio-...``: from values to records, and what goes together.
+"""``--disk``, ``--net`` and ``--device``: from values to records, and what goes together.
 
-Imported only by machines that have one of them. A virtio device can be named in two ways, by an option of its
-own (``--disk a.img``) or as any other device (``--device virtio-blk,file=a.img``), and by QEMU's names, which
-say what it is connected by (``virtio-blk-pci``, ``virtio-blk-device``). All of them end in the same records.
+Imported only by machines that have one of them, and imports only what these need: it counts when a machine starts.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from tvmm.config.console import CONSOLE_PROPERTIES, PORT_PROPERTIES, ConsoleConfig, PortConfig
-from tvmm.config.device import DeviceConfig, DeviceType
-from tvmm.config.disk import DISK_PROPERTIES, DiskConfig
-from tvmm.config.net import NET_PROPERTIES, NetConfig, parse_nets
-from tvmm.config.properties import parse_device
-from tvmm.config.rng import RNG_PROPERTIES, RngConfig
 from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from tvmm.config.console import ConsoleConfig
+    from tvmm.config.disk import DiskConfig
     from tvmm.config.machine import MachineConfig
-    from tvmm.config.properties import Property
+    from tvmm.config.net import NetConfig
+    from tvmm.config.rng import RngConfig
     from tvmm.config.serial import SerialConfig
 
     Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig
 
-__all__ = ["MAX_MMIO", "MAX_PCI", "VIRTIO_TYPES", "Hardware", "VirtioType", "check_virtio", "parse_hardware"]
+__all__ = ["MAX_MMIO", "MAX_PCI", "check_virtio", "parse_hardware"]
 
 MAX_MMIO = 12
 """Each has an interrupt pin of its own, and there are so many free ones."""
@@ -35,89 +30,29 @@ MAX_PCI = 31
 """Devices on a bus besides the host bridge."""
 
 
-class Hardware(NamedTuple):
-    """Fields of `MachineConfig` that ``--disk``, ``--net`` and ``--device`` fill."""
-
-    devices: tuple[DeviceConfig, ...] = ()
-    disks: tuple[DiskConfig, ...] = ()
-    nets: tuple[NetConfig, ...] = ()
-    consoles: tuple[ConsoleConfig, ...] = ()
-    rngs: tuple[RngConfig, ...] = ()
-
-
-class VirtioType(NamedTuple):
-    """A name for ``--device``: its row in help and completion, the record it makes, and what the name fixes."""
-
-    type: DeviceType
-    makes: str
-    fixed: tuple[tuple[str, str | bool], ...] = ()
-
-
-_DEVICES: tuple[tuple[str, str, str, str, tuple[Property, ...]], ...] = (
-    ("virtio-blk", "virtio-blk", "disk", "disk; the same as --disk", DISK_PROPERTIES),
-    ("virtio-net", "virtio-net", "net", "network device; the same as --net", NET_PROPERTIES),
-    (
-        "virtio-console", "virtio-serial", "console", "console and serial ports",
-        (*CONSOLE_PROPERTIES, *PORT_PROPERTIES),
-    ),
-    ("virtio-rng", "virtio-rng", "rng", "source of random bytes", RNG_PROPERTIES),
-)  # fmt: skip
-"""Name, QEMU's name without the transport, record, summary, properties."""
-
-_TRANSPORTS = (("pci", "pci", "on PCI"), ("device", "mmio", "with registers in memory (MMIO)"))
-"""End of QEMU's name, transport, words."""
-
-
-def _types() -> Iterator[VirtioType]:
-    for name, stem, makes, summary, properties in _DEVICES:
-        yield VirtioType(DeviceType(name, summary, properties), makes)
-        rest = tuple(prop for prop in properties if prop.name != "transport")
-        for end, transport, words in _TRANSPORTS:
-            row = DeviceType(f"{stem}-{end}", f"{name} {words}", rest)
-            yield VirtioType(row, makes, (("transport", transport),))
-    for name, console, summary in (
-        ("virtconsole", True, "one more port of the last virtio-console, used as a console"),
-        ("virtserialport", False, "one more port of the last virtio-console, for programs"),
-    ):
-        yield VirtioType(DeviceType(name, summary, PORT_PROPERTIES), "port", (("console", console),))
-
-
-VIRTIO_TYPES: dict[str, VirtioType] = {known.type.name: known for known in _types()}
-"""All of them, by name."""
-
-
-def parse_hardware(disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = ()) -> Hardware:
-    """The records of all values, in their order; ``--disk`` and ``--net`` come before ``--device``.
+def parse_hardware(disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields of `MachineConfig`: the records of all values, ``--disk`` and ``--net`` before ``--device``.
 
     Raises `ConfigError`. What goes together is `check_virtio`'s affair.
     """
-    devices: list[DeviceConfig] = []
-    disks = list(map(DiskConfig.parse, disk))
-    nets = list(parse_nets(tuple(net)))
-    consoles: list[ConsoleConfig] = []
-    rngs: list[RngConfig] = []
-    for text in device:
-        known = VIRTIO_TYPES.get(text.partition(",")[0])
-        if known is None:
-            devices.append(DeviceConfig.parse(text))
-            continue
-        values = {**parse_device(text, known.type.properties), **dict(known.fixed)}
-        if known.makes == "disk":
-            disks.append(DiskConfig(**values).check())
-        elif known.makes == "net":
-            nets.append(NetConfig(**values).check())
-        elif known.makes == "rng":
-            rngs.append(RngConfig(**values).check())
-        elif known.makes == "console":
-            consoles.append(ConsoleConfig.of(values))
-        elif not consoles:
-            raise ConfigError(
-                f"device {known.type.name} has no virtio-console", "put --device virtio-console before it"
-            )
-        else:
-            consoles[-1] = consoles[-1].with_port(PortConfig(**values))
-    whole = tuple(console.check() for console in consoles)
-    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs))
+    fields: dict[str, Any] = {}
+    if any(value.startswith("virt") for value in device):
+        from tvmm.config.virtio_types import parse_devices
+
+        fields = parse_devices(device)._asdict()
+    elif device:
+        from tvmm.config.device import DeviceConfig
+
+        fields = {"devices": tuple(map(DeviceConfig.parse, device))}
+    if disk:
+        from tvmm.config.disk import DiskConfig
+
+        fields["disks"] = (*map(DiskConfig.parse, disk), *fields.get("disks", ()))
+    if net:
+        from tvmm.config.net import parse_nets
+
+        fields["nets"] = (*parse_nets(tuple(net)), *fields.get("nets", ()))
+    return fields
 
 
 def check_virtio(config: MachineConfig) -> MachineConfig:
@@ -135,7 +70,8 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
     _check_places(everything)
     _check_files(checked.disks)
     _check_nets(checked.nets)
-    _check_backends([config.serial, *(port.chardev for console in checked.consoles for port in console.ports)])
+    ports = [port.chardev for console in checked.consoles for port in console.ports]
+    _check_backends([config.serial, *ports], config.control)
     return checked
 
 
@@ -175,14 +111,14 @@ def _check_nets(nets: tuple[NetConfig, ...]) -> None:
     _check_once("nets have the MAC address", (net.mac.hex(":") for net in nets), "leave mac out for a free one")
 
 
-def _check_backends(backends: list[SerialConfig]) -> None:
-    """A terminal, a path and a port belong to one serial line or console port."""
+def _check_backends(backends: list[SerialConfig], control: str) -> None:
+    """A terminal, a path and a port belong to one serial line or console port; a path also to the control socket."""
     if sum(backend.kind == "stdio" for backend in backends) > 1:
         raise ConfigError("two of the serial line and the console ports want stdio", "give one of them pty or none")
-    _check_once("serial lines or ports want the path", (backend.path for backend in backends), "use different ones")
-    _check_once("serial lines or ports want the link", (backend.link for backend in backends), "use different ones")
+    paths = [control, *(backend.path for backend in backends), *(backend.link for backend in backends)]
+    _check_once("of control socket, serial line and console ports want the path", paths, "use different ones")
     _check_once(
-        "serial lines or ports listen at",
+        "of serial line and console ports listen at",
         (f"{backend.host}:{backend.port}" if backend.port else "" for backend in backends),
         "give them different ports",
     )

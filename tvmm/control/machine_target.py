@@ -34,7 +34,7 @@ class MachineTarget:
         self.quit = machine.quit
         self.powerdown = machine.powerdown
         self.run_state = machine.run_state
-        devices: VirtioDevices = machine.virtio or NoVirtio()
+        devices: VirtioDevices = NoVirtio() if machine.virtio is None else machine.virtio
         self.virtio = devices.virtio
         self.disks = devices.disks
         self.nets = devices.nets

@@ -280,6 +280,49 @@ void tvmm_served_take_kick(struct tvmm_served *queue);
 void tvmm_set_call(struct tvmm_served *queue, int32_t fd);
 void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);
 
+/* net.h */
+#define TVMM_NET_HEADER ...
+#define TVMM_NET_FRAME_MAX ...
+#define TVMM_NET_FRAME_MIN ...
+#define TVMM_NET_TURN ...
+#define TVMM_NET_ADDRESSES ...
+#define TVMM_NET_RX ...
+#define TVMM_NET_TX ...
+#define TVMM_NET_CONTROL ...
+#define TVMM_NET_QUEUES ...
+struct tvmm_net_filter {
+    uint32_t modes, any_unicast, any_multicast, unicast_count, multicast_count;
+    uint8_t own[6];
+    uint8_t unicast[...][6], multicast[...][6];
+};
+struct tvmm_net_counters {
+    uint64_t rx_frames, rx_bytes, rx_turns, rx_filtered, rx_no_room, rx_link_down, rx_errors, rx_stale, rx_held;
+    uint64_t tx_frames, tx_bytes, tx_turns, tx_too_short, tx_too_long, tx_refused, tx_link_down, tx_waits;
+};
+struct tvmm_net {
+    struct tvmm_served queues[...];
+    struct tvmm_waker *waker;
+    struct tvmm_batch *rx_batch, *tx_batch;
+    struct tvmm_spin spin;
+    uint32_t mergeable, attached;
+    int32_t failure;
+    uint32_t queue, bad_chain;
+    struct tvmm_net_counters counters;
+    struct tvmm_net_filter filter;
+    ...;
+};
+struct tvmm_net *tvmm_net_new(int fd);
+void tvmm_net_free(struct tvmm_net *net);
+void tvmm_net_lock(struct tvmm_net *net);
+void tvmm_net_unlock(struct tvmm_net *net);
+void tvmm_net_start(struct tvmm_net *net, uint32_t index, struct tvmm_vring *ring, int kick_fd, int32_t call_fd);
+void tvmm_net_stop(struct tvmm_net *net, uint32_t index);
+void tvmm_net_drain(struct tvmm_net *net);
+void tvmm_net_flush(struct tvmm_net *net);
+void tvmm_net_set_link(struct tvmm_net *net, uint32_t up);
+int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
+int tvmm_net_serve(struct tvmm_net *net);
+
 /* blk.h */
 #define TVMM_BLK_ID_LENGTH ...
 #define TVMM_BLK_RANGES_MAX ...

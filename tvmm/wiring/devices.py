@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from tvmm.boot.loader import Hardware
 from tvmm.errors import HostError
 from tvmm.kvm.vring import MemoryMap
-from tvmm.virtio.features import DEFAULT_RING, Ring
 from tvmm.wiring.mmio_slot import MmioSlot
 from tvmm.wiring.slot import Slot, SlotHost
 
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.virtio.device import VirtioDevice
+    from tvmm.wiring.console import ConsoleDevice
     from tvmm.wiring.pci_bus import PciBus
-    from tvmm.wiring.view import ConsolePart, DiskPart, NetPart
+    from tvmm.wiring.view import DiskPart, NetPart
 
     DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig
 
-__all__ = ["Devices", "make_devices", "ring_features"]
+__all__ = ["Devices", "make_devices"]
 
 
 class Devices:
@@ -41,7 +41,11 @@ class Devices:
         self.bus: PciBus | None = None
         self.disks: dict[str, DiskPart] = {}
         self.nets: dict[str, NetPart] = {}
-        self.consoles: dict[str, ConsolePart] = {}
+        self.consoles: dict[str, ConsoleDevice] = {}
+        self.on_warning: Callable[[str], None] = lambda message: None
+        """Called from any thread with a line for the user."""
+        self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
+        """Called from any thread with a QMP event, and a word of RunState if the machine is to stop for it."""
         self._board = board
         self._reset_control = reset_control
         memory = MemoryMap(board.ram)
@@ -78,6 +82,10 @@ class Devices:
                 self.host.stack,
             )
         return self.bus
+
+    def warn(self, message: str) -> None:
+        """Tell the user. From any thread."""
+        self.on_warning(message)
 
     # -- life ---------------------------------------------------------------------------------------------
 
@@ -122,39 +130,27 @@ class Devices:
             self.bus.reset()
 
 
-def ring_features(options: DeviceOptions) -> int:
-    """What the options say of queues."""
-    features = DEFAULT_RING
-    for wanted, feature in (
-        (options.packed, Ring.RING_PACKED),
-        (options.in_order, Ring.IN_ORDER),
-        (options.event_idx, Ring.EVENT_IDX),
-        (options.indirect_desc, Ring.INDIRECT_DESC),
-    ):
-        features = features | feature if wanted else features & ~feature
-    return features
-
-
 def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devices:
     """All devices of the board's configuration. Raises `UserError`; what was acquired is undone by `stack`."""
     devices = Devices(board, reset_control, stack)
     config = board.config
     try:
-        for kind, options in (
-            ("disk", config.disks),
-            ("net", config.nets),
-            ("console", config.consoles),
-            ("rng", config.rngs),
-        ):
-            for index, option in enumerate(options):
-                _make(kind, devices, option, index)
+        for disk in config.disks:
+            from tvmm.wiring.disk import make_disk
+
+            make_disk(devices, disk)
+        for index, net in enumerate(config.nets):
+            from tvmm.wiring.net import make_net
+
+            make_net(devices, net, config.name, index)
+        for console in config.consoles:
+            from tvmm.wiring.console import make_console
+
+            make_console(devices, console)
+        for rng in config.rngs:
+            from tvmm.wiring.rng import make_rng
+
+            make_rng(devices, rng)
     except OSError as error:
         raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
     return devices
-
-
-def _make(kind: str, devices: Devices, options: object, index: int) -> None:
-    """One device: a module for each kind, imported by the machines that have it."""
-    from importlib import import_module
-
-    import_module(f"tvmm.wiring.{kind}").make(devices, options, index)

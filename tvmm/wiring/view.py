@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
 
-__all__ = ["ConsolePart", "DeviceView", "DiskPart", "NetPart"]
+__all__ = ["DeviceView", "DiskPart", "NetPart"]
 
 
 class DiskPart(Protocol):
@@ -39,13 +39,6 @@ class NetPart(Protocol):
 
     def announce(self) -> None:
         """Have the driver tell the network where it is. Raises `UserError` if it cannot."""
-
-
-class ConsolePart(Protocol):
-    """One console with its ports."""
-
-    def info(self) -> Sequence[ChardevInfo]:
-        """The ports."""
 
 
 class DeviceView:

@@ -139,13 +139,17 @@ class TaskRunner:
                 self._rings[index].note_kick(count)
                 self._due.add(index)
 
-    async def hold(self) -> None:
-        """Return at once: no ring is touched any more until `release`, and nothing is ever in flight."""
+    def suspend(self) -> None:
+        """No ring is touched any more until `release`; nothing is ever in flight."""
         self._holds += 1
+
+    async def hold(self) -> None:
+        """As `suspend`, which is at once."""
+        self.suspend()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def release(self) -> None:
-        """Undo one `hold`; then look at all queues."""
+        """Undo one `hold` or `suspend`; then look at all queues."""
         self._holds -= 1
         self.look(*range(len(self._rings)))
 

@@ -1,0 +1,88 @@
+/* Frames from the driver to the TAP: see net.h. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "net.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+
+/* A frame in more pieces than a system call takes, in one. */
+static void gather_frame(struct tvmm_net *net, const struct iovec *iovecs, uint32_t count, struct iovec *whole)
+{
+    size_t length = 0;
+    for (uint32_t index = 0; index < count; index++) {
+        memcpy(net->gathered + length, iovecs[index].iov_base, iovecs[index].iov_len);
+        length += iovecs[index].iov_len;
+    }
+    *whole = (struct iovec){net->gathered, length};
+}
+
+/* 0: the TAP takes no more for now. 1: the frame is sent, or dropped and counted. */
+static int send_frame(struct tvmm_net *net, const struct iovec *iovecs, const struct tvmm_chain *chain)
+{
+    struct tvmm_net_counters *counters = &net->counters;
+    uint32_t count = chain->readable_count;
+    struct iovec whole;
+    ssize_t sent;
+
+    if (chain->readable_bytes < TVMM_NET_FRAME_MIN) {
+        counters->tx_too_short++;
+        return 1;
+    }
+    if (chain->readable_bytes > TVMM_NET_FRAME_MAX) {
+        counters->tx_too_long++;
+        return 1;
+    }
+    if (!net_connected(net) || !net_link(net)) {
+        counters->tx_link_down++;
+        return 1;
+    }
+    if (count > TVMM_NET_IOVECS) {
+        gather_frame(net, iovecs, count, &whole);
+        iovecs = &whole;
+        count = 1;
+    }
+    do
+        sent = writev(net->fd, iovecs, (int)count);
+    while (sent < 0 && errno == EINTR);
+    if (sent >= 0) {
+        counters->tx_frames++;
+        counters->tx_bytes += chain->readable_bytes - TVMM_NET_HEADER;
+        return 1;
+    }
+    if (errno == EAGAIN) {
+        counters->tx_waits++;
+        return 0;
+    }
+    /* Headers that ask for the impossible, an interface that is down, no memory: what a wire does is to lose frames. */
+    counters->tx_refused++;
+    net_failed(net, errno);
+    return 1;
+}
+
+/* A turn's worth of frames, given back at once. What the TAP does not take goes back into the ring. */
+int net_send(struct tvmm_net *net)
+{
+    struct tvmm_served *queue = &net->queues[TVMM_NET_TX];
+    struct tvmm_batch *batch = net->tx_batch;
+    uint32_t count, done = 0;
+
+    if (!net_serves(net, TVMM_NET_TX) || (net->tx_blocked && net_connected(net)))
+        return NET_IDLE;
+    count = tvmm_vring_pop(queue->ring, batch);
+    while (done < count && send_frame(net, batch->iovecs + batch->chains[done].first, &batch->chains[done]))
+        done++;
+    if (done < count) {
+        net->tx_blocked = 1;
+        tvmm_vring_unpop(queue->ring, batch, count - done);
+    }
+    if (done) {
+        net->counters.tx_turns++;
+        tvmm_vring_push(queue->ring, batch->used, done);
+    }
+    if (queue->ring->error)
+        return net_broken(net, TVMM_NET_TX);
+    return done ? net_told(net, TVMM_NET_TX) : NET_IDLE;
+}

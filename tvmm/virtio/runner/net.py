@@ -1,0 +1,356 @@
+"""Serves a network device: one thread for each pair of queues, between the rings and a TAP.
+
+Frames are C's (`tvmm.kvm.net`). Pair 0's thread has the control queue too, and does what concerns the whole device.
+What the host needs time for (attaching queues, offloads) is done there, without the bus lock.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from tvmm.errors import UserError
+from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
+from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
+from tvmm.kvm.vring import Vring
+from tvmm.kvm.vring_records import VringConfig
+from tvmm.virtio.features import Net as Feature
+from tvmm.virtio.net import Net, NetBackend
+from tvmm.virtio.runner.net_orders import Orders, Wishes, wishes_of
+from tvmm.virtio.runner.thread import ServerThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvmm.virtio.device import Activation, QueueSetup
+    from tvmm.virtio.runner.base import Ends
+
+__all__ = ["NetInfo", "NetRunner", "Wire"]
+
+BAD_BUFFER = "a receive buffer is readable, or has no room for a header"
+
+
+class Wire(Protocol):
+    """What frames go through. `tvmm.net.tap.Tap` is one; any descriptors that keep frames apart make another."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """A descriptor for each pair of queues, not blocking; frames have a header of 12 bytes."""
+
+    @property
+    def backend(self) -> NetBackend:
+        """What it can do."""
+
+    def set_offload(self, features: int) -> None:
+        """What the driver takes: GUEST_ bits. Raises `UserError` if the host refuses, as all of these."""
+
+    def attach(self, pair: int, on: bool) -> None:
+        """Whether frames come to the descriptor of this pair, for pairs behind the first."""
+
+    def set_carrier(self, up: bool) -> None:
+        """Show the host whether the cable is in."""
+
+
+class NetInfo(NamedTuple):
+    """A device for `tvmm info`. `pairs` are in use; `counters` and `spins` have an entry for each pair there is.
+
+    `failure`: why the wire is of no use any more, or ''.
+    """
+
+    wire: str
+    mac: bytes
+    link_up: bool
+    pairs: int
+    features: int
+    offloads: int
+    failure: str
+    counters: tuple[NetCounters, ...]
+    spins: tuple[SpinCounters, ...]
+
+
+class PairServer:
+    """What a `ServerThread` runs for one pair. `indices`: the device's number of each queue that is served."""
+
+    def __init__(self, runner: NetRunner, pair: NetPair) -> None:
+        self.pair = pair
+        self.indices: dict[int, int] = {}
+        self._runner = runner
+        self.active = pair.active
+        self.serve = pair.serve
+        self.drain = pair.drain
+
+    def react(self, word: int) -> None:
+        """Interrupts, commands, and what breaks."""
+        pair, runner = self.pair, self._runner
+        local = pair.queue
+        if word == SERVE_INTERRUPT:
+            runner.interrupt(self.indices[local])
+        elif word == SERVE_CHAIN:
+            runner.obey(self)
+        elif word == SERVE_BROKEN:
+            ring = pair.ring(local)
+            assert ring is not None
+            runner.give_up(self.indices[local], ring.error_sentence or BAD_BUFFER)
+        elif word == SERVE_FAILED:
+            runner.fail(pair.failure)
+
+
+class NetRunner:
+    """The runner of a `Net` on a `Wire`, which stays its opener's to close.
+
+    `on_failed(reason)` is called once, on a server's thread and without the bus lock, when the wire is gone; the link
+    is down then.
+    """
+
+    def __init__(
+        self, name: str, model: Net, wire: Wire, ends: Ends, *, poll_ns: int, on_failed: Callable[[str], None]
+    ) -> None:
+        self._model = model
+        self._wire = wire
+        self._ends = ends
+        self._on_failed = on_failed
+        self._failure = ""
+        self.rings = [Vring(ends.memory) for _ in model.queue_sizes]
+        self._calls = [CALL_PYTHON] * len(self.rings)
+        self._features = 0
+        self._places: dict[int, tuple[int, int]] = {}
+        self._orders = Orders(model, ends.bus_lock, self._fulfil)
+        self._pairs = [NetPair(fd, poll_ns) for fd in wire.fds[: model.settings.pairs]]
+        self._servers = [PairServer(self, pair) for pair in self._pairs]
+        self._threads = [
+            ServerThread(f"{name}/{number}", server.pair.waker, server) for number, server in enumerate(self._servers)
+        ]
+        for pair in self._pairs:
+            pair.set_link(model.link_up)
+
+    # -- life, under the bus lock ----------------------------------------------------------------------------
+
+    def activate(self, activation: Activation) -> None:
+        """Serve what is ready; pairs that the driver has not asked for yet have no frames."""
+        model = self._model
+        self._features = activation.features
+        self._places = {index: divmod(index, 2) for index in range(2 * model.usable_pairs)}
+        if model.control_queue is not None:
+            self._places[model.control_queue] = (0, CONTROL)
+        wishes = wishes_of(model)
+        self._threads[0].post(lambda: self._begin(wishes))
+        for setup in activation.queues:
+            if setup.ready:
+                self.start_queue(setup)
+
+    def reset(self, done: Callable[[], None]) -> None:
+        """One thread after the other lets go; `done` comes from pair 0's."""
+        self._places = {}
+
+        def let_go(number: int) -> None:
+            server = self._servers[number]
+            for local in list(server.indices):
+                self._stop(server, local)
+            if number:
+                self._threads[number - 1].post(lambda: let_go(number - 1))
+                return
+            try:
+                self._attach_pairs(0)
+            except UserError as error:
+                self.fail(str(error))
+            with self._ends.bus_lock:
+                done()
+
+        self._threads[-1].post(lambda: let_go(len(self._threads) - 1))
+
+    def start_queue(self, setup: QueueSetup) -> None:
+        """A queue that the negotiated features do not have is never looked at."""
+        place = self._places.get(setup.queue)
+        if place is not None:
+            number, local = place
+            config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
+            self._threads[number].post(lambda: self._start(self._servers[number], local, setup.queue, config))
+
+    def stop_queue(self, index: int, done: Callable[[], None]) -> None:
+        """The others go on."""
+        number, local = self._places.get(index, (0, None))
+
+        def let_go() -> None:
+            if local is not None:
+                self._stop(self._servers[number], local)
+            with self._ends.bus_lock:
+                done()
+
+        self._threads[number].post(let_go)
+
+    def notify(self, index: int) -> None:
+        """As if it had come by the eventfd."""
+        os.eventfd_write(self._ends.kick_fds[index], 1)
+
+    def set_call(self, index: int, fd: int) -> None:
+        """Remembered for later too: vectors are chosen before the device is live."""
+        self._calls[index] = fd
+        place = self._places.get(index)
+        if place is not None:
+            self._pairs[place[0]].set_call(place[1], fd)
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or out. A wire that is gone has none to plug in."""
+        up = up and not self._failure
+        self._model.set_link(up)
+        for pair in self._pairs:
+            pair.set_link(up)
+        self._threads[0].post(lambda: self._show_carrier(up))
+
+    def announce(self) -> bool:
+        """Have the guest tell the network where it is now; False if it cannot."""
+        return self._model.ask_to_announce()
+
+    def info(self) -> NetInfo:
+        """As it is."""
+        model = self._model
+        return NetInfo(
+            self._wire.name,
+            model.mac,
+            model.link_up,
+            model.pairs,
+            model.accepted,
+            model.offloads,
+            self._failure,
+            tuple(pair.counters for pair in self._pairs),
+            tuple(pair.spin for pair in self._pairs),
+        )
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """A thread for each pair, until cancelled."""
+        limiter = trio.CapacityLimiter(len(self._threads))
+        async with trio.open_nursery() as nursery:
+            for thread in self._threads:
+                nursery.start_soon(thread.run, limiter, name=thread.name)
+
+    def suspend(self) -> None:
+        """As `hold`, without waiting."""
+        for thread in self._threads:
+            thread.suspend()
+
+    async def hold(self) -> None:
+        """Frames that come meanwhile wait in the host's queue."""
+        held: list[ServerThread] = []
+        try:
+            for thread in self._threads:
+                await thread.hold()
+                held.append(thread)
+        except BaseException:
+            for thread in held:
+                thread.release()
+            raise
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        for thread in self._threads:
+            thread.release()
+
+    def close(self) -> None:
+        """The threads have ended; the wire is not ours."""
+        for pair in self._pairs:
+            pair.close()
+
+    # -- on the servers' threads ---------------------------------------------------------------------------------
+
+    def _begin(self, wishes: Wishes) -> None:
+        """The wire as the driver negotiated, before the first queue is served."""
+        try:
+            self._wire.set_offload(wishes.offloads)
+            self._attach_pairs(wishes.pairs)
+        except UserError as error:
+            self.fail(str(error))
+        self._set_filters(wishes)
+
+    def _start(self, server: PairServer, local: int, index: int, config: VringConfig) -> None:
+        ring = self.rings[index]
+        if ring.configure(config):
+            self.give_up(index, ring.error_sentence)
+            return
+        if local == RX:
+            server.pair.set_mergeable(bool(self._features & Feature.MRG_RXBUF))
+        server.indices[local] = index
+        with self._ends.bus_lock:
+            server.pair.start(local, ring, self._ends.kick_fds[index], self._calls[index])
+
+    def _stop(self, server: PairServer, local: int) -> None:
+        if local in server.indices:
+            server.pair.stop(local)
+            self.rings[server.indices.pop(local)].reset()
+
+    def obey(self, server: PairServer) -> None:
+        """A command is in the control queue."""
+        ring = server.pair.ring(CONTROL)
+        assert ring is not None
+        wrong = self._orders.serve_one(ring)
+        index = server.indices[CONTROL]
+        if wrong:
+            self._stop(server, CONTROL)
+            self.give_up(index, wrong)
+        elif server.pair.call(CONTROL):
+            self.interrupt(index)
+
+    def _fulfil(self, old: Wishes, new: Wishes) -> None:
+        if new.offloads != old.offloads:
+            self._wire.set_offload(new.offloads)
+        if new.pairs != old.pairs:
+            self._attach_pairs(new.pairs)
+        if new[2:] != old[2:]:
+            self._set_filters(new)
+
+    def _set_filters(self, wishes: Wishes) -> None:
+        pair_filter = wishes.pair_filter()
+        for pair in self._pairs:
+            pair.set_filter(pair_filter)
+
+    def _attach_pairs(self, count: int) -> None:
+        """Frames for the first `count` pairs, and no more for the others when this returns (5.1.6.5.5.1).
+
+        What came while a pair was off is thrown away: for this driver, or this number of pairs, it was not meant.
+        """
+        for number, pair in enumerate(self._pairs):
+            wanted = number < count
+            if pair.attached == wanted:
+                continue
+            with pair.attachment(wanted):
+                if number:
+                    self._wire.attach(number, wanted)
+                if wanted:
+                    pair.flush()
+
+    def _show_carrier(self, up: bool) -> None:
+        try:
+            self._wire.set_carrier(up)
+        except UserError as error:
+            self.fail(str(error))
+
+    def interrupt(self, index: int) -> None:
+        """By way of the transport."""
+        with self._ends.bus_lock:
+            self._ends.used(index)
+
+    def give_up(self, index: int, reason: str) -> None:
+        """The driver broke the rules in this queue."""
+        with self._ends.bus_lock:
+            self._ends.needs_reset(f"queue {index}: {reason}")
+
+    def fail(self, reason: str) -> None:
+        """The wire is of no use any more: the driver sees that the cable is out."""
+        with self._ends.bus_lock:
+            if self._failure:
+                return
+            self._failure = f"{self._wire.name}: {reason}"
+            self._model.set_link(False)
+            for pair in self._pairs:
+                pair.set_link(False)
+        self._on_failed(self._failure)
+
+
+assert (RX, TX) == (0, 1), "the device's own order of a pair's queues"
