@@ -32,6 +32,7 @@ PURE = (
     "chardev/editor.py",
     "control/qmp.py",
     "control/verbs.py",
+    "control/device_verbs.py",
     "control/target.py",
     "virtio/",
 )

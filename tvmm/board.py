@@ -12,8 +12,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.boot.loader import KernelOptions, load
-from tvmm.bus import MmioBus, PortBus
+from tvmm.boot.loader import Hardware, KernelOptions, load
+from tvmm.bus import MmioBus, OffsetDevice, PortBus
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
@@ -32,12 +32,12 @@ from tvmm.vcpu.registers import apply_entry, back_to_power_on, connect_pic, powe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tvmm.bus import Device, Hold
     from tvmm.config.machine import MachineConfig
     from tvmm.control.target import FlatRange
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.cpuid import CpuidEntry
     from tvmm.vcpu.registers import PowerOn
+    from tvmm.wiring.devices import Devices
 
 __all__ = ["Board", "GuestRequest", "builtin_guest_path"]
 
@@ -52,7 +52,9 @@ FAST_A20_PORT, RESET_CONTROL_PORT = 0x92, 0xCF9
 
 
 class GuestRequest(NamedTuple):
-    """What the guest asked of the machine through a device: ``poweroff``, ``reset`` or ``debug-exit`` with a code."""
+    """What the machine is asked for: by the guest, through a device, ``poweroff``, ``reset`` or ``debug-exit`` with a
+    code; by a device that waits for the user ``io-error``.
+    """
 
     kind: str
     code: int = 0
@@ -63,18 +65,9 @@ def builtin_guest_path() -> str:
     return os.path.join(os.path.dirname(__file__), "guest", "guest.elf")
 
 
-class _Offset:
-    """A device seen through a window that starts at `base` of its own range."""
-
-    def __init__(self, device: Device, base: int) -> None:
-        self._device = device
-        self._base = base
-
-    def read(self, offset: int, size: int) -> int:
-        return self._device.read(self._base + offset, size)
-
-    def write(self, offset: int, size: int, value: int) -> Hold | None:
-        return self._device.write(self._base + offset, size, value)
+def has_virtio(config: MachineConfig) -> bool:
+    """Whether the machine has devices beyond those of every board."""
+    return bool(config.disks or config.nets or config.consoles or config.rngs)
 
 
 class Board:
@@ -134,7 +127,7 @@ class Board:
 
         self.keyboard = I8042(line(KEYBOARD_IRQ), line(MOUSE_IRQ), self._reset)
         for port, offset in KEYBOARD_PORTS:
-            self.ports.add(port, 1, _Offset(self.keyboard, offset), "i8042")
+            self.ports.add(port, 1, OffsetDevice(self.keyboard, offset), "i8042")
 
         self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._deadline_changed)
         self.ports.add(RTC_PORT, RTC_PORTS, self.rtc, "rtc")
@@ -145,10 +138,18 @@ class Board:
         self.post = PostPort()
         self.ports.add(POST_PORT, 1, self.post, "post")
         self.system_control = SystemControl(self._reset)
-        self.ports.add(FAST_A20_PORT, 1, _Offset(self.system_control, 0), "system-control")
-        self.ports.add(RESET_CONTROL_PORT, 1, _Offset(self.system_control, 1), "system-control")
+        self.ports.add(FAST_A20_PORT, 1, OffsetDevice(self.system_control, 0), "system-control")
+        self.devices = self._make_virtio(stack) if has_virtio(self.config) else None
+        """Virtio devices and the PCI bus, if the machine has any."""
+        if self.devices is None or self.devices.bus is None:
+            self.ports.add(RESET_CONTROL_PORT, 1, OffsetDevice(self.system_control, 1), "system-control")
         for device in self.config.devices:
             self._make_device(device.name, dict(device.properties))
+
+    def _make_virtio(self, stack: ExitStack) -> Devices:
+        from tvmm.wiring.devices import make_devices
+
+        return make_devices(self, OffsetDevice(self.system_control, 1), stack)
 
     def _make_device(self, name: str, properties: dict[str, int | str | bool]) -> None:
         if name != "isa-debug-exit":
@@ -198,7 +199,12 @@ class Board:
             entry=files.entry,
             decompress=files.decompress,
         )
-        entry = load(options, self.ram, self.ram.size, len(self.vcpus), self.emulated_kernel)
+        if self.devices is not None:
+            with self.bus_lock:
+                hardware = self.devices.introduce(len(self.vcpus))
+        else:
+            hardware = Hardware(len(self.vcpus))
+        entry = load(options, self.ram, self.ram.size, hardware, self.emulated_kernel)
         self.loaded = entry.kernel
         set_boot_msrs(self.vcpus[0])
         apply_entry(self.vcpus[0], entry)
@@ -213,6 +219,8 @@ class Board:
             self.rtc.reset()
             self.pm.reset()
             self.system_control.reset()
+            if self.devices is not None:
+                self.devices.reset()
         self.vm.set_chips(self.chips)
         with Kvm() as kvm:
             msrs = reset_values(kvm.msr_indices())

@@ -16,7 +16,7 @@ from tvmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BusRange", "Device", "Hold", "MmioBus", "PortBus"]
+__all__ = ["BusRange", "Device", "Hold", "MmioBus", "OffsetDevice", "PortBus"]
 
 PORT_COUNT = 0x1_0000
 PORT_SIZES = (1, 2, 4)
@@ -38,6 +38,22 @@ class Device(Protocol):
 
     def write(self, offset: int, size: int, value: int) -> Hold | None:
         """Write `value`, which fits in `size` bytes, at `offset`."""
+
+
+class OffsetDevice:
+    """A device seen through a window that starts at `base` of its own range."""
+
+    def __init__(self, device: Device, base: int) -> None:
+        self._device = device
+        self._base = base
+
+    def read(self, offset: int, size: int) -> int:
+        """As `Device`."""
+        return self._device.read(self._base + offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> Hold | None:
+        """As `Device`."""
+        return self._device.write(self._base + offset, size, value)
 
 
 class BusRange(NamedTuple):

@@ -29,7 +29,8 @@ from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
-from tvmm.outcome import STATUS_CRASHED, Outcome
+from tvmm.outcome import SHUTDOWN_REASONS, STATUS_CRASHED, Outcome
+from tvmm.run_control import RunControl
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitDispatcher
 from tvmm.vcpu.thread import Vcpu
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from tvmm.chardev.port import Actions, Backend
     from tvmm.control.registry import MachinePaths
+    from tvmm.control.target import VirtioDevices
     from tvmm.memory.ram import GuestRam
 
 __all__ = ["Machine"]
@@ -65,6 +67,7 @@ class Machine:
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
         self.on_warning: Callable[[str], None] = lambda message: None
+        self.virtio: VirtioDevices | None = None  # set with the board, if there are any
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board
@@ -75,9 +78,6 @@ class Machine:
         self._life_number = 0
         self._request_news = trio.Event()
         self._deadline_news = trio.Event()
-        self._transition = trio.Lock()
-        self._running = False
-        self._launched = False
 
     # --- life ---
 
@@ -126,7 +126,14 @@ class Machine:
         self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
         board.on_request = self._from_guest
         board.on_deadline = lambda: self._token.run_sync_soon(self._wake_clock, idempotent=True)
+        if board.devices is not None:
+            from tvmm.wiring.view import DeviceView
+
+            self.virtio = DeviceView(board.devices)
+            board.devices.on_warning = lambda message: self._token.run_sync_soon(self.on_warning, message)
+            board.devices.on_event = lambda *event: self._token.run_sync_soon(self._device_event, *event)
         self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
+        self.motion = RunControl(self.vcpus, board.devices, lambda event: self._tell(event, {}))
         self._serial_end = SerialEnd(board.serial)
 
     async def _start_tasks(
@@ -140,6 +147,11 @@ class Machine:
         nursery.start_soon(self.hub.run, name="serial0")
         for vcpu in self.vcpus:
             nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
+        if self.board.devices is not None:
+            for name, run in self.board.devices.tasks():
+                nursery.start_soon(run, name=name)
+            for console in self.board.devices.consoles.values():
+                await console.connect(stack, nursery, self._actions())
         nursery.start_soon(self._supervise, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
@@ -163,10 +175,13 @@ class Machine:
 
     async def _wind_down(self) -> None:
         """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
-        await self._hold()
+        await self.motion.hold()
         self._serial_end.finish()
         by_itself = self.outcome is not None and self.outcome.kind != "quit"
-        await self.hub.drain(at_most=math.inf if by_itself else DRAIN_SECONDS)
+        at_most = math.inf if by_itself else DRAIN_SECONDS
+        await self.hub.drain(at_most)
+        for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
+            await console.drain(at_most)
 
     async def _serve_later(self, control: str, console: str) -> None:
         """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""
@@ -186,40 +201,30 @@ class Machine:
 
     async def resume(self) -> None:
         """Let the guest run. Raises `UserError` when the machine has ended."""
-        async with self._transition:
+        async with self.motion.lock:
             if self.outcome is not None:
                 raise UserError(f"the machine has ended ({self.outcome.kind})", "start it anew with 'tvmm run'")
             self._settled.set()
-            self._let_run()
-
-    def _let_run(self) -> None:
-        """With the transition lock held, and before the end."""
-        if not self._running:
-            self._running = self._launched = True
-            self._release()
-            self._tell("RESUME", {})
+            self.motion.start()
 
     async def pause(self) -> None:
-        """Return when no vCPU runs and no access of one is half done."""
-        async with self._transition:
-            await self._hold()
-            if self._running:
-                self._running = False
-                self._tell("STOP", {})
+        """Return when no vCPU runs, no access of one is half done, and no device touches memory."""
+        async with self.motion.lock:
+            await self.motion.stop()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Paused within the block, and after it as before."""
-        was_running = self._running
+        was_running = self.motion.running
         await self.pause()
         try:
             yield
         finally:
             if was_running:
-                async with self._transition:
+                async with self.motion.lock:
                     # What the guest did on its way into the pause may have ended it.
                     if self.outcome is None:
-                        self._let_run()
+                        self.motion.start()
 
     async def run(self) -> Outcome:
         """`resume`, and `wait` for the end."""
@@ -235,14 +240,14 @@ class Machine:
 
     async def reset(self) -> None:
         """Pull the reset line: all hardware as after power-on, the kernel loaded anew."""
-        async with self._transition:
-            await self._hold()
+        async with self.motion.lock:
+            await self.motion.hold()
             await self._reset_board()
         self._tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
     def powerdown(self) -> None:
         """Press the power button; the guest may or may not heed it. Raises `UserError` if it cannot: it is paused."""
-        if not self._running:
+        if not self.motion.running:
             raise UserError("a paused guest does not notice its power button", "resume it first")
         with self.board.bus_lock:
             self.board.pm.press_power_button()
@@ -264,41 +269,28 @@ class Machine:
         """A word of QEMU's RunState."""
         if self.outcome is not None:
             return "internal-error" if self.outcome.kind == "crashed" else "shutdown"
-        if self._running:
-            return "running"
-        return "paused" if self._launched else "prelaunch"
-
-    async def _hold(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.hold()
-        for vcpu in self.vcpus:
-            await vcpu.wait_not_running()
-
-    def _release(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.release()
+        return self.motion.state
 
     # --- what the guest asks for ---
 
     def _from_guest(self, request: GuestRequest) -> None:
         """On a vCPU's thread: stop all of them, so that nothing after the request runs, and tell the supervisor."""
-        for vcpu in self.vcpus:
-            vcpu.hold()
+        self.motion.hold_now()
         self._token.run_sync_soon(self._post, request)
 
     def _crashed(self, report: str) -> None:
         """On a vCPU's thread."""
-        for vcpu in self.vcpus:
-            vcpu.hold()
+        self.motion.hold_now()
         self._token.run_sync_soon(self._post, Outcome("crashed", STATUS_CRASHED, report))
 
     async def _reset_board(self) -> None:
         """With the transition lock held and no vCPU running."""
+        if self.board.devices is not None:
+            await self.board.devices.stop()
         await trio.to_thread.run_sync(self.board.reset)
         # What the guest asked for before belongs to the life that is over.
         self._life_number += 1
-        if self._running:
-            self._release()
+        self.motion.release()
 
     def _post(self, request: GuestRequest | Outcome) -> None:
         self._requests.append((self._life_number, request))
@@ -314,18 +306,25 @@ class Machine:
                 await self._carry_out(life, request)
 
     async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
-        async with self._transition:
-            await self._hold()
+        async with self.motion.lock:
+            await self.motion.hold()
             if isinstance(request, Outcome):
                 self._end(request)
             elif life != self._life_number:
-                if self._running:
-                    self._release()
+                self.motion.release()
+            elif request.kind == "io-error":
+                await self.motion.stop(request.kind)
             elif request.kind == "reset" and self.config.reboot:
                 await self._reset_board()
                 self._tell("RESET", {"guest": True, "reason": "guest-reset"})
             else:
                 self._end(Outcome(request.kind, request.code))
+
+    def _device_event(self, name: str, data: dict[str, object], stop: str) -> None:
+        """A device's QMP event; with `stop`, a word of RunState, it cannot go on without the user."""
+        self._tell(name, data)
+        if stop:
+            self._post(GuestRequest(stop))
 
     def _tell(self, name: str, data: dict[str, object]) -> None:
         for listener in self.listeners:
@@ -333,27 +332,27 @@ class Machine:
 
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
-        self._running = False
+        self.motion.end()
         self._serial_end.finish()
         self._ended.set()
         if outcome.kind == "crashed":
             self._tell("GUEST_PANICKED", {"action": "shutdown"})
         guest = outcome.kind != "quit"
-        self._tell("SHUTDOWN", {"guest": guest, "reason": _SHUTDOWN_REASONS[outcome.kind]})
+        self._tell("SHUTDOWN", {"guest": guest, "reason": SHUTDOWN_REASONS[outcome.kind]})
 
     async def inspect(self, look: Callable[[], T]) -> T:
         """What `look` returns while no vCPU runs; the guest goes on afterwards as if nothing had been."""
-        async with self._transition:
-            await self._hold()
+        async with self.motion.lock:
+            await self.motion.hold()
             try:
                 return look()
             finally:
-                if self._running and not self._requests:
-                    self._release()
+                if not self._requests:
+                    self.motion.release()
 
     async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:
         """`inspect` the machine while it runs, and end it with `outcome` if `condition` holds."""
-        if self._running and await self.inspect(condition):
+        if self.motion.running and await self.inspect(condition):
             self._post(outcome)
 
     async def _run_clock(self) -> None:
@@ -387,14 +386,3 @@ class Machine:
     def memory(self) -> GuestRam:
         """Guest-physical memory: `read(gpa, length)` and `write(gpa, data)`."""
         return self.board.ram
-
-
-_SHUTDOWN_REASONS = {
-    "poweroff": "guest-shutdown",
-    "reset": "guest-reset",
-    "halted": "guest-shutdown",
-    "crashed": "guest-panic",
-    "debug-exit": "guest-shutdown",
-    "quit": "host-qmp-quit",
-}
-"""QEMU's ShutdownCause for each kind of outcome."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["STATUS_CRASHED", "Outcome"]
+__all__ = ["SHUTDOWN_REASONS", "STATUS_CRASHED", "Outcome"]
 
 STATUS_CRASHED = 3
 
@@ -17,3 +17,14 @@ class Outcome(NamedTuple):
     kind: str
     status: int = 0
     report: str = ""
+
+
+SHUTDOWN_REASONS = {
+    "poweroff": "guest-shutdown",
+    "reset": "guest-reset",
+    "halted": "guest-shutdown",
+    "crashed": "guest-panic",
+    "debug-exit": "guest-shutdown",
+    "quit": "host-qmp-quit",
+}
+"""QEMU's ShutdownCause for each kind of outcome."""

@@ -18,7 +18,7 @@ from tvmm.board import PM_PORT, PM_PORTS, RESET_CONTROL_PORT, SCI_IRQ
 from tvmm.boot.acpi import build_tables
 from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
 from tvmm.boot.e820 import RESERVED, memory_map
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.boot.mptable import MAX_CPUS, MP_TABLE_HIGH, write_mp_table
 from tvmm.bus import PortBus
 from tvmm.devices.acpi_pm import AcpiPm
@@ -275,7 +275,7 @@ def test_loader_hands_over_the_root_pointer(entry: str) -> None:
     """Both protocols carry its address, and the tables are for the machine's processors."""
     memory = FakeMemory(RAM)
     image = elf64([Load(ONE_MIB, b"x" * 64)], entry=ONE_MIB, notes=xen_note(ONE_MIB))
-    load(KernelOptions(image, "k", entry=entry), memory, RAM, 3, False)
+    load(KernelOptions(image, "k", entry=entry), memory, RAM, Hardware(3), False)
     where = PVH_INFO + 32 if entry == "pvh" else ZERO_PAGE + 0x70
     assert unpack("<Q", memory.read(where, 8)) == (RSDP,)
     madt = find(memory).by_name["APIC"]

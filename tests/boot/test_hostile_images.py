@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.images import CODECS, Load, bzimage, elf32, elf64, pack_kernel, xen_note
 from tests.support.memory import FakeMemory
 from tvmm.boot.entry import EntryState
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.boot.payload import unpack
 from tvmm.errors import ConfigError, ImageError
 
@@ -39,7 +39,7 @@ def try_load(image: bytes, entry: Literal["auto", "pvh", "linux64"], emulated: b
     memory = FakeMemory(RAM)
     options = KernelOptions(image, "k", b"initrd", "console=ttyS0", entry)
     try:
-        state = load(options, memory, RAM, 2, emulated)
+        state = load(options, memory, RAM, Hardware(2), emulated)
     except (ImageError, ConfigError) as error:
         refusal = str(error)
     else:
@@ -154,10 +154,10 @@ def test_loading_copies_no_image() -> None:
             assert len(data) < 1 << 16 or isinstance(data, memoryview)
 
     options = KernelOptions(memoryview(image), "k")
-    load(options, Sink(RAM), RAM, 1, False)
+    load(options, Sink(RAM), RAM, Hardware(1), False)
     tracemalloc.start()
     try:
-        load(options, Sink(RAM), RAM, 1, False)
+        load(options, Sink(RAM), RAM, Hardware(1), False)
         assert tracemalloc.get_traced_memory()[1] < 64 << 10
     finally:
         tracemalloc.stop()

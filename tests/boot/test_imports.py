@@ -12,12 +12,12 @@ PROGRAM = """
 import json, sys
 import tvmm
 before = set(sys.modules)  # Also what an editable installation imports to find the package.
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 class Memory:
     def read(self, gpa, length): return bytes(length)
     def write(self, gpa, data): pass
 image = bytes.fromhex(sys.stdin.read())
-load(KernelOptions(image, "k"), Memory(), 64 << 20, 2, True)
+load(KernelOptions(image, "k"), Memory(), 64 << 20, Hardware(2), True)
 print(json.dumps(sorted(name for name in set(sys.modules) - before if not name.startswith("_"))))
 """
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.images import Load, bzimage, elf32, elf64, pack_kernel, pe_program, xen_note
 from tests.support.memory import FakeMemory
 from tvmm.boot.entry import EntryState
-from tvmm.boot.loader import KernelOptions, load
+from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.errors import ConfigError, ImageError, UserError
 from tvmm.memory.layout import COMMAND_LINE, COMMAND_LINE_LIMIT, MP_TABLE, ONE_MIB, PVH_INFO, ZERO_PAGE, Range
 
@@ -41,7 +41,7 @@ def boot(
     memory = FakeMemory(ram)
     options = KernelOptions(memoryview(kernel), "k", initrd, append, entry, decompress)
     try:
-        state = load(options, memory, ram, cpus, emulated)
+        state = load(options, memory, ram, Hardware(cpus), emulated)
     except UserError:
         assert not memory.writes
         raise

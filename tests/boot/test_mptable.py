@@ -80,10 +80,10 @@ def test_ioapic(cpu_count: int) -> None:
 def test_interrupts() -> None:
     """ISA interrupts go to the pins of the same number, except for the timer's, which goes to pin 2."""
     table = tables(2)
-    assert [entry for entry in table.entries if entry[0] == 1] == [b"\1\0ISA   "]
+    assert [entry for entry in table.entries if entry[0] == 1] == [b"\1\1ISA   "]
     wired = {entry[5]: entry[7] for entry in table.entries if entry[0] == 3}
     assert wired == {0: 2, 1: 1} | {irq: irq for irq in range(3, 16)}
-    assert all(entry[1] == 0 and entry[4] == 0 and entry[6] == 2 for entry in table.entries if entry[0] == 3)
+    assert all(entry[1] == 0 and entry[4] == 1 and entry[6] == 2 for entry in table.entries if entry[0] == 3)
     local = [(entry[1], entry[6], entry[7]) for entry in table.entries if entry[0] == 4]
     assert local == [(3, 0xFF, 0), (1, 0xFF, 1)]
 

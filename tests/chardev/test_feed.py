@@ -139,3 +139,20 @@ async def test_wait_can_be_cancelled() -> None:
         assert scope.cancelled_caught
         await feed.put(b"a")
         assert (await follower.wait()) is not None
+
+
+async def test_who_holds_is_told() -> None:
+    """The first that holds and the last that lets go: by coming, leaving, a change of mind, a pause."""
+    feed, told = Feed(), list[bool]()
+    feed.on_held = told.append
+    with feed.follow(holding=False) as one:
+        assert told == []
+        with feed.follow(holding=True) as two:
+            one.holding = True
+            assert told == [True]
+            two.paused = True
+            one.holding = False
+            assert told == [True, False]
+            two.paused = False
+        assert told == [True, False, True, False]
+    assert not feed.held

@@ -218,3 +218,18 @@ async def test_backend_error_is_raised_as_itself() -> None:
     await guest.write(b"x")
     with pytest.raises(HostError, match="no more room"):
         await SerialHub(guest, backend).run()
+
+
+async def test_holders_are_told_to_who_watches() -> None:
+    """At once how it is, then each change; viewers do not count."""
+    told: list[bool] = []
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with running(FakeGuest(), NoneBackend()) as (hub, nursery):
+        hub.watch_holders(told.append)
+        nursery.start_soon(hub.attach, theirs)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == [False]
+        with hub.follow(holding=True):
+            assert told == [False, True]
+        assert told == [False, True, False]
+        await ours.aclose()

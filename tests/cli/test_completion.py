@@ -12,7 +12,7 @@ import pytest
 from tests.cli.fakes import running
 from tests.control.fakes import FakeMachine
 from tvmm.cli import main
-from tvmm.cli.completers import cpu_values, device_values, memory_values
+from tvmm.cli.completers import cpu_values, device_values, disk_values, memory_values, net_values
 from tvmm.cli.completion import SHELLS
 from tvmm.vcpu.cpu_features import FEATURES
 
@@ -36,7 +36,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("tvmm r", ["run", "resume"]),
+        ("tvmm r", ["run", "resume", "resize"]),
         ("tvmm run --me", ["--memory"]),
         ("tvmm run --serial s", ["stdio"]),
         ("tvmm run --device isa", ["isa-debug-exit"]),
@@ -44,6 +44,15 @@ def completions(line: str, tmp_path: Path) -> list[str]:
         ("tvmm run --cpu h", ["help", "host"]),
         ("tvmm run --cpu host,+avx51", [f"host,+{name}" for name in FEATURES if name.startswith("avx51")]),
         ("tvmm run --entry p", ["pvh"]),
+        ("tvmm run --device virtio-n", ["virtio-net", "virtio-net-pci", "virtio-net-device"]),
+        ("tvmm run --device virtio-rng,p", ["virtio-rng,period=", "virtio-rng,packed="]),
+        ("tvmm run --net t", ["tap"]),
+        ("tvmm run --net tap,i", ["tap,id=", "tap,ifname=", "tap,isolated=", "tap,ip=", "tap,in_order=",
+                                  "tap,indirect_desc="]),
+        ("tvmm run --disk a.img,ca", ["a.img,cache="]),
+        ("tvmm run --disk a.img,readonly=on,cache=", ["a.img,readonly=on,cache=none",
+         "a.img,readonly=on,cache=writeback", "a.img,readonly=on,cache=unsafe"]),
+        ("tvmm info --v", ["--virtio"]),
         ("tvmm run --assist o", ["off", "on"]),
         ("tvmm stop --f", ["--force"]),
         ("tvmm completion z", ["zsh"]),
@@ -59,6 +68,30 @@ def test_machine_names(registry: Path, tmp_path: Path) -> None:
     assert completions("tvmm stop w", tmp_path) == []
     with running(registry, FakeMachine("web")), running(registry, FakeMachine("db")):
         assert completions("tvmm stop w", tmp_path) == ["web"]
+
+
+def test_disks_of_a_running_machine(registry: Path, tmp_path: Path) -> None:
+    """resize offers machines and the disks of the only one; behind a name those of that machine."""
+    assert completions("tvmm resize web disk", tmp_path) == []
+    with running(registry, FakeMachine("web")):
+        assert completions("tvmm resize disk", tmp_path) == ["disk0", "disk1"]
+        with running(registry, FakeMachine("diskless")):
+            assert completions("tvmm resize disk", tmp_path) == ["diskless"]
+            assert completions("tvmm resize web disk", tmp_path) == ["disk0", "disk1"]
+
+
+def test_files_are_completed_for_disks(tmp_path: Path) -> None:
+    """In front of the first comma comes a file."""
+    (tmp_path / "root.img").touch()
+    assert completions(f"tvmm run --disk {tmp_path}/roo", tmp_path) == [f"{tmp_path}/root.img"]
+
+
+def test_values_of_properties() -> None:
+    """Behind the sign of equality come the values of a switch or a choice, and nothing of a number."""
+    assert disk_values("a,readonly=o") == ["a,readonly=on", "a,readonly=off"]
+    assert net_values("tap,transport=") == ["tap,transport=pci", "tap,transport=mmio"]
+    assert device_values("virtio-blk,file=x,aio=t") == ["virtio-blk,file=x,aio=threads"]
+    assert disk_values("a,queues=") == disk_values("a,file=") == []
 
 
 def test_what_was_given_is_not_offered_again() -> None:

@@ -60,6 +60,17 @@ BAD: dict[str, str] = {
     "run --device isa-debug-exit,iobas=1": "did you mean 'iobase'?",
     "run --device isa-debug-exit,iobase=0x10000": "it goes from 0 to 65535",
     "run --device nothing,help": "unknown device 'nothing'",
+    "run --device virtio-bkl,file=x": "did you mean 'virtio-blk'?",
+    "run --device virtio-blk-pci": "device virtio-blk-pci needs file; write file=...: raw image or block device",
+    "run --device virtserialport": "put --device virtio-console before it",
+    "run --disk=": "disk is empty; write FILE",
+    "run --disk a.img,cahce=none": "did you mean 'cache'?",
+    "run --disk a.img,queues=65": "disk property queues 65 is out of range; it goes from 1 to 64",
+    "run --disk a.img --disk a.img": "two disks, one of them writable, want the file 'a.img'; add readonly=on",
+    "run --net tpa": "did you mean 'tap'?",
+    "run --net tap,mac=01:00:00:00:00:00": "is a multicast address; the first byte has to be even",
+    "run --net none --net tap": "net none stands beside another net",
+    "run --serial stdio --device virtio-console,chardev=stdio": "want stdio; give one of them pty or none",
     # machine
     "run --name a/b": "'a/b' cannot name a machine",
     "run --powerdown-timeout soon": "powerdown timeout 'soon' is not a duration",
@@ -73,6 +84,9 @@ BAD: dict[str, str] = {
     "stop nobody": "no machine is named 'nobody'",
     "console nobody": "no machine is named 'nobody'",
     "stop": "no machine is running; start one with 'tvmm run'",
+    "resize nobody disk0 1G": "no machine is named 'nobody'",
+    "resize web disk0 lots": "size 'lots' is not a size",
+    "resize disk0": "the following arguments are required: SIZE",
     "stop nobody --timeout later": "timeout 'later' is not a duration",
 }
 
@@ -102,6 +116,8 @@ def test_bad_input(line: str, complaint: str, capsys: pytest.CaptureFixture[str]
         ("[memory]\nsiez = '1G'", "did you mean 'size'?"),
         ("cpus = 0", "it goes from 1 to 254"),
         ("initrd = 'x'", "given without a kernel"),
+        ("disk = ['x', 'x']", "want the file 'x'"),
+        ("[[net]]\ntype = 'tap'\nbr = 'b'\nip = '10.0.0.1/8'", "the bridge has it"),
         ("\xff", "not TOML"),
     ],
 )

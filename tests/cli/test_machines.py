@@ -82,6 +82,7 @@ def test_info(registry: Path, capsys: Capture) -> None:
     assert lines["name"] == "web"
     assert lines["memory"] == "256M"
     assert lines["serial"] == "pty:/dev/pts/3"
+    assert lines["ports"] == "console0.0 unix:/tmp/hvc"
     assert lines["kernel"] == "built-in"
     assert record["status"] == "running"
     assert record["memory"] == 256 << 20
@@ -106,6 +107,57 @@ def test_info_cpus(registry: Path, capsys: Capture) -> None:
         ["0", "1000", "running", "0"],
         ["1", "1001", "running", "7"],
     ]
+
+
+def test_info_virtio(registry: Path, capsys: Capture) -> None:
+    """Each queue in use has a row with its counts and what one kick carried; below stands what went wrong."""
+    with running(registry, FakeMachine("web")):
+        assert main(["info", "web", "--virtio"]) == 0
+        header, disk, net, rng, *notes = capsys.readouterr().out.splitlines()
+        record = answer(capsys, "info", "--virtio")
+    columns = "DEVICE TRANSPORT PLACE STATUS QUEUE CHAINS KICKS INTERRUPTS SUPPRESSED EXITS CHAINS/KICK ERRORS"
+    assert header.split() == columns.split()
+    assert disk.split() == "disk0 pci 00:02.0 DRIVER_OK 0 100 10 4 96 1 10.0 0".split()
+    assert net.split() == "net0 mmio 0xfeb00000 reset - - - - - - - -".split()
+    assert rng.split() == "rng0 pci 00:03.0 reset - - - - - - - -".split()
+    assert notes == ["net0: driver mistakes 1, last a\ufffdloop", "rng0: throttled 3"]
+    assert record[0]["queues"][0]["chains"] == 100
+    assert record[1]["last-error"] == "a\nloop"
+
+
+def test_resize(registry: Path, capsys: Capture) -> None:
+    """A disk gets the size, or that much more; the user hears from what to what."""
+    with running(registry, FakeMachine("web")) as machine:
+        assert main(["resize", "web", "disk0", "20G"]) == 0
+        assert machine.sizes["disk0"] == 20 << 30
+        assert main(["resize", "disk0", "+512M"]) == 0
+        assert machine.sizes["disk0"] == (20 << 30) + (512 << 20)
+        assert main(["resize", "disk0", "--shrink", "1G"]) == 0
+        assert machine.sizes["disk0"] == 1 << 30
+    assert capsys.readouterr().out.splitlines() == [
+        "disk0 of web: 1G -> 20G",
+        "disk0 of web: 20G -> 20992M",
+        "disk0 of web: 20992M -> 1G",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["disk0", "512M"], "disk0 has 1G and would lose what is behind 512M; allow it with --shrink"),
+        (["disk9", "2G"], "web has no disk 'disk9'; there are: disk0, disk1"),
+        (["disk1", "2G"], "disk1 is read-only"),
+        (["web", "disk0", "0", "--shrink"], "must be a number of bytes above 0"),
+    ],
+)
+def test_resize_refused(registry: Path, capsys: Capture, arguments: list[str], complaint: str) -> None:
+    """What cannot be, or would lose data, is told in one line and changes nothing."""
+    with running(registry, FakeMachine("web")) as machine:
+        assert main(["resize", *arguments]) == 2
+        assert machine.sizes == {"disk0": 1 << 30, "disk1": 1 << 20}
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert err.count("\n") == 1
 
 
 def test_tasks(registry: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 import trio
 
 from tests.cli.fakes import FakeGuest
+from tvmm.cli import main
+from tvmm.cli.parser import verb_parser
 from tvmm.cli.run import Ending, configure, exit_status, farewell
 from tvmm.cli.session import supervise
+from tvmm.cli.verbs import find_verb
 from tvmm.config.machine import MachineConfig
 from tvmm.outcome import Outcome
 
@@ -38,6 +42,56 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     assert config.memory.size == 64 << 20
     assert config.serial.kind == "none"
     assert config.paused
+
+
+@pytest.mark.parametrize(
+    ("options", "serial", "port"),
+    [
+        ({"device": ["virtio-console,chardev=stdio"]}, "none", "stdio"),
+        ({"device": ["virtio-console", "virtserialport,chardev=stdio"]}, "none", "none"),
+        ({"device": ["virtio-console,chardev=pty"]}, "stdio", "pty"),
+        ({"device": ["virtio-console,chardev=stdio"], "serial": "pty"}, "pty", "stdio"),
+        ({"device": ["virtio-console"], "serial": "none"}, "none", "none"),
+    ],
+)
+def test_a_console_port_may_have_the_terminal(options: dict[str, object], serial: str, port: str) -> None:
+    """The serial line has the terminal unless it is connected elsewhere, or a console port wants it."""
+    config = configure(options, {}, 0, 1)
+    assert config.serial.kind == serial
+    assert config.consoles[0].ports[0].chardev.kind == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["--disk", "help"], ["--disk FILE[,key=value]", "  cache=<choice> ", "one of none, writeback, unsafe"]),
+        (["--net", "help"], ["--net none, or --net tap[,key=value]", "  mac=<address> ", "by the machine's name"]),
+        (["--net", "tap,help"], ["  ifname=<name> "]),
+        (["--device", "help"], ["isa-debug-exit ", "virtio-blk-pci ", "virtserialport ", "NAME,help lists"]),
+        (["--device", "virtio-rng,help"], ["virtio-rng: source of random bytes", "  max-bytes=<size> "]),
+        (["--device", "virtio-net-pci,?"], ["virtio-net-pci: ", "  queue-size=<integer> "]),
+    ],
+)
+def test_help_on_values(arguments: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """'help' in place of a value lists what there is, with defaults and ranges, and nothing is started."""
+    assert main(["run", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for line in lines:
+        assert line in out
+
+
+def test_examples_are_machines() -> None:
+    """Every example of `tvmm run --help` that reads no file of its own describes a machine."""
+    verb = find_verb("run")
+    assert verb is not None
+    parser = verb_parser(verb)
+    lines = [line.split("   ")[0] for line in (parser.epilog or "").splitlines() if line.startswith("  tvmm run --")]
+    found = [parser.options(shlex.split(line)[2:]) for line in lines if "help" not in line and ".toml" not in line]
+    assert any("disk" in options for options in found)
+    assert any("net" in options for options in found)
+    for options in found:
+        assert configure(options, {}, 0, 1).name
 
 
 def ending(kind: str, status: int = 0, report: str = "", number: int = 0) -> Ending:

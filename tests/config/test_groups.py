@@ -10,13 +10,13 @@ from tvmm.config.cpu import MAX_CPUS, CpuConfig
 from tvmm.config.device import (
     DEVICE_TYPES,
     DeviceConfig,
-    Property,
     device_type,
     help_request,
     help_text,
 )
 from tvmm.config.kernel import KernelConfig
 from tvmm.config.memory import MINIMUM_BYTES, MemoryConfig
+from tvmm.config.properties import Property
 from tvmm.config.serial import SerialConfig
 from tvmm.errors import ConfigError, HostError
 

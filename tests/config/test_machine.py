@@ -235,6 +235,8 @@ def test_every_option_can_stand_in_a_file() -> None:
         "cpus": "2",
         "memory": "'64M'",
         "device": "[]",
+        "disk": "[]",
+        "net": "[]",
         "reboot": "true",
         "paused": "false",
         "powerdown_timeout": "'1s'",

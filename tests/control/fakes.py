@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,31 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tvmm.control.server import ControlServer
-from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, TaskInfo
+from tvmm.control.target import (
+    ChardevInfo,
+    CpuInfo,
+    DiskInfo,
+    FlatRange,
+    MemorySummary,
+    NetInfo,
+    QueueInfo,
+    TaskInfo,
+    VirtioInfo,
+    no_such,
+)
 from tvmm.errors import UserError
 
 if TYPE_CHECKING:
     from tvmm.control.target import Json
 
 NEGOTIATION = b'{"execute": "qmp_capabilities"}'
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "block_resize": {"device": "disk0", "size": 4096},
+    "set_link": {"name": "net0", "up": False},
+}
+"""What a command that cannot do without is given."""
 
 
 class FakeMachine:
@@ -31,6 +49,9 @@ class FakeMachine:
         self.resets = 0
         self.hold_reset: trio.Event | None = None
         self.bug: Exception | None = None
+        self.sizes = {"disk0": 1 << 30, "disk1": 1 << 20}
+        self.links = {"net0": True}
+        self.announced: list[str] = []
         self._cpu_count = cpu_count
         self._state = "running"
 
@@ -99,7 +120,43 @@ class FakeMachine:
         return [TaskInfo("vcpu/0", "a thread in run", 3, 0.001, 1.5)]
 
     def chardevs(self) -> list[ChardevInfo]:
-        return [ChardevInfo("serial0", "pty:/dev/pts/3")]
+        return [ChardevInfo("serial0", "pty:/dev/pts/3"), *self.ports()]
+
+    def ports(self) -> list[ChardevInfo]:
+        return [ChardevInfo("console0.0", "unix:/tmp/hvc", frontend_open=False)]
+
+    def disks(self) -> list[DiskInfo]:
+        return [
+            DiskInfo("disk0", "a.img", self.sizes["disk0"], direct=True, cache="none", rd_bytes=4096, rd_operations=1),
+            DiskInfo("disk1", "b.img", self.sizes["disk1"], readonly=True, cache="unsafe", invalid_operations=2),
+        ]
+
+    def nets(self) -> list[NetInfo]:
+        mac, group = bytes.fromhex("525400123456"), bytes.fromhex("333300000001")
+        return [NetInfo("net0", "tap0", mac, self.links["net0"], multicast=(group,), no_unicast=True, vlans=(1, 7))]
+
+    def virtio(self) -> list[VirtioInfo]:
+        busy = QueueInfo(0, 256, ready=True, pops=12, chains=100, kicks=10, interrupts=4, suppressed=96, exits=1)
+        idle = QueueInfo(1, 256, ready=False)
+        return [
+            VirtioInfo("disk0", "blk", "pci", "00:02.0", ("ACKNOWLEDGE", "DRIVER_OK"), ("VERSION_1",), queues=(busy,)),
+            VirtioInfo("net0", "net", "mmio", "0xfeb00000", mistakes=1, last_error="a\nloop", queues=(idle, idle)),
+            VirtioInfo("rng0", "rng", "pci", "00:03.0", counters={"throttled": 3}),
+        ]
+
+    async def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if disk_id not in self.sizes:
+            raise no_such("disk", disk_id, list(self.sizes))
+        if disk_id == "disk1":
+            raise UserError("disk1 is read-only")
+        self.sizes[disk_id] = size_bytes
+
+    def set_link(self, net_id: str, up: bool) -> None:
+        self.links[net_id] = up
+
+    def announce(self, net_ids: Sequence[str]) -> None:
+        self.announced += net_ids or list(self.links)
 
     def info(self) -> dict[str, Json]:
         return {"kernel": "built-in", "cpus": self._cpu_count}

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from tests.control.fakes import FakeMachine, serving
+from tests.control.fakes import ARGUMENTS, FakeMachine, serving
 from tvmm.control.qmp import NEGOTIATE
 from tvmm.control.verbs import VERBS
 
@@ -31,7 +31,7 @@ async def _conversation(path: str) -> dict[str, Any]:
     await client.execute("stop")
     for name in VERBS:
         if name not in (NEGOTIATE, "quit"):
-            seen[name] = await client.execute(name)
+            seen[name] = await client.execute(name, ARGUMENTS.get(name))
     try:
         await client.execute("stop", {"nonsense": 1})
     except ExecuteError as error:
@@ -56,6 +56,7 @@ async def test_qemu_client(tmp_path: Path) -> None:
     assert seen["events"] == ["STOP", "RESUME"]
     assert seen["query-name"] == {"name": "fake"}
     assert seen["query-cpus-fast"][1]["cpu-index"] == 1
+    assert seen["query-block"][0]["inserted"]["image"]["virtual-size"] == 4096
     assert seen["refusal"] == ("GenericError", "unknown argument 'nonsense'")
     assert seen["unknown"] == "CommandNotFound"
     assert seen["quit"] == {}

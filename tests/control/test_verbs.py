@@ -7,15 +7,81 @@ from typing import Any
 
 import pytest
 
-from tests.control.fakes import FakeMachine
+from tests.control.fakes import ARGUMENTS, FakeMachine
 from tvmm.control.qmp import NEGOTIATE, Answer, CommandFailed, QmpSession, Request
+from tvmm.control.target import NoVirtio
 from tvmm.control.verbs import EVENTS, SIGNATURES, VERBS
-from tvmm.errors import UserError
+from tvmm.errors import TvmmError, UserError
+
+
+def stats(**counts: int) -> dict[str, Any]:
+    """QAPI's BlockDeviceStats, as far as it is counted, with zeroes for the rest."""
+    kinds = ("rd", "wr", "flush", "unmap")
+    names = [f"{kind}_bytes" for kind in kinds if kind != "flush"]
+    names += [f"{failed}{kind}_operations" for failed in ("", "failed_") for kind in kinds]
+    fixed = {"account_invalid": True, "account_failed": True, "timed_stats": [], "x-invalid-operations": 0}
+    return {**dict.fromkeys(names, 0), **fixed, **counts}
+
+
+def block(name: str, file: str, size: int, *, ro: bool, direct: bool, no_flush: bool) -> dict[str, Any]:
+    """QAPI's BlockInfo."""
+    limits = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "write_threshold", "backing_file_depth")
+    return {
+        "device": name,
+        "qdev": name,
+        "type": "unknown",
+        "removable": False,
+        "locked": False,
+        "io-status": "ok",
+        "x-aio": "threads",
+        "inserted": {
+            "file": file,
+            "node-name": name,
+            "drv": "raw",
+            "ro": ro,
+            "encrypted": False,
+            "detect_zeroes": "off",
+            "cache": {"writeback": True, "direct": direct, "no-flush": no_flush},
+            "image": {"filename": file, "format": "raw", "virtual-size": size},
+            **dict.fromkeys(limits, 0),
+        },
+    }
+
+
+def virtio(name: str, kind: str, transport: str, place: str, **more: Any) -> dict[str, Any]:
+    """One device of x-tvmm-virtio."""
+    rest = {"status": [], "features": [], "mistakes": 0, "last-error": "", "counters": {}, "queues": []}
+    return {"name": name, "kind": kind, "transport": transport, "place": place, **rest, **more}
+
+
+IDLE = {
+    "index": 1,
+    "size": 256,
+    "ready": False,
+    **dict.fromkeys(("pops", "chains", "kicks", "interrupts", "suppressed", "exits", "errors"), 0),
+}
+BUSY = {**IDLE, "index": 0, "ready": True, "pops": 12, "chains": 100, "kicks": 10, "interrupts": 4, "suppressed": 96}
 
 SHAPES: dict[str, Any] = {
     NEGOTIATE: {},
+    "announce-self": {},
+    "block_resize": {},
     "cont": {},
-    "query-chardev": [{"label": "serial0", "filename": "pty:/dev/pts/3", "frontend-open": True}],
+    "query-block": [
+        block("disk0", "a.img", 1 << 30, ro=False, direct=True, no_flush=False),
+        block("disk1", "b.img", 1 << 20, ro=True, direct=False, no_flush=True),
+    ],
+    "query-blockstats": [
+        {"device": name, "qdev": name, "node-name": name, "stats": counts}
+        for name, counts in (
+            ("disk0", stats(rd_bytes=4096, rd_operations=1)),
+            ("disk1", {**stats(), "x-invalid-operations": 2}),
+        )
+    ],
+    "query-chardev": [
+        {"label": "serial0", "filename": "pty:/dev/pts/3", "frontend-open": True},
+        {"label": "console0.0", "filename": "unix:/tmp/hvc", "frontend-open": False},
+    ],
     "query-commands": [{"name": name} for name in VERBS],
     "query-cpus-fast": [
         {
@@ -32,9 +98,28 @@ SHAPES: dict[str, Any] = {
     "query-kvm": {"enabled": True, "present": True},
     "query-memory-size-summary": {"base-memory": 256 << 20, "plugged-memory": 0},
     "query-name": {"name": "fake"},
+    "query-rx-filter": [
+        {
+            "name": "net0",
+            "main-mac": "52:54:00:12:34:56",
+            "promiscuous": False,
+            "unicast": "none",
+            "multicast": "normal",
+            "broadcast-allowed": True,
+            "unicast-overflow": False,
+            "multicast-overflow": False,
+            "unicast-table": [],
+            "multicast-table": ["33:33:00:00:00:01"],
+            "vlan": "normal",
+            "vlan-table": [1, 7],
+            "x-ifname": "tap0",
+            "x-link": True,
+        }
+    ],
     "query-status": {"running": False, "status": "paused"},
     "query-version": {"qemu": {"major": 0, "minor": 1, "micro": 0}, "package": "tvmm"},
     "quit": {},
+    "set_link": {},
     "stop": {},
     "system_powerdown": {},
     "system_reset": {},
@@ -46,6 +131,24 @@ SHAPES: dict[str, Any] = {
     ],
     "x-query-tasks": [
         {"name": "vcpu/0", "waits-for": "a thread in run", "wakeups": 3, "seconds": 0.001, "age-seconds": 1.5}
+    ],
+    "x-query-virtio": [
+        {"path": "/machine/peripheral/disk0", "name": "virtio-blk", "virtio-id": 2},
+        {"path": "/machine/peripheral/net0", "name": "virtio-net", "virtio-id": 1},
+        {"path": "/machine/peripheral/rng0", "name": "virtio-rng", "virtio-id": 4},
+    ],
+    "x-tvmm-virtio": [
+        virtio(
+            "disk0",
+            "blk",
+            "pci",
+            "00:02.0",
+            queues=[{**BUSY, "exits": 1}],
+            status=["ACKNOWLEDGE", "DRIVER_OK"],
+            features=["VERSION_1"],
+        ),
+        virtio("net0", "net", "mmio", "0xfeb00000", queues=[IDLE, IDLE], mistakes=1, **{"last-error": "a\nloop"}),
+        virtio("rng0", "rng", "pci", "00:03.0", counters={"throttled": 3}),
     ],
 }
 
@@ -68,7 +171,7 @@ async def test_result(name: str) -> None:
     """The result of each command is the JSON value that its clients rely on."""
     machine = FakeMachine()
     await machine.pause()
-    result = await VERBS[name].run(machine, {})
+    result = await VERBS[name].run(machine, ARGUMENTS.get(name, {}))
     assert json.loads(json.dumps(result, allow_nan=False)) == SHAPES[name]
 
 
@@ -96,7 +199,8 @@ def test_wrong_type_and_absence(name: str, argument: Any) -> None:
     event = new.next_event()
     assert isinstance(event, Answer)
     assert argument.name in json.loads(event.data)["error"]["desc"]
-    new.receive(json.dumps({"execute": name}).encode())
+    rest = {key: value for key, value in ARGUMENTS.get(name, {}).items() if key != argument.name}
+    new.receive(json.dumps({"execute": name, "arguments": rest}).encode())
     assert isinstance(new.next_event(), Answer if argument.required else Request)
 
 
@@ -124,6 +228,62 @@ async def test_registers_of_a_cpu_that_is_not_there() -> None:
     with pytest.raises(CommandFailed, match="no vCPU 9") as caught:
         await VERBS["x-query-cpu-registers"].run(FakeMachine(), {"cpu-index": 9})
     assert caught.value.error_class == "DeviceNotFound"
+
+
+async def test_disks_can_be_resized() -> None:
+    """block_resize takes one name of a disk, and a size above zero; the machine's own refusals pass through."""
+    machine, resize = FakeMachine(), VERBS["block_resize"].run
+    await resize(machine, {"node-name": "disk0", "size": 5 << 30})
+    await resize(machine, {"node-name": "disk0", "device": "disk0", "size": 6 << 30})
+    assert machine.sizes["disk0"] == 6 << 30
+    for arguments, complaint in (
+        ({"size": 1}, "name one disk"),
+        ({"device": "disk0", "node-name": "disk1", "size": 1}, "name one disk"),
+        ({"device": "disk0", "size": 0}, "above 0"),
+        ({"device": "disk0", "size": -1}, "above 0"),
+        ({"device": "disk9", "size": 1}, "no disk 'disk9'; there are: disk0, disk1"),
+        ({"device": "disk1", "size": 1}, "read-only"),
+    ):
+        with pytest.raises(TvmmError, match=complaint):
+            await resize(machine, arguments)
+    assert machine.sizes["disk0"] == 6 << 30
+
+
+async def test_links_and_announcements() -> None:
+    """set_link reaches the device it names, announce-self those it names or all."""
+    machine = FakeMachine()
+    await VERBS["set_link"].run(machine, {"name": "net0", "up": False})
+    assert machine.links == {"net0": False}
+    with pytest.raises(CommandFailed, match="no network device 'net9'; there are: net0") as caught:
+        await VERBS["set_link"].run(machine, {"name": "net9", "up": False})
+    assert caught.value.error_class == "DeviceNotFound"
+    await VERBS["announce-self"].run(machine, {"initial": 50, "max": 550, "rounds": 5, "step": 50})
+    await VERBS["announce-self"].run(machine, {"interfaces": ["net0"]})
+    assert machine.announced == ["net0", "net0"]
+
+
+@pytest.mark.parametrize("command", ["query-rx-filter", "x-tvmm-virtio"])
+async def test_one_device_of_many(command: str) -> None:
+    """A name picks one device; one that is not there is refused, with those that are."""
+    answer = await VERBS[command].run(FakeMachine(), {"name": "net0"})
+    assert isinstance(answer, list)
+    assert [device["name"] for device in answer] == ["net0"]
+    with pytest.raises(UserError, match=r"there is no .* 'x+\.\.\.'; there are: .*net0") as caught:
+        await VERBS[command].run(FakeMachine(), {"name": "x" * 1000})
+    assert len(str(caught.value)) < 200
+
+
+async def test_a_machine_without_devices() -> None:
+    """It has none to show, refuses each name, and has nobody to announce."""
+    none = NoVirtio()
+    assert [*none.virtio(), *none.disks(), *none.nets(), *none.ports()] == []
+    with pytest.raises(UserError, match="there is no disk 'disk0'; there are: none"):
+        await none.resize_disk("disk0", 1)
+    with pytest.raises(UserError, match="no network device 'net0'"):
+        none.set_link("net0", True)
+    with pytest.raises(UserError, match="no network device 'net0'"):
+        none.announce(["net0"])
+    none.announce([])
 
 
 async def test_refusals_of_the_machine_pass_through() -> None:

@@ -53,6 +53,9 @@ class RecordingShell:
         if self.prompt and self.transport is not None:
             self.transport.queue_reset_done(index)
 
+    def on_vector(self, index: int) -> None:
+        """Another vector for a queue: what matters is which one the next interrupt takes."""
+
     def on_notify(self, index: int, data: int) -> None:
         """A kick that came as an access."""
         self.log.append(("notify", index, data))

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmm.boot.acpi import build_tables
 from tvmm.boot.e820 import memory_map
 from tvmm.boot.elf import ElfImage, check_placement, is_elf, load_elf, parse_elf
-from tvmm.boot.mptable import check_cpu_count, write_mp_table
+from tvmm.boot.mptable import BusInterrupts, check_cpu_count, write_mp_table
 from tvmm.errors import ConfigError, ImageError
 from tvmm.memory.layout import COMMAND_LINE, COMMAND_LINE_LIMIT, ONE_MIB, RSDP, GuestMemory, Range, ram_ranges
 
 if TYPE_CHECKING:
     from tvmm.boot.bzimage import BzImage
+    from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
     from tvmm.boot.entry import EntryState
 
-__all__ = ["MIN_RAM", "KernelOptions", "load"]
+__all__ = ["MIN_RAM", "Hardware", "KernelOptions", "load"]
 
 MIN_RAM = 2 << 20
 """Bytes: low memory with its reserved end, and something to put a kernel into."""
@@ -47,6 +48,26 @@ class KernelOptions(NamedTuple):
     decompress: str = "auto"
 
 
+class Hardware(NamedTuple):
+    """What the tables and the command line tell of, beyond what every machine has.
+
+    `pci_slots` are the slots on bus 0 whose functions have an interrupt pin.
+    """
+
+    cpu_count: int = 1
+    pci: PciWindows | None = None
+    pci_slots: tuple[int, ...] = ()
+    virtio_mmio: tuple[VirtioMmio, ...] = ()
+
+    @property
+    def command_line(self) -> str:
+        """How Linux is told of devices that no bus has (Documentation/admin-guide/kernel-parameters)."""
+        return " ".join(
+            f"virtio_mmio.device={one.registers.size >> 10}K@{one.registers.start:#x}:{one.gsi}"
+            for one in self.virtio_mmio
+        )
+
+
 class _ElfKernel(NamedTuple):
     """A kernel to load by its segments. `bzimage` is what it was unpacked from, None if the file is the
     ELF."""
@@ -64,11 +85,11 @@ class _PackedKernel(NamedTuple):
 
 
 def load(
-    options: KernelOptions, memory: GuestMemory, ram_size: int, cpu_count: int, emulated_kernel: bool
+    options: KernelOptions, memory: GuestMemory, ram_size: int, hardware: Hardware, emulated_kernel: bool
 ) -> EntryState:
     """Put the kernel and all that it looks for into `memory`; return the boot CPU's registers.
 
-    `ram_size` is in bytes, `cpu_count` is 1 to 254. `emulated_kernel` says that this host runs kernel-mode
+    `ram_size` is in bytes; there are 1 to 254 processors. `emulated_kernel` says that this host runs kernel-mode
     code in an emulator. `memory` has to read as zeros (fresh RAM, or RAM that was discarded before a
     reset), because the zeros of a kernel's BSS are not written. Raises `ImageError` if a file is at fault,
     `ConfigError` if an option is, and `HostError` if a decoder is not installed; nothing has been written
@@ -80,12 +101,12 @@ def load(
             f"{ram_size} bytes of memory are too little for any kernel",
             f"give the machine at least --memory {MIN_RAM >> 20}M",
         )
-    check_cpu_count(cpu_count)
+    check_cpu_count(hardware.cpu_count)
     kernel = _parse(options, emulated_kernel)
     by_pvh, address = _entry(options, kernel)
     used = _check_placement(kernel, ram_end, options.kernel_name)
-    command_line = _command_line(options.append, kernel.bzimage)
-    tables = build_tables(cpu_count)
+    command_line = _command_line(" ".join(filter(None, (options.append, hardware.command_line))), kernel.bzimage)
+    tables = build_tables(hardware.cpu_count, pci=hardware.pci, virtio_mmio=hardware.virtio_mmio)
     initrd = _place_initrd(options.initrd, used, ram_end, kernel.bzimage)
 
     # Everything is known to fit: from here on memory is written, and nothing can fail.
@@ -98,7 +119,7 @@ def load(
     memory.write(COMMAND_LINE, command_line)
     if options.initrd is not None and initrd is not None:
         memory.write(initrd.start, options.initrd)
-    write_mp_table(memory, cpu_count)
+    write_mp_table(memory, hardware.cpu_count, _bus_interrupts(hardware))
     for gpa, table in tables:
         memory.write(gpa, table)
     if by_pvh:
@@ -106,6 +127,15 @@ def load(
 
         return enter_pvh(memory, address, memory_map(ram_size), initrd, rsdp=RSDP)
     return _enter_linux(kernel, address, memory, ram_size, initrd)
+
+
+def _bus_interrupts(hardware: Hardware) -> BusInterrupts:
+    """What the MP table says of PCI pins, and of lines that the ISA bus of a PC does not have."""
+    pins: tuple[tuple[int, int, int], ...] = ()
+    if hardware.pci is not None:
+        gsi = hardware.pci.gsi
+        pins = tuple((slot, pin, gsi(slot, pin)) for slot in hardware.pci_slots for pin in range(4))
+    return BusInterrupts(pins, tuple(one.gsi for one in hardware.virtio_mmio))
 
 
 def _parse(options: KernelOptions, emulated_kernel: bool) -> _ElfKernel | _PackedKernel:

@@ -9,11 +9,12 @@ reserves.
 from __future__ import annotations
 
 from struct import pack
+from typing import NamedTuple
 
 from tvmm.errors import ConfigError
 from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE, LEGACY_WINDOW, MP_TABLE, GuestMemory
 
-__all__ = ["MAX_CPUS", "MP_TABLE_HIGH", "check_cpu_count", "write_mp_table"]
+__all__ = ["MAX_CPUS", "MP_TABLE_HIGH", "BusInterrupts", "check_cpu_count", "write_mp_table"]
 
 MAX_CPUS = 254
 """APIC ids are 8 bits here, 255 addresses all processors, and the IOAPIC takes one."""
@@ -42,8 +43,22 @@ _BOOT_PROCESSOR = 2
 _SIGNATURE = 0x600
 _FEATURES = 0x201
 """FPU and APIC. Kernels ask CPUID for the rest."""
-_ISA_BUS = 0
+_PCI_BUS, _ISA_BUS = 0, 1
+"""A PCI bus has its own number as its id."""
+_ISA_LINES = 16
 _ALL_APICS = 0xFF
+_LOW_LEVEL = 0xF
+
+
+class BusInterrupts(NamedTuple):
+    """Interrupts besides those that the ISA bus of every PC has.
+
+    `pci` are (slot, pin from 0 on, IOAPIC pin) of bus 0; there is no PCI bus without any. `lines` are IOAPIC pins
+    of edge-triggered devices on no bus; they are given as ISA interrupts of the same number.
+    """
+
+    pci: tuple[tuple[int, int, int], ...] = ()
+    lines: tuple[int, ...] = ()
 
 
 def check_cpu_count(cpu_count: int) -> None:
@@ -52,7 +67,10 @@ def check_cpu_count(cpu_count: int) -> None:
         raise ConfigError(f"{cpu_count} processors: there can be 1 to {MAX_CPUS}", "choose another --cpus")
 
 
-def write_mp_table(memory: GuestMemory, cpu_count: int) -> None:
+ISA_ALONE = BusInterrupts()
+
+
+def write_mp_table(memory: GuestMemory, cpu_count: int, buses: BusInterrupts = ISA_ALONE) -> None:
     """Write floating pointer and table for processors with APIC ids 0 to `cpu_count` - 1; 0 is the boot CPU.
 
     The IOAPIC's id is `cpu_count`. ISA interrupt n comes in on its pin n, except for the timer (0), which
@@ -60,7 +78,7 @@ def write_mp_table(memory: GuestMemory, cpu_count: int) -> None:
     `MAX_CPUS`.
     """
     check_cpu_count(cpu_count)
-    table = _table(cpu_count)
+    table = _table(cpu_count, buses)
     address = MP_TABLE + _POINTER_SIZE
     if address + len(table) > LEGACY_WINDOW:
         address = MP_TABLE_HIGH
@@ -69,7 +87,7 @@ def write_mp_table(memory: GuestMemory, cpu_count: int) -> None:
     memory.write(address, table)
 
 
-def _table(cpu_count: int) -> bytes:
+def _table(cpu_count: int, buses: BusInterrupts) -> bytes:
     """Header and entries (MP specification 1.4, 4.2 and 4.3), sorted by entry type as the specification
     asks."""
     ioapic_id = cpu_count
@@ -85,10 +103,18 @@ def _table(cpu_count: int) -> bytes:
         )
         for cpu in range(cpu_count)
     ]
+    if buses.pci:
+        entries.append(pack("<BB6s", _BUS, _PCI_BUS, b"PCI   "))
     entries.append(pack("<BB6s", _BUS, _ISA_BUS, b"ISA   "))
     entries.append(pack("<BBBBI", _IOAPIC, ioapic_id, _IOAPIC_VERSION, _ENABLED, IOAPIC_BASE))
     entries += [
-        _interrupt(_IO_INTERRUPT, _INT, irq, ioapic_id, irq if irq else 2) for irq in range(16) if irq != 2
+        _interrupt(_IO_INTERRUPT, _INT, irq, ioapic_id, irq if irq else 2)
+        for irq in (*range(_ISA_LINES), *(line for line in buses.lines if line >= _ISA_LINES))
+        if irq != 2
+    ]
+    entries += [
+        pack("<BBHBBBB", _IO_INTERRUPT, _INT, _LOW_LEVEL, _PCI_BUS, slot << 2 | pin, ioapic_id, line)
+        for slot, pin, line in buses.pci
     ]
     entries.append(_interrupt(_LOCAL_INTERRUPT, _EXTINT, 0, _ALL_APICS, 0))
     entries.append(_interrupt(_LOCAL_INTERRUPT, _NMI, 0, _ALL_APICS, 1))

@@ -19,6 +19,7 @@ import trio
 from tvmm.chardev.history import HISTORY_BYTES, History, Piece
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["Feed", "Follower"]
@@ -31,6 +32,10 @@ class Feed:
         self.history = History(capacity)
         self.finished = trio.Event()
         """Set once no more bytes will come."""
+        self.held = False
+        """Whether there is a follower that holds."""
+        self.on_held: Callable[[bool], None] = lambda held: None
+        """Told when `held` has changed."""
         self._followers: list[Follower] = []
         self._news = trio.lowlevel.ParkingLot()
         self._progress = trio.lowlevel.ParkingLot()
@@ -66,6 +71,14 @@ class Feed:
         self.finished.set()
         self._news.unpark_all()
 
+    def _followers_changed(self) -> None:
+        """Who follows or who holds has changed."""
+        self._progress.unpark_all()
+        held = any(each.holding for each in self._followers)
+        if held != self.held:
+            self.held = held
+            self.on_held(held)
+
     def _slowest(self) -> int:
         """Position of the holding follower that is furthest behind; the end if none holds."""
         return min((each.position for each in self._followers if each.holding), default=self.history.end)
@@ -82,13 +95,14 @@ class Follower:
 
     def __enter__(self) -> Follower:
         self._feed._followers.append(self)
+        self._feed._followers_changed()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._feed._followers.remove(self)
-        self._feed._progress.unpark_all()
+        self._feed._followers_changed()
 
     @property
     def holding(self) -> bool:
@@ -111,7 +125,7 @@ class Follower:
         self._wake()
 
     def _wake(self) -> None:
-        self._feed._progress.unpark_all()
+        self._feed._followers_changed()
         self._feed._news.unpark_all()
 
     async def wait(self, limit: int = HISTORY_BYTES) -> Piece | None:

@@ -30,7 +30,7 @@ from tvmm.chardev.history import HISTORY_BYTES
 from tvmm.errors import collapse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -195,6 +195,15 @@ class SerialHub:
         """
         with trio.move_on_after(min(self._backend.patience, at_most)):
             await self._delivered.wait()
+
+    def watch_holders(self, callback: Callable[[bool], None]) -> None:
+        """`callback` is told, now and at each change, whether somebody is there whom the guest waits for.
+
+        For ports whose guest is to know: with a pty, unix or tcp backend that is who has it open. Terminal and file
+        are always there, even when they let go for a while.
+        """
+        self._feed.on_held = callback
+        callback(self._feed.held)
 
     def follow(self, *, holding: bool, start: int | None = None) -> Follower:
         """A follower of the guest's output, for a `with` block."""

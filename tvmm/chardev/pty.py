@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from tvmm.chardev.feed import Follower
     from tvmm.chardev.port import Line
 
 __all__ = ["PtyBackend"]
@@ -85,29 +86,29 @@ class PtyBackend:
 
     async def run(self, line: Line) -> None:
         """Carry bytes until the guest's output ends."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_input, line)
-            await self._write_output(line)
-            nursery.cancel_scope.cancel()
-
-    async def _write_output(self, line: Line) -> None:
         with line.follow(holding=False) as follower:
-            while True:
-                if self._is_closed():
-                    follower.holding = False
-                    if line.finished.is_set():
-                        return
-                    await _look_later(line)
-                    continue
-                follower.holding = True
-                piece = await follower.wait()
-                if piece is None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_input, line, follower)
+                await self._write_output(line, follower)
+                nursery.cancel_scope.cancel()
+
+    async def _write_output(self, line: Line, follower: Follower) -> None:
+        while True:
+            if self._is_closed():
+                follower.holding = False
+                if line.finished.is_set():
                     return
-                if self._is_closed():
-                    continue
-                if piece.missed:
-                    await self._write_some(skipped_note(piece.missed))
-                follower.took(piece, await self._write_some(piece.data))
+                await _look_later(line)
+                continue
+            follower.holding = True
+            piece = await follower.wait()
+            if piece is None:
+                return
+            if self._is_closed():
+                continue
+            if piece.missed:
+                await self._write_some(skipped_note(piece.missed))
+            follower.took(piece, await self._write_some(piece.data))
 
     async def _write_some(self, data: bytes) -> int:
         """Write what the terminal takes; it may be nothing.
@@ -123,15 +124,20 @@ class PtyBackend:
                 raise HostError(f"cannot write to {self.path}: {error.strerror}") from None
         return 0
 
-    async def _read_input(self, line: Line) -> None:
+    async def _read_input(self, line: Line, follower: Follower) -> None:
+        """Also sees who comes and goes while the guest writes nothing."""
         while True:
             try:
                 data = await Descriptor(self._master).read(INPUT_CHUNK)
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise HostError(f"cannot read from {self.path}: {error.strerror}") from None
+                follower.holding = False
                 self._make_raw()
-                await _look_later(line)
+                while self._is_closed():
+                    await _look_later(line)
+                    self._make_raw()
+                follower.holding = True
             else:
                 await line.send(data)
 

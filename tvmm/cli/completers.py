@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from argparse import Action
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from tvmm.config.properties import Property
 
 __all__ = [
     "attach",
     "cpu_values",
     "device_values",
+    "disk_names",
+    "disk_values",
     "machine_names",
+    "machine_or_disk_names",
     "memory_values",
+    "net_values",
     "serial_values",
     "word_values",
 ]
@@ -39,13 +45,54 @@ def machine_names(prefix: str, **context: Any) -> list[str]:
 
 def device_values(prefix: str, **context: Any) -> list[str]:
     """Device names; behind a name and a comma its properties."""
-    from tvmm.config.device import DEVICE_TYPES
+    from tvmm.config.device import device_types
 
     name, comma, _ = prefix.partition(",")
+    types = device_types()
     if not comma:
-        return _starting(prefix, ["help", *(known.name for known in DEVICE_TYPES)])
-    keys = [f"{prop.name}=" for known in DEVICE_TYPES if known.name == name for prop in known.properties]
-    return _behind_comma(prefix, [*keys, "help"])
+        return _starting(prefix, ["help", *(known.name for known in types)])
+    properties = [prop for known in types if known.name == name for prop in known.properties]
+    return _properties(prefix, properties, ["help"])
+
+
+def disk_values(prefix: str, **context: Any) -> list[str]:
+    """Behind a file and a comma the properties of a disk; the shell completes the file."""
+    from tvmm.config.disk import DISK_PROPERTIES
+
+    if "," not in prefix:
+        from argcomplete.completers import FilesCompleter  # type: ignore[import-not-found, unused-ignore]
+
+        return [*FilesCompleter()(prefix), *_starting(prefix, ["help"])]
+    return _properties(prefix, [prop for prop in DISK_PROPERTIES if prop.name != "file"])
+
+
+def net_values(prefix: str, **context: Any) -> list[str]:
+    """Kinds of networks; behind ``tap,`` its properties."""
+    from tvmm.config.net import NET_PROPERTIES
+
+    if "," not in prefix:
+        return _starting(prefix, ["help", "none", "tap"])
+    return _properties(prefix, [prop for prop in NET_PROPERTIES if prop.name != "type"])
+
+
+def disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:
+    """The disks of a running machine: of the one whose name stands where a disk could, or of the only one."""
+    from tvmm.cli.machines import control, named
+    from tvmm.errors import TvmmError
+
+    # In `resize web disk0 20G` the first word may be left out, so an unfinished line has its name in `disk`.
+    name = getattr(parsed_args, "name", None) or getattr(parsed_args, "disk", None)
+    try:
+        with control(named({"name": name} if name else {}), timeout=2.0) as client:
+            return _starting(prefix, [disk["device"] for disk in client.execute("query-block")])
+    except TvmmError:
+        return []
+
+
+def machine_or_disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:
+    """The disks of the machine that is named; while none is, the machines and the disks of the only one."""
+    named = getattr(parsed_args, "name", None) or getattr(parsed_args, "disk", None)
+    return disk_names(prefix, parsed_args) + ([] if named else machine_names(prefix))
 
 
 def cpu_values(prefix: str, **context: Any) -> list[str]:
@@ -78,6 +125,18 @@ def word_values(*words: str) -> Callable[..., list[str]]:
         return _starting(prefix, list(words))
 
     return complete
+
+
+def _properties(prefix: str, properties: Sequence[Property], more: Sequence[str] = ()) -> list[str]:
+    """What can follow the last comma: properties, and the values of one whose name is typed already."""
+    done, _, word = prefix.rpartition(",")
+    name, equals, _ = word.partition("=")
+    if not equals:
+        return _behind_comma(prefix, [*(f"{prop.name}=" for prop in properties), *more])
+    words: dict[str, tuple[str, ...]] = {
+        prop.name: ("on", "off") if prop.type == "boolean" else prop.choices for prop in properties
+    }
+    return _starting(prefix, [f"{done},{name}={value}" for value in words.get(name, ())])
 
 
 def _behind_comma(prefix: str, items: list[str]) -> list[str]:

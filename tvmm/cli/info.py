@@ -22,6 +22,7 @@ _EXAMPLES = """\
   tvmm info web
   tvmm info web --memory        what answers at each guest-physical address
   tvmm info web --cpus --json
+  tvmm info web --virtio        how often each queue kicked, interrupted, was spared it
 """
 
 
@@ -40,6 +41,13 @@ def add_arguments(parser: Parser) -> None:
         help="show the map of guest-physical addresses",
     )
     views.add_argument("--cpus", dest="view", action="store_const", const="cpus", help="show the processors")
+    views.add_argument(
+        "--virtio",
+        dest="view",
+        action="store_const",
+        const="virtio",
+        help="show the virtio devices, their queues and how often they notified",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -57,6 +65,7 @@ def run(options: Mapping[str, Any]) -> int:
 
 
 def _ask_overview(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
+    chardevs = {device["label"]: device["filename"] for device in client.execute("query-chardev")}
     return {
         "name": entry.name,
         "pid": entry.pid,
@@ -64,7 +73,8 @@ def _ask_overview(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
         "uptime-seconds": round(max(time.time() - entry.started, 0.0), 3),
         "memory": client.execute("query-memory-size-summary")["base-memory"],
         "cpus": len(client.execute("query-cpus-fast")),
-        "serial": [device["filename"] for device in client.execute("query-chardev")],
+        "serial": [filename for label, filename in chardevs.items() if label.startswith("serial")],
+        "ports": {label: filename for label, filename in chardevs.items() if not label.startswith("serial")},
         "control": str(entry.paths.control),
         "console": str(entry.paths.console),
         **client.execute("x-query-info"),
@@ -140,9 +150,57 @@ def _show_cpus(answer: list[dict[str, Any]]) -> None:
     )
 
 
+def _ask_virtio(client: QmpClient, entry: MachineEntry) -> list[dict[str, Any]]:
+    devices: list[dict[str, Any]] = client.execute("x-tvmm-virtio")
+    return devices
+
+
+def _show_virtio(answer: list[dict[str, Any]]) -> None:
+    """A row for each queue that is in use; of a device without one, one that says how it is."""
+    rows: list[list[str]] = []
+    for device in answer:
+        head = [device["name"], device["transport"], device["place"], _driver_status(device["status"])]
+        for queue in [queue for queue in device["queues"] if queue["ready"] or queue["chains"]]:
+            counts = [queue[name] for name in _QUEUE_COUNTS]
+            rows.append([*head, str(queue["index"]), *map(str, counts), _per_kick(queue), str(queue["errors"])])
+            head = ["", "", "", ""]
+        if head[0]:
+            rows.append([*head, *["-"] * 8])
+    print_table(
+        (
+            "DEVICE", "TRANSPORT", "PLACE", "STATUS",
+            "QUEUE", "CHAINS", "KICKS", "INTERRUPTS", "SUPPRESSED", "EXITS", "CHAINS/KICK", "ERRORS",
+        ),
+        rows,
+        right="QUEUE CHAINS KICKS INTERRUPTS SUPPRESSED EXITS CHAINS/KICK ERRORS",
+    )  # fmt: skip
+    for device in answer:
+        facts = {name: count for name, count in device["counters"].items() if count}
+        if device["mistakes"] or device["last-error"]:
+            facts = {"driver mistakes": device["mistakes"], "last": device["last-error"], **facts}
+        if facts:
+            say(printable(f"{device['name']}: {_plain(facts)}"))
+
+
+_QUEUE_COUNTS = ("chains", "kicks", "interrupts", "suppressed", "exits")
+
+
+def _driver_status(words: list[str]) -> str:
+    """The one word of the status field that says most."""
+    for word in ("DEVICE_NEEDS_RESET", "FAILED", "DRIVER_OK", "FEATURES_OK", "DRIVER", "ACKNOWLEDGE"):
+        if word in words:
+            return word
+    return "reset"
+
+
+def _per_kick(queue: dict[str, Any]) -> str:
+    return f"{queue['chains'] / queue['kicks']:.1f}" if queue["kicks"] else "-"
+
+
 _VIEWS: dict[str, tuple[Callable[[QmpClient, MachineEntry], Any], Callable[[Any], None]]] = {
     "": (_ask_overview, _show_overview),
     "memory": (_ask_memory, _show_memory),
     "cpus": (_ask_cpus, _show_cpus),
+    "virtio": (_ask_virtio, _show_virtio),
 }
 """For each view what it asks the machine, and how it is shown."""

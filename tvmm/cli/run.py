@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tvmm.cli import STATUS_SIGNAL
 from tvmm.cli.output import RED, message, say
 from tvmm.config.machine import MachineConfig
+from tvmm.config.serial import SerialConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tvmm.cli.parser import Parser
+    from tvmm.config.properties import Property
     from tvmm.outcome import Outcome
 
 __all__ = ["Ending", "add_arguments", "configure", "exit_status", "farewell", "run"]
@@ -23,9 +25,12 @@ _EXAMPLES = """\
   tvmm run                                      the built-in guest, on this terminal
   tvmm run --memory 1G --cpus 2
   tvmm run --name web --kernel vmlinuz --initrd initrd.img --append "console=ttyS0 quiet"
+  tvmm run --kernel vmlinuz --append "root=/dev/vda" --disk root.img,cache=none --net tap,br=br0
+  tvmm run --disk a.img,readonly=on --disk b.img,transport=mmio,serial=SN1 --device virtio-rng
+  tvmm run --net tap,ip=10.0.2.1/24 --device virtio-console,chardev=unix=/tmp/hvc0
   tvmm run --serial file=boot.log,append=on --device isa-debug-exit
   tvmm run --config web.toml --memory 2G        the file's machine, with other memory
-  tvmm run --device help                        what devices there are
+  tvmm run --device help                        what devices there are; also --disk help, --net help
 """
 
 _MORE = """\
@@ -35,6 +40,10 @@ On the terminal every key goes to the guest; Ctrl-A x ends the machine, Ctrl-A h
 SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second one ends the machine, as does the end of
 --powerdown-timeout.
 """
+
+
+HELP = ("help", "?")
+"""What asks for the values of an option, in place of one."""
 
 
 class Ending(NamedTuple):
@@ -53,7 +62,9 @@ def add_arguments(parser: Parser) -> None:
         attach,
         cpu_values,
         device_values,
+        disk_values,
         memory_values,
+        net_values,
         serial_values,
         word_values,
     )
@@ -81,6 +92,18 @@ def add_arguments(parser: Parser) -> None:
         "--cpu",
         metavar="MODEL[,+|-feature]",
         help="processor model: host, max or minimal (default host); 'help' lists the features",
+    )
+    disk = machine.add_argument(
+        "--disk",
+        metavar="FILE[,key=val]",
+        action="append",
+        help="add a virtio disk with a raw image or block device, may be repeated; 'help' lists the keys",
+    )
+    net = machine.add_argument(
+        "--net",
+        metavar="tap[,key=val]",
+        action="append",
+        help="add a virtio network device on a tap, may be repeated; 'none' is the default, 'help' lists the keys",
     )
     device = machine.add_argument(
         "--device",
@@ -127,6 +150,8 @@ def add_arguments(parser: Parser) -> None:
     )
     attach(memory, memory_values)
     attach(cpu, cpu_values)
+    attach(disk, disk_values)
+    attach(net, net_values)
     attach(device, device_values)
     attach(serial, serial_values)
     attach(entry, word_values(*ENTRY_CHOICES))
@@ -166,7 +191,11 @@ def configure(options: Mapping[str, Any], environment: Mapping[str, str], uid: i
         from tvmm.config.file import read_config
 
         given = {**read_config(path), **given}
-    config = MachineConfig.from_options({"serial": "stdio", **given})
+    config = MachineConfig.from_options(given)
+    ports = [port.chardev.kind for console in config.consoles for port in console.ports]
+    if "serial" not in given and "stdio" not in ports:
+        # Not an option beside the others: a console port may want the terminal, and then it has it.
+        config = config._replace(serial=SerialConfig("stdio"))
     return config._replace(name=config.name or f"vm-{pid}", runtime_dir=str(runtime_directory(environment, uid)))
 
 
@@ -205,14 +234,30 @@ def _signal_name(number: int) -> str:
 
 
 def _help(options: Mapping[str, Any]) -> str | None:
-    """The list that ``--device help`` or ``--cpu help`` asks for."""
-    from tvmm.config.device import help_request
+    """The list that ``--device help`` and its like ask for."""
+    if options.get("cpu") in HELP:
+        return _cpu_help()
+    if any(value in HELP for value in options.get("disk", ())):
+        from tvmm.config.disk import DISK_PROPERTIES
 
+        return _group_help("--disk FILE[,key=value]", DISK_PROPERTIES)
+    if any(value in (*HELP, *(f"tap,{word}" for word in HELP)) for value in options.get("net", ())):
+        from tvmm.config.net import NET_PROPERTIES
+
+        return _group_help("--net none, or --net tap[,key=value]", NET_PROPERTIES)
     for device in options.get("device", ()):
+        from tvmm.config.device import help_request
+
         text = help_request(device)
         if text is not None:
             return text
-    return _cpu_help() if options.get("cpu") in ("help", "?") else None
+    return None
+
+
+def _group_help(form: str, properties: Sequence[Property]) -> str:
+    from tvmm.config.properties import help_lines
+
+    return "\n".join([form, "", *help_lines(properties)])
 
 
 def _cpu_help() -> str:

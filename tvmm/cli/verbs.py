@@ -29,6 +29,7 @@ VERBS = (
     Verb("pause", "tvmm.cli.pause", "stop a machine's processors"),
     Verb("resume", "tvmm.cli.resume", "let a paused machine go on"),
     Verb("stop", "tvmm.cli.stop", "ask a machine to power off, or end it"),
+    Verb("resize", "tvmm.cli.resize", "give a disk of a running machine another size", True),
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
     Verb("doctor", "tvmm.cli.doctor", "say what this host can do, and how to mend what it cannot"),
     Verb("completion", "tvmm.cli.completion", "print the code that teaches a shell to complete tvmm", True),

@@ -2,65 +2,28 @@
 
 A type is data: a name, a summary and its properties. Whoever adds a device adds a row here and a line to
 the wiring of the machine; parsing, ranges, ``--device help``, completion and configuration files follow
-from the row.
+from the row. Virtio devices have rows too (`tvmm.config.virtio_types`), but records of their own.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from tvmm.config.options import choice_of, join_options, parse_bool, parse_options, unknown_name
-from tvmm.config.units import format_size, parse_integer, parse_size
+from tvmm.config.options import join_options, parse_options, unknown_name
+from tvmm.config.properties import Property, help_lines
 from tvmm.errors import ConfigError
 
 __all__ = [
     "DEVICE_TYPES",
     "DeviceConfig",
     "DeviceType",
-    "Property",
     "device_type",
+    "device_types",
     "help_request",
     "help_text",
 ]
 
 Value = int | bool | str
-
-
-class Property(NamedTuple):
-    """One property of a device type.
-
-    `type` is "integer", "size" (bytes), "boolean", "text" or "choice". `default` has that type; None means
-    that the user must give a value. `minimum` and `maximum` (both included) bound integers and sizes.
-    """
-
-    name: str
-    type: str
-    default: Value | None
-    meaning: str
-    minimum: int = 0
-    maximum: int = 0
-    choices: tuple[str, ...] = ()
-
-    def parse(self, text: str, device: str) -> Value:
-        """The value that `text` spells. Raises `ConfigError` naming `device`."""
-        what = f"{device} property {self.name}"
-        if self.type == "integer":
-            return parse_integer(text, what, self.minimum, self.maximum)
-        if self.type == "size":
-            return parse_integer(parse_size(text, what), what, self.minimum, self.maximum)
-        if self.type == "boolean":
-            return parse_bool(text, what)
-        if self.type == "choice":
-            return choice_of(text, what, self.choices)
-        return text
-
-    def spelling(self, value: Value) -> str:
-        """How `value` is written on the command line."""
-        if isinstance(value, bool):
-            return "on" if value else "off"
-        if isinstance(value, int):
-            return format_size(value) if self.type == "size" else hex(value) if value > 255 else str(value)
-        return value
 
 
 class DeviceType(NamedTuple):
@@ -80,11 +43,19 @@ DEVICE_TYPES: tuple[DeviceType, ...] = (
         "isa-debug-exit",
         "port that ends the machine when the guest writes to it, with exit status (value << 1) | 1",
         (
-            Property("iobase", "integer", 0x501, "first I/O port", 0, 0xFFFF),
+            Property("iobase", "integer", 0x501, "first I/O port", 0, 0xFFFF, hexadecimal=True),
             Property("iosize", "integer", 2, "number of I/O ports", 1, 4),
         ),
     ),
 )
+
+
+def device_types() -> tuple[DeviceType, ...]:
+    """All that ``--device`` can name, virtio devices included."""
+    # Not at the top of the file: few machines need it, and it needs this module.
+    from tvmm.config.virtio_types import VIRTIO_TYPES
+
+    return (*DEVICE_TYPES, *(known.type for known in VIRTIO_TYPES.values()))
 
 
 def device_type(name: str) -> DeviceType:
@@ -92,11 +63,18 @@ def device_type(name: str) -> DeviceType:
     for known in DEVICE_TYPES:
         if known.name == name:
             return known
-    raise unknown_name("device", name, [known.name for known in DEVICE_TYPES])
+    types = device_types()
+    for known in types:
+        if known.name == name:
+            return known
+    raise unknown_name("device", name, [known.name for known in types])
 
 
 class DeviceConfig(NamedTuple):
-    """One device: the name of its type, and a value for each of the type's properties."""
+    """One device: the name of its type, and a value for each of the type's properties.
+
+    Virtio devices are not configured in this way: they have records of their own.
+    """
 
     name: str
     properties: tuple[tuple[str, Value], ...] = ()
@@ -118,6 +96,11 @@ class DeviceConfig(NamedTuple):
     def check(self) -> DeviceConfig:
         """The same device with every property filled in. Raises `ConfigError` for names that do not exist."""
         known = device_type(self.name)
+        if known not in DEVICE_TYPES:
+            raise ConfigError(
+                f"device {self.name} is none of a machine's other devices",
+                "it belongs to the disks, nets, consoles or rngs of MachineConfig",
+            )
         given = dict(self.properties)
         keys = [prop.name for prop in known.properties]
         for name in given:
@@ -168,16 +151,10 @@ def help_request(text: str) -> str | None:
 def help_text(name: str = "") -> str:
     """All types with their summaries, or type `name` with its properties; `ConfigError` if there is none."""
     if not name:
-        width = max(len(known.name) for known in DEVICE_TYPES)
-        rows = [f"  {known.name:{width}}  {known.summary}" for known in DEVICE_TYPES]
+        types = device_types()
+        width = max(len(known.name) for known in types)
+        rows = [f"  {known.name:{width}}  {known.summary}" for known in types]
         return "\n".join(["devices:", *rows, "", "NAME,help lists the properties of one."]) + "\n"
     known = device_type(name)
-    cells = [(f"{prop.name}=<{prop.type}>", prop) for prop in known.properties]
-    width = max((len(cell) for cell, _ in cells), default=0)
-    lines = [f"{known.name}: {known.summary}", "", "properties:" if cells else "no properties"]
-    for cell, prop in cells:
-        default = "required" if prop.default is None else f"default {prop.spelling(prop.default)}"
-        limits = f", {prop.spelling(prop.minimum)} to {prop.spelling(prop.maximum)}" if prop.maximum else ""
-        choices = f", one of {', '.join(prop.choices)}" if prop.choices else ""
-        lines.append(f"  {cell:{width}}  {prop.meaning} ({default}{limits}{choices})")
-    return "\n".join(lines) + "\n"
+    lines = help_lines(known.properties)
+    return "\n".join([f"{known.name}: {known.summary}", "", "properties:" if lines else "no properties", *lines]) + "\n"

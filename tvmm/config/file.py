@@ -9,8 +9,10 @@ same::
     kernel = "vmlinuz"
     append = "console=ttyS0"            [cpu]
     serial = "file=boot.log"            count = 4
-    device = ["isa-debug-exit"]         model = "host"
-    reboot = false                      features = ["-avx2"]
+    disk = ["a.img,cache=none"]         model = "host"
+    net = ["tap,ip=10.0.2.1/24"]        features = ["-avx2"]
+    device = ["isa-debug-exit"]
+    reboot = false
 
                                         [kernel]
                                         file = "vmlinuz"
@@ -19,6 +21,14 @@ same::
                                         [serial]
                                         file = "boot.log"
 
+                                        [[disk]]
+                                        file = "a.img"
+                                        cache = "none"
+
+                                        [[net]]
+                                        type = "tap"
+                                        ip = ["10.0.2.1/24"]
+
                                         [[device]]
                                         name = "isa-debug-exit"
 
@@ -26,7 +36,8 @@ same::
                                         reboot = false
 
 Tables are turned into the command line's spelling, so there is one parser. An option on the command line
-replaces the same option of the file whole, ``--device`` included. Paths mean what they mean on the command
+replaces the same option of the file whole, also ``--disk``, ``--net`` and ``--device``. A device that has a
+property called name is named by ``driver`` in its table, as QEMU does. Paths mean what they mean on the command
 line: relative ones start at the current directory, not at the file.
 """
 
@@ -35,7 +46,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tvmm.config.cpu import CpuConfig
-from tvmm.config.device import DeviceConfig
 from tvmm.config.kernel import KernelConfig
 from tvmm.config.machine import OPTION_NAMES, MachineConfig
 from tvmm.config.memory import MemoryConfig
@@ -56,7 +66,12 @@ _KERNEL_KEYS = {
     "decompress": "decompress",
 }
 _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
-_TABLES = ("memory", "cpu", "kernel", "serial", "device", "machine")
+_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "machine")
+
+_LISTS = {"disk": "file", "net": "type", "device": "name"}
+"""Options that may be given several times, and what stands in front of each value."""
+
+_FORMS = {"disk": "FILE,key=value", "net": "tap,key=value", "device": "NAME,property=value"}
 
 _BOOLEAN_OPTIONS = ("reboot", "paused")
 
@@ -108,8 +123,8 @@ def options_from_toml(text: str, source: str) -> dict[str, object]:
 
 def _options_of(key: str, written: str, value: object) -> dict[str, object]:
     """The options that one top-level key stands for."""
-    if key == "device" and isinstance(value, list):
-        return {key: [_device(item) for item in value]}
+    if key in _LISTS and isinstance(value, list):
+        return {key: [_item(key, item) for item in value]}
     if isinstance(value, dict):
         table = {str(name).replace("-", "_"): item for name, item in value.items()}
         if key == "memory":
@@ -122,13 +137,15 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return _renamed(table, key, _KERNEL_KEYS)
         if key == "machine":
             return _renamed(table, key, {name: name for name in _MACHINE_KEYS})
+        if key in _LISTS:
+            raise ConfigError(f"[{written}] is no list", f"write [[{written}]], once for each")
         if key in OPTION_NAMES:
             raise ConfigError(f"{written} is no table", f'write {written} = "..."; the tables are {", ".join(_TABLES)}')
         raise unknown_name("table", written, _TABLES)
     if key not in OPTION_NAMES:
         raise unknown_name("option", written, [name.replace("_", "-") for name in OPTION_NAMES])
-    if key == "device":
-        raise ConfigError("device is no list", 'write device = ["NAME,property=value"] or a [[device]] table')
+    if key in _LISTS:
+        raise ConfigError(f"{key} is no list", f'write {key} = ["{_FORMS[key]}"] or a [[{key}]] table')
     return {key: _scalar(key, written, value)}
 
 
@@ -180,19 +197,29 @@ def _cpu(table: Mapping[str, object]) -> dict[str, object]:
     return options
 
 
-def _device(item: object) -> str:
-    """One entry of the device list in the command line's spelling."""
+def _item(key: str, item: object) -> str:
+    """One entry of a list in the command line's spelling."""
     if isinstance(item, str):
         return item
     if not isinstance(item, dict):
         raise ConfigError(
-            "device holds what is neither text nor a table",
-            'write "NAME,property=value" or a [[device]] table',
+            f"{key} holds what is neither text nor a table",
+            f'write "{_FORMS[key]}" or a [[{key}]] table',
         )
-    values = _texts({str(name): value for name, value in item.items()}, "device")
-    if "name" not in values:
-        raise ConfigError("[[device]] has no name", "tvmm run --device help lists the names")
-    return join_options(values, first="name")
+    table = {str(name): value for name, value in item.items()}
+    if key == "net" and isinstance(table.get("ip"), list):
+        table["ip"] = "+".join(_text("[[net]] ip", address) for address in table["ip"])
+    values = _texts(table, f"[{key}]")
+    first = _LISTS[key]
+    if key == "device" and "driver" in values:
+        first = "driver"
+    if first not in values:
+        more = "tvmm run --device help lists the names" if key == "device" else ""
+        raise ConfigError(f"[[{key}]] has no {first}", more)
+    if first != "driver":
+        return join_options(values, first)
+    name = values.pop(first)
+    return f"{name},{join_options(values)}" if values else name
 
 
 def _check_each(options: Mapping[str, object]) -> None:
@@ -207,7 +234,4 @@ def _check_each(options: Mapping[str, object]) -> None:
         SerialConfig.parse(texts["serial"])
     CpuConfig.parse(texts.get("cpus", 1), texts.get("cpu", "host"))
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
-    devices = options.get("device", [])
-    for device in devices if isinstance(devices, list) else []:
-        DeviceConfig.parse(device)
-    MachineConfig.from_options({name: options[name] for name in _MACHINE_KEYS if name in options})
+    MachineConfig.from_options({name: options[name] for name in (*_MACHINE_KEYS, *_LISTS) if name in options})

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.config.cpu import CpuConfig
-from tvmm.config.device import DeviceConfig
 from tvmm.config.kernel import KernelConfig
 from tvmm.config.memory import MemoryConfig
 from tvmm.config.options import choice_of, parse_bool, unknown_name
@@ -21,6 +20,13 @@ from tvmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
+    from typing import Any
+
+    from tvmm.config.console import ConsoleConfig
+    from tvmm.config.device import DeviceConfig
+    from tvmm.config.disk import DiskConfig
+    from tvmm.config.net import NetConfig
+    from tvmm.config.rng import RngConfig
 
 __all__ = ["ASSIST_CHOICES", "NAME_LIMIT", "OPTION_NAMES", "MachineConfig", "check_name"]
 
@@ -45,6 +51,8 @@ OPTION_NAMES = (
     "decompress",
     "serial",
     "control",
+    "disk",
+    "net",
     "device",
     "reboot",
     "paused",
@@ -62,7 +70,7 @@ class MachineConfig(NamedTuple):
     not registered). `reboot`: a reset by the guest starts it again; if False it ends the machine. `paused`:
     wait for ``resume`` before the first instruction. `powerdown_timeout_s` is how long a guest that was
     asked to power off may take. `assist`: stand in for KVM where it cannot emulate an instruction of the
-    guest's kernel mode; "auto" does where the host needs it.
+    guest's kernel mode; "auto" does where the host needs it. `devices` are those without a field of their own.
     """
 
     name: str = ""
@@ -77,6 +85,10 @@ class MachineConfig(NamedTuple):
     powerdown_timeout_s: float = 10.0
     assist: str = "auto"
     runtime_dir: str = ""
+    disks: tuple[DiskConfig, ...] = ()
+    nets: tuple[NetConfig, ...] = ()
+    consoles: tuple[ConsoleConfig, ...] = ()
+    rngs: tuple[RngConfig, ...] = ()
 
     @classmethod
     def parse(
@@ -93,7 +105,9 @@ class MachineConfig(NamedTuple):
         decompress: str = "auto",
         serial: str = "none",
         control: str | PathLike[str] = "",
-        device: Sequence[str] = (),
+        disk: str | Sequence[str] = (),
+        net: str | Sequence[str] = (),
+        device: str | Sequence[str] = (),
         reboot: str | bool = True,
         paused: str | bool = False,
         powerdown_timeout: str | float = "10s",
@@ -111,12 +125,12 @@ class MachineConfig(NamedTuple):
             kernel=KernelConfig(str(kernel), str(initrd), append, entry, decompress),
             serial=SerialConfig.parse(serial),
             control=str(control),
-            devices=tuple(map(DeviceConfig.parse, (device,) if isinstance(device, str) else device)),
             reboot=parse_bool(reboot, "reboot"),
             paused=parse_bool(paused, "paused"),
             powerdown_timeout_s=parse_duration(powerdown_timeout, "powerdown timeout"),
             assist=assist,
             runtime_dir=str(runtime_dir),
+            **_hardware(disk, net, device),
         ).check()
 
     @classmethod
@@ -150,7 +164,21 @@ class MachineConfig(NamedTuple):
             raise ConfigError("control path holds a NUL character")
         if self.control and self.serial.kind == "unix" and self.control == self.serial.path:
             raise ConfigError(f"control and serial both want the socket {self.control!r}", "give them different paths")
-        return self._replace(devices=tuple(device.check() for device in self.devices))
+        checked = self._replace(devices=tuple(device.check() for device in self.devices))
+        if not (self.disks or self.nets or self.consoles or self.rngs):
+            return checked
+        from tvmm.config.virtio import check_virtio
+
+        return check_virtio(checked)
+
+
+def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
+    """The fields that ``--disk``, ``--net`` and ``--device`` fill, imported only if there are any."""
+    if not any(options):
+        return {}
+    from tvmm.config.virtio import parse_hardware
+
+    return parse_hardware(*((values,) if isinstance(values, str) else values for values in options))
 
 
 def check_name(name: str) -> str:

@@ -9,12 +9,12 @@ import trio
 
 from tvmm.control.listener import unix_listener
 from tvmm.control.server import ControlServer
-from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, TaskInfo
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, TaskInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tvmm.control.target import Json
+    from tvmm.control.target import Json, VirtioDevices
     from tvmm.machine import Machine
 
 __all__ = ["MachineTarget", "serve_machine"]
@@ -34,6 +34,14 @@ class MachineTarget:
         self.quit = machine.quit
         self.powerdown = machine.powerdown
         self.run_state = machine.run_state
+        devices: VirtioDevices = NoVirtio() if machine.virtio is None else machine.virtio
+        self.virtio = devices.virtio
+        self.disks = devices.disks
+        self.nets = devices.nets
+        self.ports = devices.ports
+        self.resize_disk = devices.resize_disk
+        self.set_link = devices.set_link
+        self.announce = devices.announce
 
     @property
     def name(self) -> str:
@@ -73,9 +81,9 @@ class MachineTarget:
         return self._machine.meter.snapshot()
 
     def chardevs(self) -> Sequence[ChardevInfo]:
-        """The serial line and where it leads."""
+        """The serial line and the ports of consoles, and where they lead."""
         kind, path = self._machine.config.serial.kind, self._machine.backend_path
-        return [ChardevInfo("serial0", f"{kind}:{path}" if path else kind)]
+        return [ChardevInfo("serial0", f"{kind}:{path}" if path else kind), *self.ports()]
 
     def info(self) -> Mapping[str, Json]:
         """Anything else worth telling."""

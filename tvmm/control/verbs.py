@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tvmm.control import device_verbs
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "SIGNATURES", "VERBS", "Verb"]
 
-EVENTS = ("STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED")
+EVENTS = ("STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")
 """What clients may be told of."""
 
 
@@ -170,7 +171,25 @@ async def _negotiated(target: ControlTarget, arguments: Mapping[str, Any]) -> Js
 
 VERBS: dict[str, Verb] = {
     NEGOTIATE: Verb(_negotiated, (Argument("enable", "strings", required=False),)),
+    "announce-self": Verb(
+        device_verbs.announce_self,
+        (
+            *(Argument(name, "integer", required=False) for name in ("initial", "max", "rounds", "step")),
+            Argument("interfaces", "strings", required=False),
+            Argument("id", "string", required=False),
+        ),
+    ),
+    "block_resize": Verb(
+        device_verbs.block_resize,
+        (
+            Argument("device", "string", required=False),
+            Argument("node-name", "string", required=False),
+            Argument("size", "integer"),
+        ),
+    ),
     "cont": Verb(cont),
+    "query-block": Verb(device_verbs.query_block),
+    "query-blockstats": Verb(device_verbs.query_blockstats),
     "query-chardev": Verb(query_chardev),
     "query-commands": Verb(query_commands),
     "query-cpus-fast": Verb(query_cpus_fast),
@@ -178,9 +197,11 @@ VERBS: dict[str, Verb] = {
     "query-kvm": Verb(query_kvm),
     "query-memory-size-summary": Verb(query_memory_size_summary),
     "query-name": Verb(query_name),
+    "query-rx-filter": Verb(device_verbs.query_rx_filter, (Argument("name", "string", required=False),)),
     "query-status": Verb(query_status),
     "query-version": Verb(query_version),
     "quit": Verb(quit_machine, after=lambda target: target.quit()),
+    "set_link": Verb(device_verbs.set_link, (Argument("name", "string"), Argument("up", "boolean"))),
     "stop": Verb(stop),
     "system_powerdown": Verb(system_powerdown),
     "system_reset": Verb(system_reset),
@@ -188,6 +209,8 @@ VERBS: dict[str, Verb] = {
     "x-query-info": Verb(query_info),
     "x-query-memory-map": Verb(query_memory_map),
     "x-query-tasks": Verb(query_tasks),
+    "x-query-virtio": Verb(device_verbs.query_virtio),
+    "x-tvmm-virtio": Verb(device_verbs.virtio_counters, (Argument("name", "string", required=False),)),
 }
 
 SIGNATURES = {name: verb.arguments for name, verb in VERBS.items()}

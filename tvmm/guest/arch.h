@@ -64,6 +64,30 @@ static inline void mmio_write32(u64 address, u32 value)
     asm volatile("movl %0, (%1)" ::"r"(value), "r"(address) : "memory");
 }
 
+static inline u8 mmio_read8(u64 address)
+{
+    u8 value;
+    asm volatile("movb (%1), %0" : "=q"(value) : "r"(address) : "memory");
+    return value;
+}
+
+static inline void mmio_write8(u64 address, u8 value)
+{
+    asm volatile("movb %0, (%1)" ::"q"(value), "r"(address) : "memory");
+}
+
+static inline u16 mmio_read16(u64 address)
+{
+    u16 value;
+    asm volatile("movw (%1), %0" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+static inline void mmio_write16(u64 address, u16 value)
+{
+    asm volatile("movw %0, (%1)" ::"r"(value), "r"(address) : "memory");
+}
+
 static inline u64 rdtsc(void)
 {
     u32 low, high;
@@ -73,6 +97,7 @@ static inline u64 rdtsc(void)
 
 static inline void cpu_relax(void) { asm volatile("pause" ::: "memory"); }
 static inline void compiler_barrier(void) { asm volatile("" ::: "memory"); }
+static inline void full_barrier(void) { asm volatile("mfence" ::: "memory"); } /* stores before, loads behind */
 
 static inline u64 syscall(u64 number, u64 first, u64 second)
 {

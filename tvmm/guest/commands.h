@@ -33,6 +33,32 @@ COMMAND(cmd_rtc);
 COMMAND(cmd_pio);
 COMMAND(cmd_kbd);
 COMMAND(cmd_fuzz);
+/* cmd_virtio.c, cmd_blk.c, cmd_blkdata.c */
+COMMAND(cmd_virtio);
+COMMAND(cmd_vreset);
+COMMAND(cmd_blk);
+COMMAND(cmd_blkbench);
+COMMAND(cmd_ringops);
+COMMAND(cmd_flush);
+COMMAND(cmd_discard);
+COMMAND(cmd_zeroes);
+COMMAND(cmd_rdsec);
+COMMAND(cmd_wrsec);
+COMMAND(cmd_blkfill);
+COMMAND(cmd_blkcheck);
+COMMAND(cmd_blkstress);
+COMMAND(cmd_blkreset);
+/* cmd_net.c */
+COMMAND(cmd_ip);
+COMMAND(cmd_ping);
+COMMAND(cmd_mac);
+COMMAND(cmd_link);
+COMMAND(cmd_nettx);
+COMMAND(cmd_netrx);
+COMMAND(cmd_netecho);
+/* cmd_vcon.c, virtio_rng.c */
+COMMAND(cmd_vcon);
+COMMAND(cmd_rng);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);

@@ -36,7 +36,7 @@ struct service {
     void (*run)(void);
 };
 
-static struct service services[16];
+static struct service services[64]; /* ISA interrupts, and a vector for each virtqueue */
 static size_t service_count;
 static bool has_lapic, has_ioapic;
 static u32 bsp_apic_id;
@@ -137,18 +137,20 @@ void irq_init(void)
 bool irq_has_ioapic(void) { return has_ioapic; }
 bool irq_has_lapic(void) { return has_lapic; }
 
-void irq_mask(u8 isa_irq, bool masked)
+u32 irq_boot_cpu(void) { return bsp_apic_id; }
+
+void irq_mask_pin(u8 pin, bool masked)
 {
-    u8 pin = mptable.isa_pin[isa_irq];
     if (!has_ioapic)
         return;
     ioapic_write(IOAPIC_REDIRECTION + 2u * pin + 1, bsp_apic_id << 24);
     ioapic_write(IOAPIC_REDIRECTION + 2u * pin, (VEC_PIN0 + pin) | (masked ? LVT_MASKED : 0u));
 }
 
-void irq_register(u8 isa_irq, void (*run)(void))
+void irq_mask(u8 isa_irq, bool masked) { irq_mask_pin(mptable.isa_pin[isa_irq], masked); }
+
+void irq_register_vector(u8 vector, void (*run)(void))
 {
-    u8 vector = (u8)(VEC_PIN0 + mptable.isa_pin[isa_irq]);
     size_t slot = 0;
     while (slot < service_count && services[slot].vector != vector)
         slot++;
@@ -157,8 +159,15 @@ void irq_register(u8 isa_irq, void (*run)(void))
     services[slot] = (struct service){vector, irq_count[vector], run};
     if (slot == service_count)
         service_count++;
-    irq_mask(isa_irq, false);
 }
+
+void irq_register_pin(u8 pin, void (*run)(void))
+{
+    irq_register_vector((u8)(VEC_PIN0 + pin), run);
+    irq_mask_pin(pin, false);
+}
+
+void irq_register(u8 isa_irq, void (*run)(void)) { irq_register_pin(mptable.isa_pin[isa_irq], run); }
 
 bool irq_poll(void)
 {
@@ -200,6 +209,14 @@ void irq_wait(u64 until)
             lapic_timer((u32)min_u64(us * lapic_timer_khz() / 1000 + 1, 0xffffffff), false);
         syscall(SYS_WAIT, seen, 0);
     }
+    irq_poll();
+}
+
+void irq_sleep(void)
+{
+    u32 seen = bsp_kstack.events;
+    if (!work_pending() && has_lapic)
+        syscall(SYS_WAIT, seen, 0);
     irq_poll();
 }
 

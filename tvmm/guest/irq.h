@@ -20,11 +20,23 @@ bool irq_has_lapic(void);
 void irq_register(u8 isa_irq, void (*service)(void));
 void irq_mask(u8 isa_irq, bool masked);
 
+/* The same by I/O APIC pin (0..23), and by vector, for message signalled interrupts (VEC_MSI on). */
+void irq_register_pin(u8 pin, void (*service)(void));
+void irq_mask_pin(u8 pin, bool masked);
+void irq_register_vector(u8 vector, void (*service)(void));
+u32 irq_boot_cpu(void); /* its APIC id: where message signalled interrupts are to go */
+
 /* Lets the services run. Cheap enough for the inner loop of a command. True if Ctrl-C was typed. */
 bool irq_poll(void);
 
 /* irq_poll(), or sleep until there is something to poll, but no longer than `until` (TSC; 0: no limit). */
 void irq_wait(u64 until);
+
+/*
+ * irq_poll(), or sleep until any interrupt. Arms no timer, which costs far more than the sleep itself: who wants to
+ * wake up in the end has a periodic one running.
+ */
+void irq_sleep(void);
 
 /* Sleeps till `until` (TSC) while services run; true at once if Ctrl-C was typed. */
 bool sleep_until(u64 until);

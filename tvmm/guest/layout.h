@@ -43,6 +43,8 @@
 #define VEC_TIMER    0x40
 #define VEC_WAKE     0x41
 #define VEC_HALT     0x42
+#define VEC_MSI      0x50 /* message signalled interrupts: from here to VEC_MSI_END - 1 */
+#define VEC_MSI_END  0x7f /* 0x7f and all above are counted together */
 #define VEC_SPURIOUS 0xff
 
 /* System calls, by INT3 with the number in RAX (see traps.S). */

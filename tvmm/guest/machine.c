@@ -36,6 +36,7 @@ struct linux_e820 {
 
 struct machine machine;
 static u64 alloc_next, alloc_end;
+static u64 dma_start = (u64)-1; /* what dma_alloc() has given away begins here, in the highest piece of RAM */
 
 extern u64 pdpt[512];
 
@@ -176,10 +177,24 @@ size_t free_ram(struct region *pieces, size_t limit)
     size_t count = 0;
     for (size_t i = 0; i < machine.region_count && count < limit; i++) {
         const struct region *r = &machine.regions[i];
-        u64 start = max_u64(r->start, alloc_end), end = min_u64(r->start + r->size, 512 * GIB);
+        u64 start = max_u64(r->start, alloc_end), end = min_u64(min_u64(r->start + r->size, 512 * GIB), dma_start);
         start = (start + PAGE_SIZE - 1) & -(u64)PAGE_SIZE;
         if (r->type == REGION_RAM && start < end)
             pieces[count++] = (struct region){start, (end - start) & -(u64)PAGE_SIZE, REGION_RAM};
     }
     return count;
+}
+
+u64 dma_alloc(size_t pages)
+{
+    struct region pieces[MAX_REGIONS];
+    const struct region *highest = NULL;
+    size_t count = free_ram(pieces, MAX_REGIONS);
+    for (size_t i = 0; i < count; i++)
+        if (!highest || pieces[i].start > highest->start)
+            highest = &pieces[i];
+    if (!highest || highest->size / PAGE_SIZE < pages)
+        return 0;
+    dma_start = highest->start + highest->size - pages * PAGE_SIZE;
+    return dma_start;
 }

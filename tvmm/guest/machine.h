@@ -33,7 +33,13 @@ void print_memory_map(void);
 /* Contiguous zeroed pages that are never given back; 0 if memory is out. */
 u64 page_alloc(size_t pages);
 
-/* The RAM that nobody uses: behind the image and page_alloc()'s reserve. Returns the number of pieces. */
+/*
+ * The same for much memory, from the top of RAM and not zeroed: rings and buffers of devices. 0 if memory is out.
+ * It is taken from what free_ram() finds.
+ */
+u64 dma_alloc(size_t pages);
+
+/* The RAM that nobody uses: behind the image and page_alloc()'s reserve, below dma_alloc()'s. Returns the number of pieces. */
 size_t free_ram(struct region *pieces, size_t limit);
 
 #endif

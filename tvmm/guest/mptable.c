@@ -33,6 +33,11 @@ struct cpu_entry {
     u32 signature, features, reserved[2];
 };
 
+struct bus_entry {
+    u8 type, id;
+    char name[6];
+};
+
 struct ioapic_entry {
     u8 type, id, version, flags;
     u32 address;
@@ -79,13 +84,26 @@ static void add_cpu(const struct cpu_entry *cpu)
     }
 }
 
+static u8 pci_bus_id = NO_PIN;
+
+/* Kind 0: vectored. On a bus that is not PCI 0, the interrupt is one of ISA's. */
+static void add_interrupt(const struct interrupt_entry *entry)
+{
+    if (entry->kind != 0 || entry->pin >= 24)
+        return;
+    if (entry->bus == pci_bus_id)
+        mptable.pci_pin[entry->bus_irq >> 2 & 31][entry->bus_irq & 3] = entry->pin;
+    else if (entry->bus_irq < 16)
+        mptable.isa_pin[entry->bus_irq] = entry->pin;
+}
+
 /* By the table's length: there is firmware (qboot) that leaves the count of entries at 0. */
 static void read_entries(const struct table_header *header)
 {
     const u8 *at = (const u8 *)(header + 1), *end = (const u8 *)header + header->length;
     while (at + 8 <= end && *at <= ENTRY_LOCAL_INTERRUPT) {
         const struct ioapic_entry *ioapic = (const void *)at;
-        const struct interrupt_entry *interrupt = (const void *)at;
+        const struct bus_entry *bus = (const void *)at;
         switch (*at) {
         case ENTRY_CPU:
             add_cpu((const void *)at);
@@ -95,9 +113,12 @@ static void read_entries(const struct table_header *header)
             if ((ioapic->flags & 1) && !mptable.ioapic)
                 mptable.ioapic = ioapic->address;
             break;
-        case ENTRY_IO_INTERRUPT: /* kind 0: vectored. On a PC without PCI all of them are ISA's. */
-            if (interrupt->kind == 0 && interrupt->bus_irq < 16 && interrupt->pin < 24)
-                mptable.isa_pin[interrupt->bus_irq] = interrupt->pin;
+        case ENTRY_BUS: /* buses come before interrupts; PCI bus 0 before those behind bridges */
+            if (pci_bus_id == NO_PIN && !memcmp(bus->name, "PCI", 3))
+                pci_bus_id = bus->id;
+            break;
+        case ENTRY_IO_INTERRUPT:
+            add_interrupt((const void *)at);
             break;
         }
         at += 8;
@@ -108,6 +129,7 @@ void mptable_init(void)
 {
     for (u8 irq = 0; irq < 16; irq++)
         mptable.isa_pin[irq] = irq == 0 ? 2 : irq;
+    memset(mptable.pci_pin, NO_PIN, sizeof mptable.pci_pin);
     volatile const u16 *ebda_segment = (volatile const u16 *)0x40e; /* volatile: a plain address, no object */
     u64 ebda = (u64)*ebda_segment << 4;
     const struct table_header *header = NULL;

@@ -33,6 +33,7 @@ struct kvm_msrs { uint32_t nmsrs; uint32_t pad; struct kvm_msr_entry entries[]; 
 struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
 struct kvm_userspace_memory_region { uint32_t slot, flags; uint64_t guest_phys_addr, memory_size, userspace_addr; };
 struct kvm_irqfd { uint32_t fd, gsi, flags, resamplefd; ...; };
+struct kvm_ioeventfd { uint64_t datamatch, addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_irqchip { uint32_t chip_id; ...; };
 struct kvm_pit_state2 { uint32_t flags; ...; };
 struct kvm_irq_routing_entry { uint32_t gsi, type, flags; ...; };
@@ -53,6 +54,7 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_CREATE_IRQCHIP ...
 #define KVM_CREATE_PIT2 ...
 #define KVM_IRQFD ...
+#define KVM_IOEVENTFD ...
 #define KVM_SET_GSI_ROUTING ...
 #define KVM_IRQCHIP_PIC_MASTER ...
 #define KVM_IRQCHIP_PIC_SLAVE ...
@@ -86,6 +88,8 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_MEM_READONLY ...
 #define KVM_IRQFD_FLAG_DEASSIGN ...
 #define KVM_IRQFD_FLAG_RESAMPLE ...
+#define KVM_IOEVENTFD_FLAG_DATAMATCH ...
+#define KVM_IOEVENTFD_FLAG_DEASSIGN ...
 #define KVM_PIT_SPEAKER_DUMMY ...
 
 #define KVM_CAP_IRQCHIP ...
@@ -162,6 +166,7 @@ uint32_t tvmm_string_io(struct tvmm_vcpu *vcpu, uint8_t **data, uint32_t *size, 
 uint32_t tvmm_exit_words(struct tvmm_vcpu *vcpu, uint64_t *words, uint32_t limit);
 uint32_t tvmm_internal_data(struct tvmm_vcpu *vcpu, uint32_t *suberror, uint64_t *data, uint32_t limit);
 
+void tvmm_route_to_msi(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint64_t address, uint32_t data);
 void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t irqchip, uint32_t pin);
 long tvmm_ioctl(int fd, unsigned long request, void *argument);
 long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument);
@@ -317,3 +322,81 @@ void tvmm_net_flush(struct tvmm_net *net);
 void tvmm_net_set_link(struct tvmm_net *net, uint32_t up);
 int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
 int tvmm_net_serve(struct tvmm_net *net);
+
+/* blk.h */
+#define TVMM_BLK_ID_LENGTH ...
+#define TVMM_BLK_RANGES_MAX ...
+#define TVMM_BLK_IOVECS_MAX ...
+#define TVMM_BLK_OPERATIONS 6
+enum tvmm_blk_verdict { TVMM_BLK_RUN, TVMM_BLK_REFUSE, TVMM_BLK_NO_STATUS, TVMM_BLK_NO_HEADER, ... };
+enum tvmm_blk_broken {
+    TVMM_BLK_WORKS,
+    TVMM_BLK_BROKEN_RING,
+    TVMM_BLK_BROKEN_STATUS,
+    TVMM_BLK_BROKEN_HEADER,
+    TVMM_BLK_BROKEN_USED,
+    ...
+};
+enum tvmm_blk_policy { TVMM_BLK_REPORT, TVMM_BLK_IGNORE, TVMM_BLK_STOP, TVMM_BLK_ENOSPC, ... };
+enum tvmm_blk_engine_kind { TVMM_BLK_SYNC, TVMM_BLK_THREADS, TVMM_BLK_URING, ... };
+struct tvmm_blk_limits {
+    uint64_t capacity;
+    uint32_t read_only, flush;
+    uint32_t max_discard, discard_ranges, max_zeroes, zeroes_ranges;
+    uint8_t serial[20];
+    ...;
+};
+struct tvmm_blk_range { uint64_t offset, length; uint32_t unmap; ...; };
+struct tvmm_blk_request {
+    uint32_t id, operation, code, adjacent;
+    uint8_t *status;
+    uint64_t offset, length, done;
+    struct iovec *iovecs;
+    uint32_t iovec_count, iovec_first;
+    struct tvmm_blk_range *ranges;
+    uint32_t range_count, range_first;
+    ...;
+};
+struct tvmm_blk_counters {
+    uint64_t requests[6], errors[6];
+    uint64_t read_bytes, written_bytes, unmapped_bytes;
+    uint64_t refused, ignored, stops, retried, cached, plain, steps;
+};
+struct tvmm_blk_setup {
+    int fd, plain_fd;
+    uint32_t memory_align, offset_align;
+    uint32_t is_device;
+    uint32_t engine, depth;
+    uint32_t read_policy, write_policy;
+    uint32_t ignore_flush;
+};
+struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
+struct tvmm_blk {
+    struct tvmm_served queue;
+    struct tvmm_spin spin;
+    struct tvmm_blk_limits limits;
+    struct tvmm_blk_counters counters;
+    struct tvmm_blk_notice notice;
+    uint32_t broken, call_pending;
+    int32_t stopped;
+    uint32_t at_engine;
+    ...;
+};
+struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_waker *waker, int kick_fd,
+                              uint64_t spin_max_ns, int *error);
+void tvmm_blk_free(struct tvmm_blk *blk);
+int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring);
+void tvmm_blk_stop(struct tvmm_blk *blk);
+uint32_t tvmm_blk_serve(struct tvmm_blk *blk);
+void tvmm_blk_drain(struct tvmm_blk *blk);
+int tvmm_blk_active(const struct tvmm_blk *blk);
+void tvmm_blk_resume(struct tvmm_blk *blk);
+void tvmm_blk_set_capacity(struct tvmm_blk *blk, uint64_t sectors);
+void tvmm_blk_set_write_through(struct tvmm_blk *blk, uint32_t on);
+enum tvmm_blk_verdict tvmm_blk_parse(const struct tvmm_blk_limits *limits, const struct tvmm_chain *chain,
+                                     const struct iovec *iovecs, struct tvmm_blk_request *request);
+void tvmm_blk_forget(struct tvmm_blk_request *request);
+uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
+int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
+int tvmm_in_memory(int fd);
+int tvmm_can_punch(int fd, uint64_t end);

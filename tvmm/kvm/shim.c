@@ -46,6 +46,16 @@ void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32
     entry->u.irqchip.pin = pin;
 }
 
+void tvmm_route_to_msi(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint64_t address, uint32_t data)
+{
+    memset(entry, 0, sizeof *entry);
+    entry->gsi = gsi;
+    entry->type = KVM_IRQ_ROUTING_MSI;
+    entry->u.msi.address_lo = (uint32_t)address;
+    entry->u.msi.address_hi = (uint32_t)(address >> 32);
+    entry->u.msi.data = data;
+}
+
 /* LOCK CMPXCHG on guest memory: other vCPUs run natively beside us. `at` is aligned to `size`; `expected` becomes what was
  * there. 1: exchanged, 0: not, -1: no such size. */
 int tvmm_compare_exchange(uint8_t *at, uint8_t *expected, const uint8_t *desired, uint32_t size)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, ioctl, ioctl_number, lib
+from tvmm.kvm.routes import IrqRoutes
 from tvmm.kvm.vcpu import KvmVcpu
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Vm"]
 
-IOAPIC_PINS, PIC_PINS, TIMER_PIN = 24, 16, 2
 IRQCHIP_COUNT = 3
 """Master PIC, slave PIC, IOAPIC."""
 
@@ -54,25 +54,8 @@ class Vm:
         ioctl_number(self.fd, "KVM_CREATE_IRQCHIP")
         pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
         ioctl(self.fd, "KVM_CREATE_PIT2", pit)
-        self._route_isa_interrupts()
-
-    def _route_isa_interrupts(self) -> None:
-        """Line i to pin i of PIC and IOAPIC, but the timer's line 0 to IOAPIC pin 2, as PCs are wired and tables say.
-
-        KVM's own default has line 0 at pin 0, where no guest looks for the timer.
-        """
-        routes = []
-        for line in range(IOAPIC_PINS):
-            if line < PIC_PINS:
-                chip = lib.KVM_IRQCHIP_PIC_MASTER if line < 8 else lib.KVM_IRQCHIP_PIC_SLAVE
-                routes.append((line, chip, line % 8))
-            if line != TIMER_PIN:
-                routes.append((line, lib.KVM_IRQCHIP_IOAPIC, line or TIMER_PIN))
-        table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
-        table.nr = len(routes)
-        for index, (line, chip, pin) in enumerate(routes):
-            lib.tvmm_route_to_pin(ffi.addressof(table.entries, index), line, chip, pin)
-        ioctl(self.fd, "KVM_SET_GSI_ROUTING", table)
+        self.routes = IrqRoutes(self.fd)
+        self.routes.apply()
 
     def set_memory(self, slot: int, gpa: int, memory: mmap.mmap | memoryview, *, read_only: bool = False) -> None:
         """Put `memory` at guest-physical `gpa` as slot number `slot` (KVM_SET_USER_MEMORY_REGION).
@@ -95,13 +78,35 @@ class Vm:
             ) from error
         self._mapped[slot] = buffer
 
-    def set_irqfd(self, gsi: int, event_fd: int, *, assign: bool = True) -> None:
-        """Connect an eventfd with interrupt line `gsi`: each write is one edge (KVM_IRQFD)."""
+    def set_irqfd(self, gsi: int, event_fd: int, *, assign: bool = True, resample_fd: int = -1) -> None:
+        """Connect an eventfd with interrupt `gsi`: each write is one edge, or one message (KVM_IRQFD).
+
+        With a `resample_fd` the line stays up from a write to the guest's end of interrupt, which is told there.
+        """
         request = ffi.new("struct kvm_irqfd *")
         request.fd = event_fd
         request.gsi = gsi
         request.flags = 0 if assign else lib.KVM_IRQFD_FLAG_DEASSIGN
+        if resample_fd >= 0:
+            request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
+            request.resamplefd = resample_fd
         ioctl(self.fd, "KVM_IRQFD", request)
+
+    def set_ioeventfd(
+        self, event_fd: int, address: int, length: int, value: int | None = None, *, assign: bool = True
+    ) -> None:
+        """Have writes of `length` bytes (0: of any width) at guest-physical `address` go to an eventfd (KVM_IOEVENTFD).
+
+        With a `value` only those of that value. The guest does not leave KVM for them.
+        """
+        request = ffi.new("struct kvm_ioeventfd *")
+        request.fd, request.addr, request.len = event_fd, address, length
+        if value is not None:
+            request.datamatch = value
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        if not assign:
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+        ioctl(self.fd, "KVM_IOEVENTFD", request)
 
     def get_chips(self) -> list[bytes]:
         """KVM_GET_IRQCHIP of both PICs and the IOAPIC, and KVM_GET_PIT2, as the kernel's structures."""

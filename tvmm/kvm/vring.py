@@ -262,9 +262,13 @@ class Vring:
         """Tell the driver that the device looks by itself. A kick can still come."""
         lib.tvmm_vring_disable_kicks(self.raw)
 
-    def note_kick(self) -> None:
-        """Count a kick that the device took."""
-        self.raw.counters.kicks += 1
+    def note_kick(self, count: int = 1) -> None:
+        """Count kicks that the device took."""
+        self.raw.counters.kicks += count
+
+    def note_error(self) -> None:
+        """Count a chain that broke a rule of the device's."""
+        self.raw.counters.errors += 1
 
     @property
     def counters(self) -> VringCounters:

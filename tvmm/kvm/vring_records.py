@@ -163,7 +163,8 @@ class VringCounters(NamedTuple):
 
     `pops` calls on a working ring, of which `empty_pops` found nothing; `chains` taken; `returned` by the
     device; `used_entries` written, which can be fewer with IN_ORDER; `kicks` that the device took;
-    `interrupts` sent and `suppressed` on the driver's wish, one decision each; `errors`: how often it stopped.
+    `interrupts` sent and `suppressed` on the driver's wish, one decision each; `errors`: how often it stopped,
+    or a chain was none of the device's.
     """
 
     pops: int

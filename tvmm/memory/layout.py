@@ -22,11 +22,16 @@ __all__ = [
     "LEGACY_WINDOW",
     "MP_TABLE",
     "ONE_MIB",
+    "PCI_ECAM",
+    "PCI_IO",
+    "PCI_MMIO32",
     "PVH_INFO",
     "RSDP",
+    "VIRTIO_MMIO",
     "ZERO_PAGE",
     "GuestMemory",
     "Range",
+    "pci_mmio64",
     "ram_ranges",
 ]
 
@@ -66,6 +71,16 @@ class Range(NamedTuple):
         return self.start + self.size
 
 
+PCI_IO = Range(0x1000, 0xF000)
+PCI_MMIO32 = Range(HOLE_START, 256 << 20)
+PCI_ECAM = Range(0xE000_0000, 256 << 20)
+"""1 MiB for each of 256 buses."""
+VIRTIO_MMIO = Range(0xFEB0_0000, ONE_MIB)
+"""A page for each device with the MMIO transport."""
+_MMIO64_START, _MMIO64_SIZE = 1 << 38, 1 << 36
+"""256 GiB: above the RAM of most machines, and within the 39 address bits that the smallest processors have."""
+
+
 class GuestMemory(Protocol):
     """What loaders and device models ask of guest RAM."""
 
@@ -81,3 +96,9 @@ def ram_ranges(size: int) -> tuple[Range, ...]:
     if size <= HOLE_START:
         return (Range(0, size),)
     return (Range(0, HOLE_START), Range(HIGH_MEMORY, size - HOLE_START))
+
+
+def pci_mmio64(ram_size: int) -> Range:
+    """Where 64-bit BARs may go: 64 GiB behind all RAM."""
+    end = ram_ranges(ram_size)[-1].end
+    return Range(max(_MMIO64_START, -(-end // _MMIO64_SIZE) * _MMIO64_SIZE), _MMIO64_SIZE)

@@ -30,6 +30,8 @@ from tvmm.virtio.features import BLK_ID, DEFAULT_RING
 from tvmm.virtio.features import Blk as Feature
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tvmm.virtio.device import ConfigState
 
 __all__ = ["Blk", "BlkSettings"]
@@ -166,6 +168,8 @@ class Blk(VirtioDevice):
             ring,
         )
         self.settings = settings
+        self.cache_mode_changed: Callable[[], None] = _nobody_cares
+        """Called after `write_through` may have changed under a live driver."""
 
     # -- the driver's side -------------------------------------------------------------------------------
 
@@ -180,6 +184,10 @@ class Blk(VirtioDevice):
         writable = bytearray(CONFIG_LENGTH)
         writable[WRITEBACK] = 0x01 if accepted & Feature.CONFIG_WCE else 0
         self.writable = bytes(writable)
+
+    def config_written(self, offset: int, size: int) -> None:
+        """The cache mode: nothing else is writable."""
+        self.cache_mode_changed()
 
     def reset(self) -> None:
         """The cache mode as at first; the capacity is the host's and stays."""
@@ -229,3 +237,7 @@ class Blk(VirtioDevice):
         self.load_config(config)
         self.accepted = accepted
         self._open(accepted)
+
+
+def _nobody_cares() -> None:
+    """Before a runner has the device, nothing is written."""

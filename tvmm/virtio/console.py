@@ -56,7 +56,8 @@ class ConsoleState(NamedTuple):
 
 
 class Console(VirtioDevice):
-    """A console's registers. `on_emergency` gets each byte that a guest writes past all queues, at any time.
+    """A console's registers. `on_emergency` gets each byte that a guest writes past all queues, at any time; who
+    serves the queues may set it later.
 
     Raises `ConfigError` for settings that make none.
     """
@@ -67,7 +68,7 @@ class Console(VirtioDevice):
     def __init__(
         self,
         settings: ConsoleSettings,
-        on_emergency: Callable[[int], None],
+        on_emergency: Callable[[int], None] = lambda byte: None,
         ring: int = DEFAULT_RING,
     ) -> None:
         self.max_ports = max(settings.max_ports, len(settings.ports))
@@ -88,7 +89,7 @@ class Console(VirtioDevice):
                 self.ports.add(number, port)
         except ValueError as error:
             raise ConfigError(f"virtio-console: {error}") from None
-        self._on_emergency = on_emergency
+        self.on_emergency = on_emergency
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Console(VirtioDevice):
         if offset <= EMERGENCY < offset + size:
             byte = self._config[EMERGENCY]
             self._config[EMERGENCY:] = bytes(4)
-            self._on_emergency(byte)
+            self.on_emergency(byte)
         else:
             self._config[EMERGENCY:] = bytes(4)
 

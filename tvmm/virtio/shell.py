@@ -46,6 +46,9 @@ class Shell(Protocol):
     def on_queue_reset(self, index: int) -> None:
         """Let go of queue `index`, then call `Transport.queue_reset_done(index)`."""
 
+    def on_vector(self, index: int) -> None:
+        """The driver has chosen another MSI-X vector for queue `index`."""
+
     def on_notify(self, index: int, data: int) -> None:
         """The driver's notification of a live queue, if it came as an access and not by ioeventfd.
 

@@ -265,6 +265,7 @@ class Transport:
             self.mistake("during-reset")
         else:
             queue.vector = self._checked_vector(value)
+            self._shell.on_vector(queue.index)
 
     # -- configuration space, by the driver --------------------------------------------------------------
 

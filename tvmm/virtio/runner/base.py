@@ -61,11 +61,14 @@ class Runner(Protocol):
     async def run(self) -> None:
         """All threads and tasks of the device, until cancelled."""
 
+    def suspend(self) -> None:
+        """As `hold`, without waiting: from any thread, under the bus lock. `release` undoes it too."""
+
     async def hold(self) -> None:
         """Return when nothing of the device touches guest memory any more; what was in flight is done."""
 
     def release(self) -> None:
-        """Go on after `hold`."""
+        """Undo one `hold` or `suspend`, which nest."""
 
     def close(self) -> None:
         """Give back what was opened. Nothing runs any more."""

@@ -231,6 +231,11 @@ class NetRunner:
             for thread in self._threads:
                 nursery.start_soon(thread.run, limiter, name=thread.name)
 
+    def suspend(self) -> None:
+        """As `hold`, without waiting."""
+        for thread in self._threads:
+            thread.suspend()
+
     async def hold(self) -> None:
         """Frames that come meanwhile wait in the host's queue."""
         held: list[ServerThread] = []

@@ -71,14 +71,21 @@ class ServerThread:
         self._commands.append(command)
         self._waker.wake()
 
+    def suspend(self) -> None:
+        """As `hold`, without waiting for it."""
+        self.post(self._hold)
+
+    def _hold(self) -> None:
+        self._holds += 1
+        self._server.drain()
+
     async def hold(self) -> None:
         """Return when the thread is out of its loop with nothing in flight; `release` undoes it."""
         held = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
         def command() -> None:
-            self._holds += 1
-            self._server.drain()
+            self._hold()
             token.run_sync_soon(held.set)
 
         self.post(command)

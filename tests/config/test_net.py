@@ -1,0 +1,155 @@
+"""Network devices: what ``--net`` takes, what it refuses, and MAC addresses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvmm.config.net import NET_PROPERTIES, NetConfig, mac_for, parse_nets
+from tvmm.errors import ConfigError
+
+MAC = bytes.fromhex("5254000abcde")
+
+NETS = {
+    "tap": NetConfig(),
+    "type=tap": NetConfig(),
+    "tap,ifname=vm0,persist=on": NetConfig(ifname="vm0", persist=True),
+    "tap,fd=5,mtu=9000": NetConfig(fd=5, mtu=9000),
+    "tap,fd=0": NetConfig(fd=0),
+    "tap,br=br0,isolated=on": NetConfig(br="br0", isolated=True),
+    "tap,mac=52:54:00:0a:BC:de,id=lan": NetConfig(mac=MAC, id="lan"),
+    "tap,mac=52-54-00-0a-bc-de": NetConfig(mac=MAC),
+    "tap,queues=4,queue-size=1024": NetConfig(queues=4, queue_size=1024),
+    "tap,csum=off,tso4=off,tso6=off,ecn=off,uso=off": NetConfig(
+        csum=False, tso4=False, tso6=False, ecn=False, uso=False
+    ),
+    "tap,ip=10.0.2.1/24+fd00:0::1/64": NetConfig(ip=("10.0.2.1/24", "fd00::1/64")),
+    "tap,link=off,transport=mmio,poll-us=100": NetConfig(link=False, transport="mmio", poll_us=100),
+    "tap,packed=on,in_order=on,event_idx=off,indirect_desc=off": NetConfig(
+        packed=True, in_order=True, event_idx=False, indirect_desc=False
+    ),
+}
+
+BAD_NETS = {
+    "": "net is empty",
+    "tpa": "did you mean 'tap'",
+    "user": "there are: tap",
+    "tap,ifnmae=x": "did you mean 'ifname'",
+    "tap,ifname=": "cannot name an interface",
+    "tap,ifname=a234567890123456": "1 to 15 bytes",
+    "tap,ifname=a/b": "cannot name an interface",
+    "tap,ifname=tap%d": "without blanks, '/', ':' and '%'",
+    "tap,ifname=..": "cannot name an interface",
+    "tap,br=a b": "net property br 'a b' cannot name",
+    "tap,fd=5,ifname=x": "net fd=5 and ifname do not go together",
+    "tap,fd=0,ip=10.0.0.1/8": "net fd=0 and ip do not go together",
+    "tap,fd=5,br=br0": "fd=5 and br",
+    "tap,fd=5,persist=on": "fd=5 and persist",
+    "tap,fd=5,isolated=on": "fd=5 and isolated",
+    "tap,fd=5,queues=2": "fd=5 has one queue",
+    "tap,fd=-1": "from 0 to",
+    "tap,mtu=67": "it is 68 to 65535 or 0",
+    "tap,mtu=65536": "out of range",
+    "tap,mac=01:00:5e:00:00:01": "is a multicast address; the first byte has to be even: 00:00:5e:00:00:01",
+    "tap,mac=52:54:00:12:34": "is no MAC address; write six bytes",
+    "tap,mac=52:54:00:12:34:5": "is no MAC address",
+    "tap,mac=52:54:00:12:34:gg": "is no MAC address",
+    "tap,mac=00:00:00:00:00:00": "is all zero",
+    "tap,mac=": "is no MAC address",
+    "tap,queues=0": "from 1 to 256",
+    "tap,queues=257": "from 1 to 256",
+    "tap,isolated=on": "isolated=on has no bridge",
+    "tap,persist=on": "persist=on has no ifname",
+    "tap,br=br0,ip=10.0.0.1/8": "a tap in a bridge has no address",
+    "tap,ip=10.0.0.1": "'10.0.0.1' is no address with a prefix",
+    "tap,ip=10.0.0.1/33": "no address with a prefix",
+    "tap,ip=10.0.0.1/8+": "'' is no address with a prefix",
+    "tap,ip=fe80::1%eth0/64": "no address with a prefix",
+    "tap,ip=224.0.0.1/4": "no host's address",
+    "tap,ip=0.0.0.0/0": "no host's address",
+    "tap,ip=10.0.0.1/8+10.0.0.1/8": "is given twice",
+    "tap,ip=" + "+".join(f"10.0.0.{host}/8" for host in range(1, 18)): "17 addresses; at most 16",
+    "tap,csum=maybe": "neither on nor off",
+}
+
+
+@pytest.mark.parametrize(("text", "net"), NETS.items())
+def test_nets(text: str, net: NetConfig) -> None:
+    """Each spelling gives its record, and the record's spelling gives it again."""
+    assert parse_nets((text,)) == (net,)
+    assert NetConfig.parse(net.spelling()) == net
+
+
+@pytest.mark.parametrize(("text", "complaint"), BAD_NETS.items())
+def test_bad_nets(text: str, complaint: str) -> None:
+    """Each mistake is told in one line that says what is possible."""
+    with pytest.raises(ConfigError) as caught:
+        parse_nets((text,))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_none_stands_alone() -> None:
+    """``none`` is no device; beside another, or with options, it is a mistake."""
+    assert parse_nets(("none",)) == parse_nets(()) == ()
+    for values in (("none", "tap"), ("tap", "none"), ("none", "none")):
+        with pytest.raises(ConfigError, match="none stands beside another"):
+            parse_nets(values)
+    with pytest.raises(ConfigError, match="none takes no options"):
+        parse_nets(("none,id=x",))
+
+
+@pytest.mark.parametrize(
+    ("net", "complaint"),
+    [
+        (NetConfig(type="user"), "there are: tap"),
+        (NetConfig(ifname="a/b"), "cannot name an interface"),
+        (NetConfig(mac=b"\1\2\3\4\5\6"), "multicast"),
+        (NetConfig(mac=b"\2\2"), "no MAC address"),
+        (NetConfig(ip=("10.0.0.1",)), "no address with a prefix"),
+        (NetConfig(mtu=1), "68 to 65535"),
+    ],
+)
+def test_nets_made_by_hand_are_checked(net: NetConfig, complaint: str) -> None:
+    """check() holds a record from a program to the same ranges."""
+    with pytest.raises(ConfigError, match=complaint):
+        net.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "offloads"),
+    [
+        ("tap", {"csum", "tso4", "tso6", "ecn", "uso"}),
+        ("tap,csum=off", set()),
+        ("tap,tso4=off", {"csum", "tso6", "ecn", "uso"}),
+        ("tap,tso4=off,tso6=off", {"csum", "uso"}),
+        ("tap,ecn=off,uso=off", {"csum", "tso4", "tso6"}),
+    ],
+)
+def test_offloads_have_what_they_need(text: str, offloads: set[str]) -> None:
+    """Without checksums there are no segments, and ECN needs TCP segments (virtio 1.3, 5.1.3.1)."""
+    assert NetConfig.parse(text).offloads == offloads
+
+
+@given(st.text(max_size=80), st.integers(0, 40))
+def test_macs_are_stable_and_unicast(name: str, index: int) -> None:
+    """A machine's name gives the same address each time: QEMU's prefix, locally administered, unicast."""
+    mac = mac_for(name, index)
+    assert mac == mac_for(name, index)
+    assert len(mac) == 6
+    assert mac[:3] == b"\x52\x54\x00"
+    assert mac != mac_for(name, index + 1)
+
+
+def test_a_mac_of_ones_own_wins() -> None:
+    """The address is the one given, or that of the machine's name."""
+    assert NetConfig(mac=MAC).address("web", 0) == MAC
+    assert NetConfig().address("web", 0) == mac_for("web", 0) != mac_for("db", 0)
+    assert mac_for("web", 0).hex(":") == "52:54:00:98:1e:bd"
+
+
+def test_each_field_is_a_property() -> None:
+    """The table has the fields of the record, in their order, with their defaults."""
+    assert tuple(prop.attribute for prop in NET_PROPERTIES) == NetConfig._fields
+    assert {prop.attribute: prop.default for prop in NET_PROPERTIES} == NetConfig._field_defaults

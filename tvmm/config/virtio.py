@@ -1,0 +1,124 @@
+"""``--disk``, ``--net`` and ``--device``: from values to records, and what goes together.
+
+Imported only by machines that have one of them, and imports only what these need: it counts when a machine starts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tvmm.config.console import ConsoleConfig
+    from tvmm.config.disk import DiskConfig
+    from tvmm.config.machine import MachineConfig
+    from tvmm.config.net import NetConfig
+    from tvmm.config.rng import RngConfig
+    from tvmm.config.serial import SerialConfig
+
+    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig
+
+__all__ = ["MAX_MMIO", "MAX_PCI", "check_virtio", "parse_hardware"]
+
+MAX_MMIO = 12
+"""Each has an interrupt pin of its own, and there are so many free ones."""
+
+MAX_PCI = 31
+"""Devices on a bus besides the host bridge."""
+
+
+def parse_hardware(disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields of `MachineConfig`: the records of all values, ``--disk`` and ``--net`` before ``--device``.
+
+    Raises `ConfigError`. What goes together is `check_virtio`'s affair.
+    """
+    fields: dict[str, Any] = {}
+    if any(value.startswith("virt") for value in device):
+        from tvmm.config.virtio_types import parse_devices
+
+        fields = parse_devices(device)._asdict()
+    elif device:
+        from tvmm.config.device import DeviceConfig
+
+        fields = {"devices": tuple(map(DeviceConfig.parse, device))}
+    if disk:
+        from tvmm.config.disk import DiskConfig
+
+        fields["disks"] = (*map(DiskConfig.parse, disk), *fields.get("disks", ()))
+    if net:
+        from tvmm.config.net import parse_nets
+
+        fields["nets"] = (*parse_nets(tuple(net)), *fields.get("nets", ()))
+    return fields
+
+
+def check_virtio(config: MachineConfig) -> MachineConfig:
+    """`config` with ids and numbers of ports filled in; raises `ConfigError` for what does not go together."""
+    checked = config._replace(
+        disks=tuple(disk.check()._replace(id=disk.id or f"disk{at}") for at, disk in enumerate(config.disks)),
+        nets=tuple(net.check()._replace(id=net.id or f"net{at}") for at, net in enumerate(config.nets)),
+        consoles=tuple(
+            console.check()._replace(id=console.id or f"console{at}") for at, console in enumerate(config.consoles)
+        ),
+        rngs=tuple(rng.check()._replace(id=rng.id or f"rng{at}") for at, rng in enumerate(config.rngs)),
+    )
+    everything: list[Virtio] = [*checked.disks, *checked.nets, *checked.consoles, *checked.rngs]
+    _check_once("devices have the id", (device.id for device in everything), "give each an id=NAME of its own")
+    _check_places(everything)
+    _check_files(checked.disks)
+    _check_nets(checked.nets)
+    ports = [port.chardev for console in checked.consoles for port in console.ports]
+    _check_backends([config.serial, *ports], config.control)
+    return checked
+
+
+def _check_once(what: str, values: Iterable[object], hint: str) -> None:
+    """Raise `ConfigError` if a value, other than an empty one, is there twice."""
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ConfigError(f"two {what} {str(value)!r}", hint)
+        if value not in ("", b"", None):
+            seen.add(value)
+
+
+def _check_places(devices: list[Virtio]) -> None:
+    mmio = sum(device.transport == "mmio" for device in devices)
+    if mmio > MAX_MMIO:
+        raise ConfigError(
+            f"{mmio} devices with transport=mmio are too many", f"{MAX_MMIO} are possible: use transport=pci"
+        )
+    if len(devices) - mmio > MAX_PCI:
+        raise ConfigError(f"{len(devices) - mmio} devices on PCI are too many", f"{MAX_PCI} are possible")
+
+
+def _check_files(disks: tuple[DiskConfig, ...]) -> None:
+    """Two disks may share a file if nobody writes to it."""
+    writable = {disk.file for disk in disks if not disk.readonly}
+    _check_once(
+        "disks, one of them writable, want the file",
+        (disk.file for disk in disks if disk.file in writable),
+        "add readonly=on to both, or give them different files",
+    )
+
+
+def _check_nets(nets: tuple[NetConfig, ...]) -> None:
+    _check_once("nets want the tap", (net.ifname for net in nets), "give them different names")
+    _check_once("nets want the descriptor", (net.fd for net in nets), "open a tap for each")
+    _check_once("nets have the MAC address", (net.mac.hex(":") for net in nets), "leave mac out for a free one")
+
+
+def _check_backends(backends: list[SerialConfig], control: str) -> None:
+    """A terminal, a path and a port belong to one serial line or console port; a path also to the control socket."""
+    if sum(backend.kind == "stdio" for backend in backends) > 1:
+        raise ConfigError("two of the serial line and the console ports want stdio", "give one of them pty or none")
+    paths = [control, *(backend.path for backend in backends), *(backend.link for backend in backends)]
+    _check_once("of control socket, serial line and console ports want the path", paths, "use different ones")
+    _check_once(
+        "of serial line and console ports listen at",
+        (f"{backend.host}:{backend.port}" if backend.port else "" for backend in backends),
+        "give them different ports",
+    )

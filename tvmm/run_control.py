@@ -1,0 +1,85 @@
+"""What of a machine moves, vCPUs and devices, and whether it does: one object that starts and stops all of it.
+
+vCPUs stop first and start last, so that a device never finds itself without its guest, nor a guest without its devices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvmm.vcpu.thread import Vcpu
+    from tvmm.wiring.devices import Devices
+
+__all__ = ["RunControl"]
+
+
+class RunControl:
+    """`tell` gets the events STOP and RESUME. Methods but `hold_now` want `lock` held, so that they do not overlap."""
+
+    def __init__(self, vcpus: Sequence[Vcpu], devices: Devices | None, tell: Callable[[str], None]) -> None:
+        self.lock = trio.Lock()
+        self.running = False
+        self._vcpus = vcpus
+        self._devices = devices
+        self._tell = tell
+        self._launched = False
+        self._devices_held = False
+        self._reason = ""
+
+    @property
+    def state(self) -> str:
+        """A word of QEMU's RunState for a machine that has not ended."""
+        if self.running:
+            return "running"
+        return self._reason or "paused" if self._launched else "prelaunch"
+
+    def start(self) -> None:
+        """Let everything run."""
+        if self.running:
+            return
+        self.running = self._launched = True
+        if self._devices_held and self._devices is not None:
+            self._devices_held = False
+            self._devices.release()
+        self.release()
+        self._tell("RESUME")
+
+    async def stop(self, reason: str = "") -> None:
+        """Return when no vCPU runs, no access of one is half done, and no device touches memory.
+
+        `reason` is a word of RunState for a stop that nobody asked for, such as ``io-error``.
+        """
+        await self.hold()
+        if self._devices is not None and not self._devices_held:
+            self._devices_held = True
+            await self._devices.hold()
+        if self.running:
+            self.running = False
+            self._reason = reason
+            self._tell("STOP")
+
+    def end(self) -> None:
+        """Nothing will run again; the vCPUs are held."""
+        self.running = False
+
+    def hold_now(self) -> None:
+        """Ask all vCPUs to stop. From any thread."""
+        for vcpu in self._vcpus:
+            vcpu.hold()
+
+    async def hold(self) -> None:
+        """Return when no vCPU runs, for a moment that nobody needs to hear of; `release` ends it."""
+        self.hold_now()
+        for vcpu in self._vcpus:
+            await vcpu.wait_not_running()
+
+    def release(self) -> None:
+        """Undo `hold`, if the machine is running."""
+        if self.running:
+            for vcpu in self._vcpus:
+                vcpu.release()

@@ -1,0 +1,400 @@
+"""The block device's runner: one thread per queue, all on one image.
+
+The threads are in C most of the time (`tvmm.kvm.blk`). What is here is the order of things around that: rings are
+configured and let go on their own threads, limits go to all queues at once, and errors of the host that stop the
+machine are handed to whoever can pause it. A queue that has stopped over an error keeps what failed, takes nothing
+more, and repeats it at the next `release`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from tvmm.errors import HostError, ImageError
+from tvmm.kvm.blk import BlkCounters, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
+from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
+from tvmm.kvm.vring import Vring
+from tvmm.kvm.vring_records import VringConfig
+from tvmm.virtio.blk import BlkSettings
+from tvmm.virtio.blk_request import SECTOR
+from tvmm.virtio.runner.thread import ServerThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvmm.config.disk import DiskConfig
+    from tvmm.virtio.blk import Blk
+    from tvmm.virtio.device import Activation, QueueSetup
+    from tvmm.virtio.runner.base import Ends
+    from tvmm.virtio.runner.image import DiskImage
+
+__all__ = ["BlkInfo", "BlkRunner", "blk_settings"]
+
+SEG_MAX = 254
+"""Data segments of a request, as QEMU has it: with header and status a chain of 256."""
+
+RANGE_MAX = 1 << 22
+"""Sectors of one range to discard or to zero: 2 GiB, so that no single call takes long."""
+
+_POLICIES = {
+    "report": Policy.REPORT,
+    "ignore": Policy.IGNORE,
+    "stop": Policy.STOP,
+    "enospc": Policy.ENOSPC,
+}
+_ENGINE_NAMES = {Engine.SYNC: "sync", Engine.THREADS: "threads", Engine.IO_URING: "io_uring"}
+
+
+def blk_settings(image: DiskImage, config: DiskConfig) -> BlkSettings:
+    """What the disk says of itself: what the user chose, and else what the image has."""
+    logical = config.logical_block_size or image.logical_block
+    physical = max(logical, config.physical_block_size or image.physical_block)
+    if image.size % logical:
+        raise ImageError(
+            f"disk image {image.path} has {image.size} bytes, which is no whole number of blocks of {logical}",
+            f"'truncate -s %{logical} {image.path}' makes it one, or choose another logical_block_size",
+        )
+    unmap = config.discard == "unmap" and image.can_unmap
+    return BlkSettings(
+        capacity=image.size // SECTOR,
+        read_only=config.readonly,
+        serial=config.serial.encode("ascii"),
+        queues=config.queues,
+        queue_size=config.queue_size,
+        seg_max=max(1, min(SEG_MAX, config.queue_size - 2)),
+        block=logical,
+        physical_block=physical,
+        min_io=config.min_io_size or logical,
+        opt_io=config.opt_io_size,
+        max_discard=RANGE_MAX if unmap else 0,
+        discard_alignment=physical // SECTOR,
+        max_zeroes=0 if config.readonly else RANGE_MAX,
+        unmap=unmap,
+    )
+
+
+class BlkInfo(NamedTuple):
+    """A disk as it is. `aio` is what the probe came to; `stopped` the errno that it waits over, 0 if it does not."""
+
+    path: str
+    size: int
+    read_only: bool
+    direct: bool
+    aio: str
+    stopped: int
+    counters: BlkCounters
+    """Of all queues together."""
+    queues: tuple[BlkCounters, ...]
+
+
+class BlkRunner:
+    """A `Runner` of `tvmm.virtio.runner.base`, which owns `image` from now on.
+
+    `on_io_error` is called on a queue's thread, without the bus lock, for an error that stops the queue (`STOP`: pause
+    the machine; `release` goes on), and now and then for others. It must not wait.
+    """
+
+    def __init__(
+        self,
+        model: Blk,
+        ends: Ends,
+        image: DiskImage,
+        config: DiskConfig,
+        warn: Callable[[str], None],
+        name: str = "disk",
+    ) -> None:
+        """Raises `HostError` if no engine is to be had; the image is the caller's again then."""
+        self.name = name
+        self.image = image
+        self.on_io_error: Callable[[IoError], None] = _nobody_pauses
+        self._model = model
+        self._ends = ends
+        self._features = 0
+        self._queues: list[_Queue] = []
+        setup = BlkQueueSetup(
+            fd=image.fd,
+            plain_fd=image.plain_fd,
+            memory_align=image.memory_align,
+            offset_align=image.offset_align,
+            is_device=image.is_device,
+            depth=max(model.queue_sizes),
+            read_policy=_POLICIES[config.rerror],
+            write_policy=_POLICIES[config.werror],
+            ignore_flush=config.cache == "unsafe",
+        )
+        try:
+            for line in image.warnings:
+                warn(f"{name}: {line}")
+            engines = _candidates(image, config.aio)
+            for index in range(len(model.queue_sizes)):
+                self._queues.append(_Queue(self, index, setup, engines, config.poll_us * 1000))
+                # What one queue has is good for the next.
+                engines = (self._queues[-1].engine,)
+        except BaseException:
+            self._close_queues()
+            raise
+        self.engine = self._queues[0].engine
+        if config.aio == "io_uring" and self.engine is not Engine.IO_URING:
+            warn(f"{name}: this host has no io_uring for tvmm; aio=threads is used")
+        model.cache_mode_changed = self._cache_mode_changed
+
+    # -- the driver's orders -------------------------------------------------------------------------------
+
+    @property
+    def rings(self) -> Sequence[Vring]:
+        """See `Runner`."""
+        return [queue.ring for queue in self._queues]
+
+    def activate(self, activation: Activation) -> None:
+        """See `Runner`."""
+        self._features = activation.features
+        self._cache_mode_changed()
+        for setup in activation.queues:
+            if setup.ready:
+                self.start_queue(setup)
+
+    def start_queue(self, setup: QueueSetup) -> None:
+        """See `Runner`."""
+        queue = self._queues[setup.queue]
+        config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
+        limits = BlkQueueLimits(*self._model.limits())
+        queue.thread.post(lambda: queue.start(config, limits))
+
+    def reset(self, done: Callable[[], None]) -> None:
+        """See `Runner`."""
+        busy = len(self._queues)
+
+        def stopped() -> None:
+            nonlocal busy
+            busy -= 1
+            if not busy:
+                done()
+
+        for queue in self._queues:
+            self.stop_queue(queue.index, stopped)
+
+    def stop_queue(self, index: int, done: Callable[[], None]) -> None:
+        """See `Runner`."""
+        queue, bus_lock = self._queues[index], self._ends.bus_lock
+
+        def command() -> None:
+            queue.stop()
+            with bus_lock:
+                done()
+
+        queue.thread.post(command)
+
+    def notify(self, index: int) -> None:
+        """See `Runner`."""
+        # A counter that is full has told the thread already.
+        with suppress(BlockingIOError):
+            os.eventfd_write(self._ends.kick_fds[index], 1)
+
+    def set_call(self, index: int, fd: int) -> None:
+        """See `Runner`."""
+        self._queues[index].server.set_call(fd)
+
+    def _cache_mode_changed(self) -> None:
+        on = self._model.write_through
+        for queue in self._queues:
+            queue.server.set_write_through(on)
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """See `Runner`."""
+        limiter = trio.CapacityLimiter(len(self._queues))
+        async with trio.open_nursery() as nursery:
+            for queue in self._queues:
+                nursery.start_soon(queue.thread.run, limiter, name=queue.thread.name)
+
+    def suspend(self) -> None:
+        """See `Runner`."""
+        for queue in self._queues:
+            queue.thread.suspend()
+
+    async def hold(self) -> None:
+        """See `Runner`. What failed and waits for `release` stays in the ring, in flight."""
+        held: list[_Queue] = []
+        try:
+            for queue in self._queues:
+                await queue.thread.hold()
+                held.append(queue)
+        except BaseException:
+            for queue in held:
+                queue.thread.release()
+            raise
+
+    def release(self) -> None:
+        """See `Runner`. Queues that stopped over an error try again."""
+        for queue in self._queues:
+            queue.thread.release()
+            queue.thread.post(queue.server.resume)
+
+    def close(self) -> None:
+        """See `Runner`."""
+        self._close_queues()
+        self.image.close()
+
+    def _close_queues(self) -> None:
+        for queue in self._queues:
+            queue.close()
+        self._queues.clear()
+
+    # -- the machine's orders ------------------------------------------------------------------------------
+
+    async def resize(self, size: int) -> None:
+        """Give image and disk `size` bytes, and tell the driver. Raises `ImageError` or `HostError`.
+
+        A disk that shrinks gives up its end before the file loses it.
+        """
+        before = self.image.size
+        if size >= before:
+            await trio.to_thread.run_sync(self.image.resize, size)
+            self._set_capacity(size)
+            return
+        if size < 0 or size % SECTOR:
+            raise ImageError(f"a disk of {size} bytes is not possible", f"sizes are multiples of {SECTOR}")
+        for queue in self._queues:
+            queue.server.set_capacity(size // SECTOR)
+        try:
+            await self.hold()
+            try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self.image.resize, size)
+            finally:
+                self.release()
+        finally:
+            self._set_capacity(self.image.size)
+
+    def _set_capacity(self, size: int) -> None:
+        for queue in self._queues:
+            queue.server.set_capacity(size // SECTOR)
+        with self._ends.bus_lock:
+            self._model.resize(size // SECTOR)
+
+    def info(self) -> BlkInfo:
+        """As it is now."""
+        queues = tuple(queue.server.counters for queue in self._queues)
+        stopped = next((queue.server.stopped for queue in self._queues if queue.server.stopped), 0)
+        image = self.image
+        total = BlkCounters(*(sum(counts) for counts in zip(*queues, strict=True)))
+        return BlkInfo(
+            image.path, image.size, image.read_only, image.direct, _ENGINE_NAMES[self.engine], stopped, total, queues
+        )
+
+    # -- a queue's wishes ----------------------------------------------------------------------------------
+
+    def interrupt(self, index: int) -> None:
+        """By a queue's thread."""
+        with self._ends.bus_lock:
+            self._ends.used(index)
+
+    def give_up(self, reason: str) -> None:
+        """By a queue's thread."""
+        with self._ends.bus_lock:
+            self._ends.needs_reset(reason)
+
+    def failed(self, error: IoError) -> None:
+        """By a queue's thread."""
+        self.on_io_error(error)
+
+    def new_ring(self) -> Vring:
+        """In the machine's memory."""
+        return Vring(self._ends.memory)
+
+    def kick_fd(self, index: int) -> int:
+        """Of a queue."""
+        return self._ends.kick_fds[index]
+
+
+class _Queue:
+    """One queue: its ring, its thread, and what that serves (a `QueueServer`)."""
+
+    def __init__(
+        self, owner: BlkRunner, index: int, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
+    ) -> None:
+        self.index = index
+        self.ring = owner.new_ring()
+        self._owner = owner
+        self._waker = Waker()
+        try:
+            self.server, self.engine = _open(setup, engines, self._waker, owner.kick_fd(index), spin_max_ns)
+        except BaseException:
+            self._waker.close()
+            raise
+        self.thread = ServerThread(f"{owner.name} queue {index}", self._waker, self)
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        self.server.close()
+        self._waker.close()
+
+    # On the thread.
+
+    def start(self, config: VringConfig, limits: BlkQueueLimits) -> None:
+        """Serve the ring that the driver has set up."""
+        try:
+            self.ring.configure(config)
+            self.server.start(self.ring, limits)
+        except HostError as error:
+            self._owner.give_up(str(error))
+
+    def stop(self) -> None:
+        """Let go of it."""
+        self.server.stop()
+        self.ring.reset()
+
+    def active(self) -> bool:
+        """See `QueueServer`."""
+        return self.server.active()
+
+    def serve(self) -> int:
+        """See `QueueServer`."""
+        return self.server.serve()
+
+    def react(self, word: int) -> None:
+        """See `QueueServer`."""
+        if word == SERVE_INTERRUPT:
+            self._owner.interrupt(self.index)
+        elif word == SERVE_FAILED:
+            self._owner.failed(self.server.take_error())
+        else:
+            assert word == SERVE_BROKEN
+            self._owner.give_up(self.server.broken_reason)
+
+    def drain(self) -> None:
+        """See `QueueServer`."""
+        if self.server.drain():
+            self._owner.interrupt(self.index)
+
+
+def _candidates(image: DiskImage, aio: str) -> tuple[Engine, ...]:
+    """What to try, best first. Where no call waits, nothing is faster than to make it."""
+    if aio == "threads":
+        return (Engine.THREADS,)
+    if aio == "auto" and image.in_memory:
+        return (Engine.SYNC,)
+    return (Engine.IO_URING, Engine.THREADS)
+
+
+def _open(
+    setup: BlkQueueSetup, engines: Sequence[Engine], waker: Waker, kick_fd: int, spin_max_ns: int
+) -> tuple[BlkQueue, Engine]:
+    for engine in engines:
+        try:
+            return BlkQueue(setup._replace(engine=engine), waker, kick_fd, spin_max_ns), engine
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise HostError("a disk needs more file descriptors than there are", "raise 'ulimit -n'") from error
+            reason = error.strerror
+    raise HostError(f"a disk's queue cannot be served: {reason}", "free some memory")
+
+
+def _nobody_pauses(error: IoError) -> None:
+    """Before a machine has the disk."""

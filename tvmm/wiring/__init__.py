@@ -1,0 +1,1 @@
+"""Where models, runners and KVM are joined: devices in their slots, and the PCI bus."""

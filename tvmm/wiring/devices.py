@@ -1,0 +1,156 @@
+"""The virtio devices of one board: made from their options, in their order, each in a slot with its runner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.boot.loader import Hardware
+from tvmm.errors import HostError
+from tvmm.kvm.vring import MemoryMap
+from tvmm.wiring.mmio_slot import MmioSlot
+from tvmm.wiring.slot import Slot, SlotHost
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import ExitStack
+
+    from tvmm.board import Board
+    from tvmm.bus import Device
+    from tvmm.config.console import ConsoleConfig
+    from tvmm.config.disk import DiskConfig
+    from tvmm.config.net import NetConfig
+    from tvmm.config.rng import RngConfig
+    from tvmm.virtio.device import VirtioDevice
+    from tvmm.wiring.console import ConsoleDevice
+    from tvmm.wiring.pci_bus import PciBus
+    from tvmm.wiring.view import DiskPart, NetPart
+
+    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig
+
+__all__ = ["Devices", "make_devices"]
+
+
+class Devices:
+    """Slots in the order of the command line: disks, networks, consoles, sources of entropy. `bus` is None without PCI.
+
+    Built in a worker thread with the board, then run by the machine.
+    """
+
+    def __init__(self, board: Board, reset_control: Device, stack: ExitStack) -> None:
+        self.slots: list[Slot] = []
+        self.bus: PciBus | None = None
+        self.disks: dict[str, DiskPart] = {}
+        self.nets: dict[str, NetPart] = {}
+        self.consoles: dict[str, ConsoleDevice] = {}
+        self.on_warning: Callable[[str], None] = lambda message: None
+        """Called from any thread with a line for the user."""
+        self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
+        """Called from any thread with a QMP event, and a word of RunState if the machine is to stop for it."""
+        self._board = board
+        self._reset_control = reset_control
+        memory = MemoryMap(board.ram)
+        stack.callback(memory.close)
+        self.host = SlotHost(board.vm, memory, board.bus_lock, stack)
+
+    # -- building -----------------------------------------------------------------------------------------
+
+    def place(self, device: VirtioDevice, options: DeviceOptions) -> Slot:
+        """A slot for `device`, of the transport that its options say."""
+        slot: Slot
+        if options.transport == "pci":
+            from tvmm.wiring.pci_slot import PciSlot
+
+            slot = PciSlot(options.id, device, self.host, self._pci())
+        else:
+            number = sum(other.transport_name == "mmio" for other in self.slots)
+            slot = MmioSlot(options.id, device, self.host, self._board.mmio, number)
+        self.slots.append(slot)
+        return slot
+
+    def _pci(self) -> PciBus:
+        if self.bus is None:
+            from tvmm.wiring.pci_bus import PciBus
+
+            board = self._board
+            self.bus = PciBus(
+                board.vm,
+                board.ports,
+                board.mmio,
+                board.bus_lock,
+                board.ram.size,
+                self._reset_control,
+                self.host.stack,
+            )
+        return self.bus
+
+    def warn(self, message: str) -> None:
+        """Tell the user. From any thread."""
+        self.on_warning(message)
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def introduce(self, cpu_count: int) -> Hardware:
+        """Place BARs as firmware does, and say what the kernel has to be told. Under the bus lock."""
+        if self.bus is not None:
+            self.bus.place_bars()
+        return Hardware(
+            cpu_count,
+            self.bus.windows if self.bus is not None else None,
+            self.bus.slots_with_pins() if self.bus is not None else (),
+            tuple(slot.described for slot in self.slots if isinstance(slot, MmioSlot)),
+        )
+
+    def tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What runs beside the vCPUs, by name."""
+        for slot in self.slots:
+            yield slot.name, slot.runner.run
+        if self.bus is not None:
+            yield "pci pins", self.bus.watch_pins
+
+    async def hold(self) -> None:
+        """Return when no device touches guest memory any more; what was in flight is done."""
+        for slot in self.slots:
+            await slot.runner.hold()
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        for slot in self.slots:
+            slot.runner.release()
+
+    async def stop(self) -> None:
+        """Return when every device has let go of its queues, before a reset of the board. No vCPU runs."""
+        for slot in self.slots:
+            await slot.stop()
+
+    def reset(self) -> None:
+        """Transports, functions and devices as after power-on. Under the bus lock."""
+        for slot in self.slots:
+            slot.reset()
+        if self.bus is not None:
+            self.bus.reset()
+
+
+def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devices:
+    """All devices of the board's configuration. Raises `UserError`; what was acquired is undone by `stack`."""
+    devices = Devices(board, reset_control, stack)
+    config = board.config
+    try:
+        for disk in config.disks:
+            from tvmm.wiring.disk import make_disk
+
+            make_disk(devices, disk)
+        for index, net in enumerate(config.nets):
+            from tvmm.wiring.net import make_net
+
+            make_net(devices, net, config.name, index)
+        for console in config.consoles:
+            from tvmm.wiring.console import make_console
+
+            make_console(devices, console)
+        for rng in config.rngs:
+            from tvmm.wiring.rng import make_rng
+
+            make_rng(devices, rng)
+    except OSError as error:
+        raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
+    return devices
