@@ -27,7 +27,18 @@ from tvmm.virtio.net import Net, NetBackend, NetSettings
 from tvmm.virtio.runner.base import Ends
 from tvmm.virtio.runner.net import NetRunner
 
-__all__ = ["EVERYTHING", "HEADER", "MAC", "PATIENCE_S", "NetRig", "SocketWire", "frame", "net_rig"]
+__all__ = [
+    "EVERYTHING",
+    "HEADER",
+    "MAC",
+    "PATIENCE_S",
+    "RX_PLACES",
+    "NetRig",
+    "Received",
+    "SocketWire",
+    "frame",
+    "net_rig",
+]
 
 PATIENCE_S = 20
 MAC = bytes.fromhex("525400000001")
@@ -156,7 +167,7 @@ class NetRig:
             indices = [*range(2 * self.model.usable_pairs), *([control] if control is not None else [])]
             setups = [QueueSetup(index, size, 0, 0, 0, False) for index in range(control_only)]
             for index in indices:
-                config = self._queue(index, size)
+                config = self.set_up_queue(index, size)
                 setups[index] = QueueSetup(index, size, *config[1:4], True)
                 self.runner.set_call(index, CALL_PYTHON if python_calls else self.calls[index])
             activation = Activation(features, tuple(setups))
@@ -165,7 +176,8 @@ class NetRig:
         # What arrives before is thrown away.
         await self.settle()
 
-    def _queue(self, index: int, size: int) -> VringConfig:
+    def set_up_queue(self, index: int, size: int) -> VringConfig:
+        """A queue without anything in it, and its driver."""
         base = 0x1_0000 + index * QUEUE_STRIDE
         self.ram.write(base, bytes(QUEUE_STRIDE))
         config, tables = lay_out(size, self.features & RING_FEATURES, base)
@@ -220,15 +232,15 @@ class NetRig:
         pieces = [Buffer(gpa + a, b - a) for a, b in pairwise(edges) if b > a]
         return self.drivers[index].add(pieces, self.direct()) is not None
 
-    def offer(self, length: int, index: int = 0, pieces: int = 1) -> bool:
-        """A receive buffer; not published. False if the ring is full."""
+    def offer(self, length: int, index: int = 0, pieces: int = 1, place: int | None = None) -> bool:
+        """A receive buffer; not published. False if the ring is full. With a `place` it is not for `receive`."""
         if not self._places:
             return False
-        gpa, part = self._places[-1], length // pieces
+        gpa, part = self._places[-1] if place is None else place, length // pieces
         buffers = [Buffer(gpa + piece * part, part, True) for piece in range(pieces - 1)]
         buffers.append(Buffer(gpa + (pieces - 1) * part, length - (pieces - 1) * part, True))
         number = self.drivers[index].add(buffers, self.direct())
-        if number is not None:
+        if number is not None and place is None:
             self._rx_places[index, number] = self._places.pop()
         return number is not None
 

@@ -45,6 +45,8 @@ const struct command commands[] = {
     {"nettx", "N BYTES SECONDS [gso]", "send frames as fast as it goes", cmd_nettx},
     {"netrx", "N SECONDS [irq]", "count frames that come in", cmd_netrx},
     {"netecho", "N", "answer without sleeping, until Ctrl-C", cmd_netecho},
+    {"vcon", "[open|close|write|read|echo|pump PORT [TEXT|BYTES]]", "ports of the virtio console", cmd_vcon},
+    {"rng", "N BYTES", "random bytes", cmd_rng},
     {"halt", "", "all CPUs: interrupts off, HLT", cmd_halt},
     {"crash", "", "triple fault", cmd_crash},
     {"badop", "", "run CRC32 in kernel mode, which instruction emulators lack", cmd_badop},

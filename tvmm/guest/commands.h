@@ -56,6 +56,9 @@ COMMAND(cmd_link);
 COMMAND(cmd_nettx);
 COMMAND(cmd_netrx);
 COMMAND(cmd_netecho);
+/* cmd_vcon.c, virtio_rng.c */
+COMMAND(cmd_vcon);
+COMMAND(cmd_rng);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
+
+import trio
 
 from tvmm.chardev.factory import open_backend
 from tvmm.chardev.port import SerialHub
@@ -15,8 +21,6 @@ from tvmm.wiring.ring import ring_features
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AsyncExitStack
-
-    import trio
 
     from tvmm.chardev.port import Actions
     from tvmm.config.console import ConsoleConfig
@@ -48,6 +52,24 @@ class ConsoleDevice:
                 hub.watch_holders(end.set_open)
             self._hubs.append(hub)
             nursery.start_soon(hub.run, name=self._label(number))
+            if port.chardev.kind == "stdio" and threading.current_thread() is threading.main_thread():
+                nursery.start_soon(self._follow_terminal, name=f"{self._label(number)} size")
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The window behind the consoles has another size; the guest is told."""
+        self._runner.resize(columns, rows)
+
+    async def _follow_terminal(self) -> None:
+        """Tell the guest the size of tvmm's own terminal, now and whenever it changes, unless the user has chosen."""
+        if self._options.cols:
+            return
+        with trio.open_signal_receiver(signal.SIGWINCH) as changes:
+            while True:
+                try:
+                    self.resize(*os.get_terminal_size(sys.stdin.fileno()))
+                except OSError:
+                    return  # No terminal: input comes from a file or a pipe.
+                await anext(changes)
 
     async def drain(self, at_most: float) -> None:
         """The guest writes no more: pass on what it wrote, for as long as the backends have patience."""

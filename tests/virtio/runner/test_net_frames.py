@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from tests.support.net_rig import frame, net_rig
+from tests.support.net_rig import RX_PLACES, Received, frame, net_rig
 from tests.virtio.ring_parts import FEATURES, feature_names
+from tvmm.kvm.net import FRAME_MAX
+from tvmm.kvm.vring_records import F_EVENT_IDX, F_RING_PACKED
 from tvmm.virtio.features import Net as Feature
 
 each_features = pytest.mark.parametrize("features", FEATURES, ids=feature_names)
@@ -57,3 +59,149 @@ async def test_mergeable_frames_span_buffers(features: int, poll_ns: int) -> Non
         counters = rig.runner.info().counters[0]
         assert counters.rx_frames == 36
         assert rig.resets == []
+
+
+@pytest.mark.parametrize("packed", [0, F_RING_PACKED])
+async def test_long_frames_come_whole(packed: int) -> None:
+    """64 KiB over many buffers, short ones between them; what there is too little room for waits, and is not lost."""
+    chance = random.Random(5)
+    lengths = [FRAME_MAX - 26, 60, 65000, 60, 60, 40000, 1500, FRAME_MAX - 26]
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE | packed, 64)
+        for length in lengths:
+            data = frame(chance.randbytes(length))
+            for _ in range(8):
+                rig.offer(2048)
+            rig.kick(0)
+            await rig.arrive(data)
+            # Eight buffers are too few for the long ones: the rest comes when the frame is there already.
+            await rig.settle()
+            rig.fill(2048)
+            [received] = await rig.receive(1)
+            assert received.data == data
+            assert received.buffers == -(-len(data) // 2048)
+        counters = rig.runner.info().counters[0]
+        assert counters.rx_held > 0
+        assert counters.rx_no_room == 0
+
+
+@each_features
+async def test_one_buffer_for_a_frame_without_mergeable(features: int) -> None:
+    """The header says one buffer; a frame that does not fit is lost, counted, and the buffer serves the next one."""
+    async with net_rig() as rig:
+        await rig.activate(features)
+        rig.fill(600, pieces=3)
+        first, long, last = frame(b"first"), frame(bytes(1000)), frame(b"l" * 574)
+        for data in (first, long, last):
+            await rig.arrive(data)
+        received = await rig.receive(2)
+        assert received == [(1, first), (1, last)]
+        assert rig.runner.info().counters[0].rx_no_room == 1
+
+
+async def test_no_buffers_no_reading() -> None:
+    """Frames wait in the host's queue until the driver has buffers again."""
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE)
+        frames = [frame(bytes([number] * 50)) for number in range(20)]
+        for data in frames:
+            await rig.arrive(data)
+        await rig.settle()
+        assert rig.runner.info().counters[0].rx_frames == 0
+        received: list[Received] = []
+        while len(received) < 20:
+            rig.offer(100)
+            rig.kick(0)
+            received += await rig.receive(1)
+        assert [data for _, data in received] == frames
+
+
+async def test_buffers_too_small_for_any_long_frame() -> None:
+    """As many buffers as the server looks at, and still no room: the frame is lost, counted, and shorter ones come."""
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE, 512)
+        for _ in range(300):
+            assert rig.offer(16, place=RX_PLACES)
+        rig.kick(0)
+        short = frame(bytes(6))
+        await rig.arrive(frame(bytes(60000)))
+        await rig.arrive(short)
+        used = await rig.wait_used(0, 2)
+        assert [length for _, length in used] == [16, 16]
+        assert rig.runner.info().counters[0].rx_no_room == 1
+
+
+async def test_many_pieces() -> None:
+    """A frame in more pieces than a system call takes is sent whole, and received whole."""
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE, 2048)
+        data = frame(bytes(range(256)) * 6)
+        assert len(data) > 1200
+        assert rig.send(data, cuts=tuple(range(1, 1200)))
+        rig.kick(1)
+        assert await rig.take(1) == [data]
+        assert rig.offer(2000, pieces=1500)
+        rig.kick(0)
+        await rig.arrive(data)
+        assert await rig.receive(1) == [(1, data)]
+
+
+@pytest.mark.parametrize("length", [1, 11, 12, 25, FRAME_MAX + 1, 200_000])
+async def test_what_is_no_frame_is_dropped(length: int) -> None:
+    """Too short or too long: given back, counted, and the next one is sent."""
+    async with net_rig() as rig:
+        await rig.activate(0)
+        data = frame(b"good")
+        assert rig.send(bytes(length))
+        assert rig.send(data, 0x8_0000)
+        rig.kick(1)
+        assert await rig.take(1) == [data]
+        assert len(await rig.wait_used(1, 2)) == 2
+        counters = rig.runner.info().counters[0]
+        assert (counters.tx_too_short, counters.tx_too_long) == ((1, 0) if length < 26 else (0, 1))
+
+
+async def test_a_full_wire_makes_frames_wait() -> None:
+    """The wire takes no more: what is left stays in the ring, in order, and goes when there is room."""
+    async with net_rig() as rig:
+        await rig.activate(0, 256)
+        sent = []
+        for number in range(200):
+            data = frame(bytes([number]) * 20000)
+            assert rig.send(data, number * 0x8000)
+            sent.append(data)
+        rig.kick(1)
+        await rig.settle()
+        while rig.runner.info().counters[0].tx_waits == 0:
+            await rig.settle()
+        assert await rig.take(200) == sent
+        assert len(await rig.wait_used(1, 200)) == 200
+
+
+async def test_interrupts_through_python() -> None:
+    """Without an eventfd the slot is told which queue has used buffers."""
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE, python_calls=True)
+        rig.fill(500)
+        await rig.arrive(frame())
+        await rig.until(lambda: rig.used == [0])
+        rig.send(frame())
+        rig.kick(1)
+        await rig.until(lambda: rig.used == [0, 1])
+
+
+async def test_kicks_are_rare_under_load() -> None:
+    """A server that looks for work needs one kick to begin with, and hardly any while frames keep coming."""
+    async with net_rig(poll_ns=20_000_000) as rig:
+        await rig.activate(F_EVENT_IDX, 64)
+        data = frame()
+        got = 0
+        for _ in range(300):
+            while rig.send(data):
+                pass
+            rig.kick(1)
+            got += len(await rig.take(1))
+            rig.drivers[1].collect()
+        counters = rig.runner.rings[1].counters
+        assert counters.chains >= 300
+        assert counters.kicks < 60

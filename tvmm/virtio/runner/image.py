@@ -90,6 +90,8 @@ class DiskImage:
         if self.plain_fd not in (-1, self.fd):
             os.close(self.plain_fd)
         if self.fd >= 0:
+            # The kernel takes an io_uring apart later, and that long it has the file open, with its lock.
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
             os.close(self.fd)
         self.fd = self.plain_fd = -1
 

@@ -1,0 +1,147 @@
+"""Links of the host, through pyroute2. Its import takes longer than all else here, so it is done when one is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tvmm.errors import HostError
+from tvmm.net.journal import Changes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Link", "Links", "no_right"]
+
+IFF_UP = 0x1
+
+
+class Link(NamedTuple):
+    """One as it is. `number` is its index, `kind` the kernel's word for its type ('' for hardware), `master` the name
+    of its bridge or ''.
+    """
+
+    number: int
+    name: str
+    kind: str
+    up: bool
+    mtu: int
+    master: str
+    isolated: bool
+    alias: str
+
+
+def no_right(what: str) -> HostError:
+    """The error for EPERM, with the ways out."""
+    return HostError(
+        f"{what}: this needs the right CAP_NET_ADMIN",
+        "run tvmm as root, or 'sudo setcap cap_net_admin+ep' its Python interpreter, or prepare a tap once: 'sudo ip"
+        " tuntap add dev NAME mode tap user $USER multi_queue && sudo ip link set NAME up', then --net tap,ifname=NAME",
+    )
+
+
+class Links:
+    """A connection to the kernel. Methods raise `HostError` that begins with `what` they were doing."""
+
+    def __enter__(self) -> Links:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        self._error: type[Exception] = NetlinkError
+        try:
+            self._route: Any = IPRoute()
+        except OSError as error:
+            raise HostError(f"no netlink socket: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._route.close()
+
+    def all(self) -> list[Link]:
+        """Every link of this network namespace."""
+        messages = list(self._do("list the links", self._route.get_links))
+        names = {int(message["index"]): str(message.get("ifname")) for message in messages}
+        return [_link(message, names) for message in messages]
+
+    def find(self, name: str) -> Link | None:
+        """By its name."""
+        return next((link for link in self.all() if link.name == name), None)
+
+    def change(self, link: Link, what: str, **attributes: Any) -> None:
+        """Change attributes: `state`, `mtu`, `master` (an index, 0 for none), `ifalias`."""
+        self._do(what, self._route.link, "set", index=link.number, **attributes)
+
+    def isolate(self, link: Link, on: bool) -> None:
+        """As a port of a bridge: whether it hears other ports that are isolated too."""
+        self._do(f"isolate {link.name} in its bridge", self._route.brport, "set", index=link.number, isolated=int(on))
+
+    def address(self, link: Link, command: str, address: str) -> None:
+        """``add`` or ``del`` the host's own address ADDR/PREFIX."""
+        host, _, prefix = address.partition("/")
+        self._do(
+            f"{command} address {address} of {link.name}",
+            self._route.addr, command, index=link.number, address=host, prefixlen=int(prefix),
+        )  # fmt: skip
+
+    def addresses(self, link: Link) -> set[str]:
+        """The host's own on this link, as ADDR/PREFIX."""
+        messages = self._do(f"list the addresses of {link.name}", self._route.get_addr, index=link.number)
+        return {f"{message.get('address')}/{message['prefixlen']}" for message in messages}
+
+    def delete(self, link: Link) -> None:
+        """Remove it."""
+        self._do(f"remove {link.name}", self._route.link, "del", index=link.number)
+
+    def undo(self, link: Link, changes: Changes) -> None:
+        """Make the link as it was, or as much of that as can be: what others did meanwhile is no error."""
+        if changes.made:
+            if link.kind == "tun":
+                self._try(self.delete, link)
+            return
+        for address in reversed(changes.ip):
+            self._try(self.address, link, "del", address)
+        if changes.shared:
+            self._try(self.isolate, link, False)
+        if changes.master is not None:
+            bridge = self.find(changes.master) if changes.master else None
+            self._try(self.change, link, "undo", master=bridge.number if bridge else 0)
+        if changes.mtu is not None:
+            self._try(self.change, link, "undo", mtu=changes.mtu)
+        if changes.down:
+            self._try(self.change, link, "undo", state="down")
+        self._try(self.change, link, "undo", ifalias=changes.alias)
+
+    @staticmethod
+    def _try(action: Any, *arguments: Any, **attributes: Any) -> None:
+        try:
+            action(*arguments, **attributes)
+        except HostError:
+            return
+
+    def _do(self, what: str, call: Any, *arguments: Any, **attributes: Any) -> Any:
+        try:
+            return call(*arguments, **attributes)
+        except self._error as error:
+            code = int(getattr(error, "code", 0))
+            if code in (errno.EPERM, errno.EACCES):
+                raise no_right(f"cannot {what}") from error
+            raise HostError(f"cannot {what}: {os.strerror(code)}") from error
+
+
+def _link(message: Any, names: dict[int, str]) -> Link:
+    kind = message.get(("linkinfo", "kind"))
+    slave = message.get(("linkinfo", "slave_data"))
+    isolated = bool(slave.get("isolated")) if slave and hasattr(slave, "get") else False
+    return Link(
+        int(message["index"]),
+        str(message.get("ifname")),
+        str(kind or ""),
+        bool(message["flags"] & IFF_UP),
+        int(message.get("mtu") or 0),
+        names.get(int(message.get("master") or 0), ""),
+        isolated,
+        str(message.get("ifalias") or ""),
+    )

@@ -1,0 +1,91 @@
+"""A network device on a TAP, from its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.control.target import NetInfo
+from tvmm.errors import UserError
+from tvmm.net.tap import open_tap
+from tvmm.virtio.net import Net, NetSettings
+from tvmm.virtio.net_control import RX_MODES
+from tvmm.virtio.runner.net import NetRunner
+from tvmm.wiring.ring import ring_features
+
+if TYPE_CHECKING:
+    from tvmm.config.net import NetConfig
+    from tvmm.kvm.bus_lock import BusLock
+    from tvmm.wiring.devices import Devices
+
+__all__ = ["NetDevice", "make_net"]
+
+
+class NetDevice:
+    """The host's side of one network device."""
+
+    def __init__(self, options: NetConfig, model: Net, runner: NetRunner, bus_lock: BusLock) -> None:
+        self._options = options
+        self._model = model
+        self._runner = runner
+        self._bus_lock = bus_lock
+
+    def info(self) -> NetInfo:
+        """The device, and the receive filter that its driver has set."""
+        with self._bus_lock:
+            found, wanted = self._runner.info(), self._model.filter.state()
+        modes = {mode: bool(wanted.modes >> bit & 1) for bit, mode in enumerate(RX_MODES)}
+        return NetInfo(
+            self._options.id,
+            found.wire,
+            found.mac,
+            found.link_up,
+            **modes,  # type: ignore[arg-type]
+            unicast=_addresses(wanted.unicast),
+            multicast=_addresses(wanted.multicast),
+            unicast_overflow=wanted.any_unicast,
+            multicast_overflow=wanted.any_multicast,
+        )
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or out."""
+        with self._bus_lock:
+            self._runner.set_link(up)
+
+    def announce(self) -> None:
+        """Have the driver tell the network where it is. Raises `UserError` if it cannot."""
+        with self._bus_lock:
+            able = self._runner.announce()
+        if not able:
+            raise UserError(f"the guest's driver of {self._options.id} cannot announce itself", "ping from the guest")
+
+
+def _addresses(table: bytes) -> tuple[bytes, ...]:
+    return tuple(table[at : at + 6] for at in range(0, len(table), 6))
+
+
+def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int) -> None:
+    """Put it into a slot of `devices`. Raises `UserError`."""
+    stack = devices.host.stack
+    tap = open_tap(options, machine_name)
+    stack.callback(tap.close)
+    settings = NetSettings(
+        mac=options.address(machine_name, index),
+        backend=tap.backend,
+        pairs=options.queues,
+        queue_size=options.queue_size,
+        mtu=options.mtu,
+        link_up=options.link,
+    )
+    model = Net(settings, ring_features(options))
+    slot = devices.place(model, options)
+    runner = NetRunner(
+        options.id,
+        model,
+        tap,
+        slot.ends(),
+        poll_ns=options.poll_us * 1000,
+        on_failed=lambda reason: devices.warn(f"{options.id}: {reason}; its link is down"),
+    )
+    stack.callback(runner.close)
+    slot.connect(runner)
+    devices.nets[options.id] = NetDevice(options, model, runner, devices.host.bus_lock)
