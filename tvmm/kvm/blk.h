@@ -139,6 +139,7 @@ struct tvmm_blk_setup {
     uint32_t engine, depth;
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
+    uint32_t fault_ppm; /* of a million steps so many fail with EIO: to try a guest's manners with errors */
 };
 
 /* An error for the owner to hear of. */
@@ -164,6 +165,7 @@ struct tvmm_blk {
     uint32_t at_engine;
     uint32_t no_punch, no_zero; /* the file has not got that; learned from the first try */
     uint32_t no_peek;
+    uint32_t chance; /* the state of what decides about faults */
     uint64_t next_number;
     struct tvmm_blk_request *requests, *free, *kept;
     const struct tvmm_blk_engine *engine;

@@ -47,6 +47,7 @@ class BlkQueueSetup(NamedTuple):
 
     `plain_fd`: the same file without O_DIRECT, or `fd`. Alignments in bytes, 1 without O_DIRECT. `depth`: entries
     that the queue can have. `ignore_flush`: flushes, and stable writes, are a matter for the host's kernel.
+    `fault_ppm`: so many of a million system calls are not made, and fail with EIO.
     """
 
     fd: int
@@ -59,6 +60,7 @@ class BlkQueueSetup(NamedTuple):
     read_policy: Policy = Policy.REPORT
     write_policy: Policy = Policy.ENOSPC
     ignore_flush: bool = False
+    fault_ppm: int = 0
 
 
 class BlkQueueLimits(NamedTuple):

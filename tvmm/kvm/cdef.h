@@ -369,6 +369,7 @@ struct tvmm_blk_setup {
     uint32_t engine, depth;
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
+    uint32_t fault_ppm;
 };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
 struct tvmm_blk {

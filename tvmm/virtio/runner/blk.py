@@ -126,6 +126,7 @@ class BlkRunner:
             read_policy=_POLICIES[config.rerror],
             write_policy=_POLICIES[config.werror],
             ignore_flush=config.cache == "unsafe",
+            fault_ppm=config.faults,
         )
         try:
             for line in image.warnings:
