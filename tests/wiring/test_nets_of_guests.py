@@ -78,6 +78,7 @@ async def test_frames_in_several_buffers(ring: str) -> None:
     words = "packed" if "packed=on" in ring else ""
     async with networked(",".join(filter(None, [ring, "mtu=9000"])), words) as shell:
         assert await echoes(shell, payloads) == payloads
+        await shell.prompt()  # of the line feed behind Ctrl-C
         assert " 0 errors, 0 bad checksums" in await shell.ask("link 0")
 
 
