@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ pytestmark = [pytest.mark.linux, pytest.mark.timeout(300)]
 
 BOOT_SECONDS = 150
 """A boot takes 11 to 14 s where kernel mode is emulated and one core is free, and a fraction of a second elsewhere."""
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Path:
-    """The folder with vmlinux, initrd.cpio and cmdline.txt."""
-    guests = os.environ.get("TVMM_TEST_GUESTS")
-    if not guests:
-        pytest.skip("TVMM_TEST_GUESTS is not set: it names a folder that holds linux-tiny (see tests/guests/linux)")
-    return Path(guests) / "linux-tiny"
 
 
 def config(tiny: Path, extra: str = "", **options: object) -> MachineConfig:

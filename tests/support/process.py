@@ -50,10 +50,14 @@ def started(
     stdin: int = subprocess.PIPE,
     stdout: int = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`tvmm` in the background, killed at the end of the block if it has not ended."""
+    """`tvmm` in the background, killed at the end of the block if it has not ended.
+
+    `under` is a command that starts it, and becomes it.
+    """
     process = subprocess.Popen(
-        command(*arguments),
+        [*under, *command(*arguments)],
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,

@@ -1,0 +1,190 @@
+"""The tiny Linux with all virtio devices at once: a file system, a network, consoles, entropy; over PCI and in memory.
+
+One boot proves many things, because a boot takes long where kernel mode is emulated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.linux.shell import COMMAND_SECONDS, Shell, inside
+from tests.support.process import call, read_until, started
+
+pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
+
+HOST, GUEST, PORT = "10.0.2.2", "10.0.2.15", 5001
+FILE_BYTES = 1 << 20
+
+
+class Files:
+    """What the devices of the guest are made of."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data = random.Random(1).randbytes(FILE_BYTES)
+        content = directory / "content"
+        content.mkdir()
+        (content / "data").write_bytes(self.data)
+        self.image = directory / "disk.img"
+        self.image.write_bytes(b"")
+        self.image.open("r+b").truncate(24 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", content, self.image], check=True)
+        self.entropy = directory / "entropy"
+        self.entropy.write_bytes(random.Random(2).randbytes(FILE_BYTES))
+        self.console, self.agent = directory / "console", directory / "agent"
+
+    def options(self, transport: str) -> list[str]:
+        """For `tvmm run`."""
+        return [
+            *("--disk", f"{self.image},transport={transport},serial=tiny-disk"),
+            *("--net", f"tap,ip={HOST}/24,transport={transport}"),
+            *("--device", f"virtio-console,transport={transport},name=main,chardev=unix={self.console}"),
+            *("--device", f"virtserialport,name=agent,chardev=unix={self.agent}"),
+            *("--device", f"virtio-rng,transport={transport},filename={self.entropy}"),
+        ]
+
+
+@contextmanager
+def linux(tiny: Path, namespace: str, directory: Path, options: list[str]) -> Iterator[Shell]:
+    """The machine, in a namespace, up to its shell; it must power off within the block."""
+    append = (tiny / "cmdline.txt").read_text().strip()
+    with started(
+        *("run", "--name", "tiny", "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}"),
+        *("--initrd", f"{tiny / 'initrd.cpio'}", "--append", f"{append} ip={GUEST}::{HOST}:255.255.255.0::eth0:off"),
+        *options,
+        environment={"TVMM_RUNTIME_DIR": str(directory)},
+        under=inside(namespace),
+    ) as process:
+        yield Shell(process)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_all(tiny: Path, namespace: str, transport: str) -> None:
+    """Every device of a stock driver does its work, is kicked without exits, and leaves nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as name:
+        directory = Path(name)
+        files = Files(directory)
+        with linux(tiny, namespace, directory, files.options(transport)) as shell:
+            check_interrupts(shell, transport)
+            check_disk(shell, files)
+            check_network(shell, namespace, directory, files)
+            check_console(shell, files.console)
+            check_agent(shell, files.agent)
+            check_entropy(shell, files)
+            check_counters(directory, transport)
+            shell.power_off()
+        check_image(files)
+        links = subprocess.run(inside(namespace, "ip", "-br", "link"), capture_output=True, text=True, check=True)
+        assert [line.split()[0] for line in links.stdout.splitlines()] == ["lo"]
+
+
+def check_interrupts(shell: Shell, transport: str) -> None:
+    """Queues over PCI have MSI-X vectors of their own; devices in memory have a line each."""
+    lines = shell.run("cat /proc/interrupts").splitlines()
+    vectors = [line.split()[-1] for line in lines if "PCI-MSI" in line]
+    edges = [line.split()[-1] for line in lines if "IO-APIC" in line and "virtio" in line]
+    if transport == "pci":
+        assert not edges
+        assert {"config", "req.0", "input.0", "output.0"} <= {vector.split("-", 1)[1] for vector in vectors}
+    else:
+        assert not vectors
+        assert sorted(edges) == [f"virtio{number}" for number in range(4)]
+
+
+def check_disk(shell: Shell, files: Files) -> None:
+    """The image is mounted, read, written, read back from the disk and not from memory, and unmounted."""
+    assert shell.run("cat /sys/block/vda/serial") == "tiny-disk"
+    shell.run("mount -t ext4 /dev/vda /mnt")
+    sums = shell.run("sha256sum /mnt/data && cp /mnt/data /mnt/copy && sync && echo 3 > /proc/sys/vm/drop_caches")
+    assert sums.split()[0] == hashlib.sha256(files.data).hexdigest()
+    assert shell.run("sha256sum /mnt/copy").split()[0] == sums.split()[0]
+    shell.run("mkdir /mnt/made && echo hello > /mnt/made/greeting && umount /mnt")
+
+
+def check_image(files: Files) -> None:
+    """The host finds the file system whole, with what the guest wrote."""
+    subprocess.run(["e2fsck", "-f", "-n", files.image], check=True, capture_output=True)
+    for path, content in (("/copy", files.data), ("/made/greeting", b"hello\n")):
+        shown = subprocess.run(["debugfs", "-R", f"cat {path}", files.image], check=True, capture_output=True)
+        assert shown.stdout == content
+
+
+def check_network(shell: Shell, namespace: str, directory: Path, files: Files) -> None:
+    """Each side answers the other's ping, and a megabyte goes each way without a wrong byte."""
+    assert "2 packets received" in shell.run(f"ping -c 2 {HOST}")
+    pinged = subprocess.run(
+        inside(namespace, "busybox", "ping", "-c", "3", "-W", "10", GUEST), capture_output=True, text=True, check=False
+    )
+    assert "3 packets received" in pinged.stdout, pinged.stdout
+    shell.run("mount -t ext4 -o ro /dev/vda /mnt")
+    with (directory / "received").open("wb") as sink:
+        listener = subprocess.Popen(inside(namespace, "busybox", "nc", "-l", "-p", str(PORT)), stdout=sink)
+        shell.run(f"until nc {HOST} {PORT} < /mnt/data; do sleep 1; done; umount /mnt")
+        listener.wait(COMMAND_SECONDS)
+    assert (directory / "received").read_bytes() == files.data
+    with (directory / "content" / "data").open("rb") as source:
+        listener = subprocess.Popen(inside(namespace, "busybox", "nc", "-l", "-p", str(PORT + 1)), stdin=source)
+        summed = shell.run(f"until nc {HOST} {PORT + 1} < /dev/null > /received; do sleep 1; done; sha256sum /received")
+        listener.wait(COMMAND_SECONDS)
+    assert summed.split()[0] == hashlib.sha256(files.data).hexdigest()
+
+
+def connect(path: Path) -> socket.socket:
+    """A viewer at a unix socket."""
+    viewer = socket.socket(socket.AF_UNIX)
+    viewer.connect(str(path))
+    return viewer
+
+
+def check_console(shell: Shell, path: Path) -> None:
+    """/dev/hvc0 is a terminal: lines go both ways, and it echoes as terminals do."""
+    with connect(path) as viewer:
+        shell.run("echo from the guest > /dev/hvc0")
+        assert read_until(viewer, b"\n") == b"from the guest\r\n"
+        shell.begin("head -n 1 < /dev/hvc0")
+        viewer.sendall(b"from the host\n")
+        assert read_until(viewer, b"\n") == b"from the host\r\n"
+        assert shell.finish() == "from the host"
+
+
+def check_agent(shell: Shell, path: Path) -> None:
+    """The second port has its name, waits until somebody is there, and then carries bytes as they are."""
+    assert shell.run("cat /sys/class/virtio-ports/vport*p1/name") == "agent"
+    shell.begin("exec 3<>$(ls /dev/vport*p1); echo from the guest >&3; head -n 1 <&3; exec 3>&-")
+    with connect(path) as viewer:
+        assert read_until(viewer, b"\n") == b"from the guest\n"
+        viewer.sendall(b"from the host\n")
+        assert shell.finish() == "from the host"
+
+
+def check_entropy(shell: Shell, files: Files) -> None:
+    """/dev/hwrng gives what the host's source has."""
+    assert shell.run("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
+    data = bytes.fromhex(shell.run("dd if=/dev/hwrng bs=64 count=1 2> /dev/null | busybox od -An -tx1"))
+    assert len(data) == 64
+    assert data in files.entropy.read_bytes()
+
+
+def check_counters(directory: Path, transport: str) -> None:
+    """All that has happened was asked for by eventfd, nothing by an exit, and nothing went wrong."""
+    environment = {"TVMM_RUNTIME_DIR": str(directory), "PATH": "/bin"}
+    status, out, err = call("info", "tiny", "--virtio", "--json", env=environment)
+    assert (status, err) == (0, "")
+    devices = json.loads(out)
+    assert [device["transport"] for device in devices] == [transport] * 4
+    for device in devices:
+        queues = device["queues"]
+        assert sum(queue["exits"] for queue in queues) == 0, device
+        assert sum(queue["errors"] for queue in queues) == 0, device
+        assert sum(queue["kicks"] for queue in queues) > 0, device
+        assert sum(queue["chains"] for queue in queues) > 0, device
