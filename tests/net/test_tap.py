@@ -302,3 +302,53 @@ def test_two_machines_undo_their_own() -> None:
     other.close()
     assert comparable("b") == before[1]
     other.close()
+
+
+def without_right(script: str) -> str:
+    """What a process prints that runs as root, but without CAP_NET_ADMIN."""
+    code = f"""
+import ctypes, os, sys
+if len(sys.argv) == 1:
+    assert ctypes.CDLL(None).prctl({PR_CAPBSET_DROP}, {CAP_NET_ADMIN}, 0, 0, 0) == 0
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "again"])
+from tvmm.errors import UserError
+from tvmm.net.tap import TapSettings, open_tap
+try:
+    {script}
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+PR_CAPBSET_DROP, CAP_NET_ADMIN = 24, 12
+
+
+def test_without_the_right_a_prepared_tap_works() -> None:
+    """One that is made is refused with the ways out; one that needs a change too; one that needs none is used."""
+    refused = without_right("open_tap(TapSettings(), 'm')")
+    assert refused.startswith("cannot make tap vt-m: this needs the right CAP_NET_ADMIN; run tvmm as root, or 'sudo ")
+    assert "ip tuntap add dev NAME mode tap user $USER multi_queue" in refused
+    ip("tuntap", "add", "dev", "mine", "mode", "tap", "user", "0")
+    before = comparable("mine")
+    refused = without_right("open_tap(TapSettings('mine'), 'm')")
+    assert refused.startswith("cannot change tap mine: this needs the right CAP_NET_ADMIN; ")
+    assert comparable("mine") == before
+    ip("link", "set", "mine", "up")
+    assert without_right("print(open_tap(TapSettings('mine'), 'm').name)") == "mine"
+    ip("tuntap", "add", "dev", "theirs", "mode", "tap", "user", "12345")
+    assert without_right("open_tap(TapSettings('theirs'), 'm')").startswith("tap theirs belongs to another user; ")
+
+
+def test_a_simple_tap_is_set_up_without_pyroute2() -> None:
+    """Whose import would take longer than a guest takes to start."""
+    code = """
+import sys
+from tvmm.net.tap import TapSettings, open_tap
+with open_tap(TapSettings(mtu=2000), "m"):
+    print("pyroute2" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

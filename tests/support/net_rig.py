@@ -25,7 +25,7 @@ from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
 from tvmm.virtio.net import Net, NetBackend, NetSettings
 from tvmm.virtio.runner.base import Ends
-from tvmm.virtio.runner.net import NetRunner
+from tvmm.virtio.runner.net import NetRunner, Wire
 
 __all__ = [
     "EVERYTHING",
@@ -107,11 +107,14 @@ class Received(NamedTuple):
 class NetRig:
     """See the module. `resets` has the reasons of NEEDS_RESET, `used` the queues interrupted through Python."""
 
-    def __init__(self, *, pairs: int = 1, poll_ns: int = 0, backend: NetBackend = EVERYTHING, size: int = 256) -> None:
+    def __init__(
+        self, *, pairs: int = 1, poll_ns: int = 0, backend: NetBackend = EVERYTHING, wire: Wire | None = None
+    ) -> None:
+        """With a `wire`, such as a tap, that one is used, and `far` ends lead nowhere."""
         self.ram = GuestRam(MemoryConfig(RAM_BYTES))
         self.memory = MemoryMap(self.ram)
         self.wire = SocketWire(pairs, backend)
-        self.model = Net(NetSettings(MAC, backend, pairs, size))
+        self.model = Net(NetSettings(MAC, backend, pairs))
         count = len(self.model.queue_sizes)
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
@@ -122,7 +125,9 @@ class NetRig:
         self.told = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         ends = Ends(self.memory, self.bus_lock, self.kicks, self._on_used, self._on_needs_reset)
-        self.runner = NetRunner("net0", self.model, self.wire, ends, poll_ns=poll_ns, on_failed=self._on_failed)
+        self.runner = NetRunner(
+            "net0", self.model, wire or self.wire, ends, poll_ns=poll_ns, on_failed=self._on_failed
+        )
         self.drivers: dict[int, Driver] = {}
         self.features = 0
         self._places = list(range(RX_PLACES, RAM_BYTES - PLACE, PLACE))
@@ -331,10 +336,10 @@ def _closing(rig: NetRig) -> Iterator[NetRig]:
 
 @asynccontextmanager
 async def net_rig(
-    *, pairs: int = 1, poll_ns: int = 0, backend: NetBackend = EVERYTHING
+    *, pairs: int = 1, poll_ns: int = 0, backend: NetBackend = EVERYTHING, wire: Wire | None = None
 ) -> AsyncIterator[NetRig]:
     """A rig whose runner runs."""
-    with _closing(NetRig(pairs=pairs, poll_ns=poll_ns, backend=backend)) as rig:
+    with _closing(NetRig(pairs=pairs, poll_ns=poll_ns, backend=backend, wire=wire)) as rig:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.runner.run)
             yield rig

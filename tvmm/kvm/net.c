@@ -178,6 +178,12 @@ static int control_waits(const struct tvmm_net *net)
     return net_serves(net, TVMM_NET_CONTROL) && tvmm_vring_ready(net->queues[TVMM_NET_CONTROL].ring);
 }
 
+/* The driver's next buffers are waited for, and no frame is read until they are there. */
+static int is_hungry(const struct tvmm_net *net)
+{
+    return net_serves(net, TVMM_NET_RX) && (net->held_length || net->rx_next == net->rx_batch->count);
+}
+
 /* NET_IDLE if nothing came for as long as it is worth looking. */
 static int net_look(struct tvmm_net *net, uint64_t start)
 {
@@ -220,14 +226,12 @@ static int arm(struct tvmm_net *net, int hungry)
 /* Until a kick, a frame, or somebody who wants the thread. */
 static int net_sleep(struct tvmm_net *net)
 {
-    /* The driver's next buffers are waited for, and no frame is read until they are there. */
-    int receives = net_serves(net, TVMM_NET_RX);
-    int hungry = receives && (net->held_length || net->rx_next == net->rx_batch->count);
+    int hungry = is_hungry(net), receives = net_serves(net, TVMM_NET_RX) && !hungry;
     struct pollfd waits[2 + TVMM_NET_QUEUES] = {{.fd = net->waker->event_fd, .events = POLLIN}, {.fd = -1}};
 
     if (net_connected(net)) {
         waits[1].fd = net->fd;
-        waits[1].events = (short)((receives && !hungry ? POLLIN : 0) | (net->tx_blocked ? POLLOUT : 0));
+        waits[1].events = (short)((receives ? POLLIN : 0) | (net->tx_blocked ? POLLOUT : 0));
     }
     for (uint32_t index = 0; index < TVMM_NET_QUEUES; index++)
         waits[2 + index] = (struct pollfd){.fd = net_serves(net, index) ? net->queues[index].kick_fd : -1, .events = POLLIN};
@@ -256,7 +260,8 @@ static int net_sleep(struct tvmm_net *net)
 static int net_wait(struct tvmm_net *net)
 {
     uint64_t start = tvmm_now_ns();
-    int word = net->tx_blocked ? NET_IDLE : net_look(net, start);
+    /* Who waits for the other side to catch up gives it the processor. */
+    int word = net->tx_blocked || is_hungry(net) ? NET_IDLE : net_look(net, start);
     if (word != NET_IDLE)
         return word;
     word = net_sleep(net);

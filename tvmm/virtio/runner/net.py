@@ -128,6 +128,8 @@ class NetRunner:
         ]
         for pair in self._pairs:
             pair.set_link(model.link_up)
+        if not model.link_up:
+            self._threads[0].post(lambda: self._show_carrier(False))
 
     # -- life, under the bus lock ----------------------------------------------------------------------------
 
