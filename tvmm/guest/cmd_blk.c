@@ -16,7 +16,8 @@ static struct blk *open_argument(int count, char **arguments, int wanted)
 
 static const char *status_name(u32 status)
 {
-    return status == BLK_OK ? "ok" : status == BLK_IOERR ? "I/O error" : status == BLK_UNSUPP ? "unsupported" : "no answer";
+    static const char *const names[] = {"ok", "I/O error", "unsupported"};
+    return status < ARRAY_SIZE(names) ? names[status] : "no answer";
 }
 
 static void describe(struct blk *blk)

@@ -1,7 +1,7 @@
 /*
  * Is what was written what is read? Every 4 KiB block of the test area holds its number, a generation that grows with
- * each write, the seed, and words that follow from these three; so a block that was lost, torn, misplaced or is an older
- * version is found. For each block it is known which generations it may have: one, or after a write that failed
+ * each write, the seed, and words that follow from these three; so a block that was lost, torn, misplaced or is an
+ * older version is found. For each block it is known which generations it may have: one, or after a write that failed
  * for good, any from the last certain one on.
  */
 #include "clock.h"
@@ -59,8 +59,8 @@ static void fill_block(u64 *to, u64 block, u64 generation, u64 seed)
 static void complain(struct check *c, u64 block, const u64 *data, int word)
 {
     if (c->wrong++ < MAX_COMPLAINTS)
-        print("block %lu: word %d is 0x%lx; block %lu, generation %lu, seed %lu; expected generation %u to %u\n", block, word,
-              data[word], data[0], data[1], data[2], c->certain[block], c->possible[block]);
+        print("block %lu: word %d is 0x%lx; block %lu, generation %lu, seed %lu; expected generation %u to %u\n", block,
+              word, data[word], data[0], data[1], data[2], c->certain[block], c->possible[block]);
 }
 
 /* A block whose generation is not known may have any but 0, and none at all if only failed writes are known of. */
@@ -151,7 +151,8 @@ static void finish(struct check *c, struct job *job, u32 status)
 static bool overlaps(const struct check *c, u64 block, u64 blocks)
 {
     for (const struct job *job = c->jobs; job < c->jobs + DEPTH; job++)
-        if (job->busy && job->type != BLK_FLUSH && block < job->block + job->blocks + job->rest && job->block < block + blocks)
+        if (job->busy && job->type != BLK_FLUSH && block < job->block + job->blocks + job->rest &&
+            job->block < block + blocks)
             return true;
     return false;
 }
@@ -213,7 +214,8 @@ static bool pass(struct check *c, u32 type, bool random, u64 left, u64 end)
 static struct check *open_check(char **arguments)
 {
     u64 number, mib, seed;
-    if (!parse_number(arguments[1], &number) || !parse_number(arguments[2], &mib) || !parse_number(arguments[3], &seed) || !mib)
+    if (!parse_number(arguments[1], &number) || !parse_number(arguments[2], &mib) ||
+        !parse_number(arguments[3], &seed) || !mib)
         return NULL;
     struct blk *blk = blk_open(number);
     if (!blk)
@@ -261,8 +263,8 @@ bool cmd_blkfill(int count, char **arguments)
         if (rdtsc() >= end)
             break;
     }
-    print("blkfill: %lu blocks, %lu passes in %lu us, %lu failed requests\n", c->blocks, passes, tsc_to_us(rdtsc() - start),
-          c->failed);
+    print("blkfill: %lu blocks, %lu passes in %lu us, %lu failed requests\n", c->blocks, passes,
+          tsc_to_us(rdtsc() - start), c->failed);
     return true;
 }
 
@@ -296,24 +298,31 @@ bool cmd_blkstress(int count, char **arguments)
     return true;
 }
 
+#define MAX_RESET_DELAY_US 2000
 #define CANARY 0x5a5a5a5a5a5a5a5aull
 
-/* Requests in flight, reset, canaries into their buffers, set up again, one read. Returns the errors found. */
-static u64 reset_once(struct blk *blk, u64 memory, u64 *random, u64 *completed)
+/*
+ * Requests in flight, reset of the device or of the queue alone, canaries into their buffers, set up again, one read.
+ * Returns the errors found.
+ */
+static u64 reset_once(struct blk *blk, bool queue, u64 memory, u64 *random, u64 *completed)
 {
     u64 errors = 0, blocks = blk->capacity / (BLOCK / SECTOR);
     u32 slot = 0, status, depth = 1 + (u32)(random_next(random) % BLK_SLOTS);
-    while (slot < depth && blk_add(blk, slot, BLK_READ, random_next(random) % blocks * (BLOCK / SECTOR), memory + slot * BLOCK, BLOCK))
-        slot++;
+    for (; slot < depth; slot++) {
+        u64 sector = random_next(random) % blocks * (BLOCK / SECTOR);
+        if (!blk_add(blk, slot, BLK_READ, sector, memory + slot * BLOCK, BLOCK))
+            break;
+    }
     virtq_kick(blk->queue);
-    u64 until = rdtsc() + us_to_tsc(random_next(random) % 2000);
+    u64 until = rdtsc() + us_to_tsc(random_next(random) % MAX_RESET_DELAY_US);
     while (rdtsc() < until)
         *completed += blk_pop(blk, &slot, &status);
-    if (!virtio_reset(blk->device))
+    if (queue ? !virtq_reset(blk->queue) : !virtio_reset(blk->device))
         return 1;
     for (u64 at = memory; at < memory + BLK_SLOTS * BLOCK; at += BLOCK)
         *(u64 *)at = CANARY;
-    if (!blk_start(blk))
+    if (!queue && !blk_start(blk))
         return 1;
     if (blk_do(blk, BLK_READ, 0, memory + BLK_SLOTS * BLOCK, BLOCK) != BLK_OK)
         errors++;
@@ -325,15 +334,21 @@ static u64 reset_once(struct blk *blk, u64 memory, u64 *random, u64 *completed)
 bool cmd_blkreset(int count, char **arguments)
 {
     u64 number, times, done = 0, errors = 0, completed = 0, random = 0x2545f4914f6cdd1d;
-    if (count != 3 || !parse_number(arguments[1], &number) || !parse_number(arguments[2], &times))
+    bool queue = count == 4 && !strcmp(arguments[3], "queue");
+    if (count < 3 || count > 4 || (count == 4 && !queue) || !parse_number(arguments[1], &number) ||
+        !parse_number(arguments[2], &times))
         return false;
     struct blk *blk = blk_open(number);
     u64 memory = blk_memory((BLK_SLOTS + 1) * BLOCK), start = rdtsc();
     if (!blk || !memory || blk->capacity < BLOCK / SECTOR)
         return true;
+    if (queue && !(blk->device->features & F_RING_RESET)) {
+        print("blkreset: the device does not reset single queues\n");
+        return true;
+    }
     for (; done < times && blk->device->running && !irq_poll(); done++)
-        errors += reset_once(blk, memory, &random, &completed);
-    print("blkreset: %lu resets in %lu us, %lu requests were done before, %lu errors\n", done, tsc_to_us(rdtsc() - start),
-          completed, errors);
+        errors += reset_once(blk, queue, memory, &random, &completed);
+    print("blkreset: %lu resets in %lu us, %lu requests were done before, %lu errors\n", done,
+          tsc_to_us(rdtsc() - start), completed, errors);
     return true;
 }

@@ -10,6 +10,8 @@
 #define PING_TIMEOUT_MS 1000
 #define MIN_FRAME      60
 #define SEQUENCE_BYTES 8
+#define GSO_SEGMENT    1448
+#define GSO_INSIDE     128
 
 static struct net *open_argument(char **arguments)
 {
@@ -133,19 +135,26 @@ bool cmd_link(int count, char **arguments)
     if (count == 3 && !net_control(net, NET_CTRL_PROMISC, &on, 1))
         print("link: the device does not take it\n");
     bool up = !(device->features & NET_F_STATUS) || virtio_config16(device, 6) & NET_S_LINK_UP;
-    print("link: %s, mtu %u, pairs %u of %u, rings of %u and %u, features 0x%lx\n", up ? "up" : "down",
-          device->features & NET_F_MTU ? virtio_config16(device, 10) : 1500, net->pairs,
-          device->offered & NET_F_MQ ? virtio_config16(device, 8) : 1, net->rx[0]->size, net->tx[0]->size, device->features);
+    u16 mtu = device->features & NET_F_MTU ? virtio_config16(device, 10) : 1500;
+    u16 max_pairs = device->offered & NET_F_MQ ? virtio_config16(device, 8) : 1;
+    print("link: %s, mtu %u, pairs %u of %u, rings of %u and %u, features 0x%lx\n", up ? "up" : "down", mtu, net->pairs,
+          max_pairs, net->rx[0]->size, net->tx[0]->size, device->features);
     net_tx_reclaim(net);
     print("  %lu frames received, %lu bytes, %lu frames sent, %lu errors, %lu bad checksums, %lu announcements\n",
           net->received, net->received_bytes, net->sent, net->errors, net->bad_checksums, net->announcements);
     return true;
 }
 
+/* Of a frame that does not fit into a slot, the headers are in it, and of one without GSO as much as goes in. */
+static u32 bytes_inside(u32 bytes, bool gso)
+{
+    return bytes <= NET_TX_FRAME ? bytes : gso ? GSO_INSIDE : NET_TX_FRAME;
+}
+
 /* All slots hold the same frame; what does not fit into a slot is shared, at `body`. */
 static u32 prepare(struct net *net, u32 bytes, bool gso, u64 body)
 {
-    u32 inside = bytes <= NET_TX_FRAME ? bytes : gso ? 128 : NET_TX_FRAME, headers = 0;
+    u32 inside = bytes_inside(bytes, gso), headers = 0;
     for (int slot = 0; slot < NET_TX_SLOTS; slot++) {
         struct net_header *header = net_slot(net, slot);
         u8 *frame = (u8 *)(header + 1);
@@ -153,7 +162,7 @@ static u32 prepare(struct net *net, u32 bytes, bool gso, u64 body)
         headers = ip_build(net, frame, bytes, gso ? IP_TCP : IP_UDP);
         *header = (struct net_header){0};
         if (gso)
-            *header = (struct net_header){NET_HDR_NEEDS_CSUM, NET_GSO_TCPV4, (u16)headers, 1448, 34, 16, 0};
+            *header = (struct net_header){NET_HDR_NEEDS_CSUM, NET_GSO_TCPV4, (u16)headers, GSO_SEGMENT, 34, 16, 0};
     }
     memset((void *)body, 0, bytes - inside);
     return headers;
@@ -170,7 +179,7 @@ bool cmd_nettx(int count, char **arguments)
     u64 bytes, seconds;
     bool gso = count == 5 && !strcmp(arguments[4], "gso");
     if (count < 4 || count > 5 || (count == 5 && !gso) || !parse_number(arguments[2], &bytes) ||
-        !parse_number(arguments[3], &seconds) || bytes < MIN_FRAME || bytes > 65535 || (gso && bytes < 128))
+        !parse_number(arguments[3], &seconds) || bytes < MIN_FRAME || bytes > 65535 || (gso && bytes < GSO_INSIDE))
         return false;
     struct net *net = open_argument(arguments);
     u64 body = net ? net->frame_memory : 0;
@@ -180,7 +189,7 @@ bool cmd_nettx(int count, char **arguments)
         print("nettx: the device does not take GSO frames\n");
         return true;
     }
-    u32 inside = bytes <= NET_TX_FRAME ? (u32)bytes : gso ? 128 : NET_TX_FRAME, headers = prepare(net, (u32)bytes, gso, body);
+    u32 inside = bytes_inside((u32)bytes, gso), headers = prepare(net, (u32)bytes, gso, body);
     u64 start = rdtsc(), end = start + ms_to_tsc(seconds * 1000), queued = 0, before = net->sent;
     net_start_counts(net);
     for (u32 idle = 0; rdtsc() < end;) {
@@ -199,8 +208,8 @@ bool cmd_nettx(int count, char **arguments)
     net_tx_reclaim(net);
     u64 sent = net->sent - before;
     close(net, net_tx_flush);
-    print("nettx: %lu frames/s, %lu Mbit/s, %lu kicks, %lu interrupts\n", sent * 1000000 / us, sent * bytes * 8 / us, kicks,
-          net_interrupts(net, true));
+    print("nettx: %lu frames/s, %lu Mbit/s, %lu kicks, %lu interrupts\n", sent * 1000000 / us, sent * bytes * 8 / us,
+          kicks, net_interrupts(net, true));
     return true;
 }
 
@@ -256,8 +265,10 @@ bool cmd_netrx(int count, char **arguments)
     if (net->answering)
         net->device->service = ip_service;
     close(net, NULL);
-    print("netrx: %lu frames/s, %lu Mbit/s, %lu frames, %lu bytes in %lu us, sequence %lu..%lu, %lu kicks, %lu interrupts\n",
-          intervals * 1000000 / us, seen.bytes * 8 / us, seen.frames, seen.bytes, us, seen.first, seen.last, kicks, interrupts);
+    print("netrx: %lu frames/s, %lu Mbit/s, %lu frames, %lu bytes in %lu us, sequence %lu..%lu, %lu kicks, "
+          "%lu interrupts\n",
+          intervals * 1000000 / us, seen.bytes * 8 / us, seen.frames, seen.bytes, us, seen.first, seen.last, kicks,
+          interrupts);
     return true;
 }
 

@@ -119,7 +119,8 @@ static void pump(u32 number, struct port *port, u64 wanted)
     bool taken = drain(port);
     u64 us = max_u64(tsc_to_us(rdtsc() - start), 1);
     print("vcon pump %u: %lu bytes in %lu us, %lu MiB/s, %lu kicks, %u interrupts%s\n", number, done, us,
-          (done * 1000000 / us) >> 20, port->tx->kicks, virtq_interrupt_count(port->tx), taken ? "" : ", not all taken");
+          (done * 1000000 / us) >> 20, port->tx->kicks, virtq_interrupt_count(port->tx),
+          taken ? "" : ", not all taken");
 }
 
 bool cmd_vcon(int count, char **arguments)

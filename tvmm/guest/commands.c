@@ -37,7 +37,7 @@ const struct command commands[] = {
     {"blkfill", "N MIB SEED [SECONDS]", "write a checkable pattern, once or for some time", cmd_blkfill},
     {"blkcheck", "N MIB SEED", "verify it", cmd_blkcheck},
     {"blkstress", "N MIB SEED COUNT", "random reads, writes and flushes, all verified", cmd_blkstress},
-    {"blkreset", "N COUNT", "reset the disk with requests in flight", cmd_blkreset},
+    {"blkreset", "N COUNT [queue]", "reset the disk, or its queue, with requests in flight", cmd_blkreset},
     {"ip", "N ADDRESS/PREFIX", "answer ARP, ping and UDP echo on network device N", cmd_ip},
     {"ping", "N ADDRESS COUNT [irq]", "ICMP echo, one after the other", cmd_ping},
     {"mac", "N [MAC]", "hardware address", cmd_mac},

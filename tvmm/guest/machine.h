@@ -39,7 +39,10 @@ u64 page_alloc(size_t pages);
  */
 u64 dma_alloc(size_t pages);
 
-/* The RAM that nobody uses: behind the image and page_alloc()'s reserve, below dma_alloc()'s. Returns the number of pieces. */
+/*
+ * The RAM that nobody uses: behind the image and page_alloc()'s reserve, below what dma_alloc() gave. Returns the
+ * number of pieces.
+ */
 size_t free_ram(struct region *pieces, size_t limit);
 
 #endif

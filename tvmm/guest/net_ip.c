@@ -190,7 +190,9 @@ static void handle_udp(struct net *net, const struct net_header *received, u8 *f
     turn_round(net, frame);
     u32 sum = pseudo_header(ip, bytes);
     if (net->device->features & NET_F_CSUM) {
-        header = (struct net_header){.flags = NET_HDR_NEEDS_CSUM, .csum_start = ETH_HEADER + IP_HEADER, .csum_offset = 6};
+        header.flags = NET_HDR_NEEDS_CSUM;
+        header.csum_start = ETH_HEADER + IP_HEADER;
+        header.csum_offset = 6;
         put16(udp + 6, sum);
     } else {
         put16(udp + 6, 0);
@@ -223,7 +225,8 @@ void ip_handle(struct net *net, struct net_header *header, u8 *frame, u32 length
 void ip_service(struct virtio *device)
 {
     struct net *net = device->driver;
-    if (virtio_config_changed(device) && device->features & NET_F_STATUS && virtio_config16(device, 6) & NET_S_ANNOUNCE) {
+    if (virtio_config_changed(device) && device->features & NET_F_STATUS &&
+        virtio_config16(device, 6) & NET_S_ANNOUNCE) {
         ip_announce(net);
         net_control(net, NET_CTRL_ANNOUNCE, NULL, 0);
     }

@@ -46,7 +46,7 @@ struct buffer {
     bool device_writes;
 };
 
-/* In the split ring, and in indirect tables; those of packed rings have an id and the flags in place of the last two. */
+/* Of the split ring and its indirect tables; the packed ring's have an id and the flags in place of the last two. */
 struct virtq_descriptor {
     u64 address;
     u32 length;
@@ -55,6 +55,7 @@ struct virtq_descriptor {
 
 struct virtq_slot { /* one request in the ring, by the id of its first descriptor */
     u64 token;
+    u32 writable;    /* bytes that the device may write */
     u16 descriptors; /* how many it takes in the ring; 0: the slot is free */
     u16 next;        /* packed: next free id */
 };
@@ -72,7 +73,7 @@ struct virtq {
     u16 limit;         /* what memory is there for */
     struct virtq_slot *slots;
     u16 *order;        /* in-order: ids as they were added */
-    u16 order_head, order_tail;
+    u16 order_head, order_tail; /* all requests so far: added, popped */
     u16 free_count, free_head;
     u16 added;         /* descriptors (packed) or requests (split) since the last kick */
     u16 next, last_used; /* indexes: next to fill, next used one */
@@ -108,11 +109,14 @@ struct virtio {
 extern struct virtio *virtio_devices[VIRTIO_MAX_DEVICES];
 extern size_t virtio_count;
 
+/* virtio_probe.c */
 void virtio_probe(void);                               /* finds all devices; does so once */
 struct virtio *virtio_find(u32 type, u64 number);      /* NULL if there is none */
 const char *virtio_name(u32 type);
 void virtio_where(const struct virtio *device, char *to, size_t size); /* `pci 00:01.0`, `mmio 0xfeb00000` */
 
+/* virtio.c */
+u64 virtio_offered(struct virtio *device);             /* the device's features */
 /*
  * Reset, then all steps up to FEATURES_OK with what is wanted and offered; ring features are added here. False,
  * with a line printed, if the device refuses.
@@ -123,7 +127,7 @@ struct virtq *virtio_queue(struct virtio *device, u16 index, u16 limit, u16 tabl
 void virtio_ready(struct virtio *device);              /* DRIVER_OK */
 bool virtio_reset(struct virtio *device);              /* false if status does not come back as 0 */
 u8 virtio_status(struct virtio *device);
-bool virtq_reset(struct virtq *q);                     /* with F_RING_RESET: this queue alone, empty and enabled again */
+bool virtq_reset(struct virtq *q);                     /* with F_RING_RESET: this queue alone; it is then empty */
 u16 virtio_queue_limit(struct virtio *device, u16 index); /* the size the device allows; 0: no such queue */
 
 /* Configuration space. Fields of more than 4 bytes are read between two equal generations. */
@@ -131,8 +135,6 @@ u8 virtio_config8(struct virtio *device, u32 offset);
 u16 virtio_config16(struct virtio *device, u32 offset);
 u32 virtio_config32(struct virtio *device, u32 offset);
 u64 virtio_config64(struct virtio *device, u32 offset);
-void virtio_config_write32(struct virtio *device, u32 offset, u32 value);
-void virtio_config_write8(struct virtio *device, u32 offset, u8 value);
 bool virtio_config_changed(struct virtio *device); /* since the last call */
 
 /* virtq.c, virtq_split.c, virtq_packed.c */
@@ -140,14 +142,17 @@ struct virtq *virtq_allocate(u16 size, u16 table_entries); /* NULL: no memory */
 void virtq_init(struct virtq *q);                      /* empty, interrupts off */
 bool virtq_add(struct virtq *q, const struct buffer *buffers, u16 count, u64 token); /* false: no room */
 bool virtq_kick(struct virtq *q);                      /* publishes; rings the doorbell if the device wants it */
-bool virtq_pop(struct virtq *q, u64 *token, u32 *length); /* length is ~0 if the device did not say */
+bool virtq_pop(struct virtq *q, u64 *token, u32 *length); /* length: what the device wrote */
 /* Switches interrupts on or off; on: false if requests are already done, so that none may come for them. */
 bool virtq_interrupts(struct virtq *q, bool on);
 u32 virtq_interrupt_count(const struct virtq *q);      /* since virtq_start_counts() */
 void virtq_start_counts(struct virtq *q);
 u16 virtq_in_flight(const struct virtq *q);
 
-/* One ring format. `add` puts `flags` on each descriptor; `get` looks at the next used request and leaves it there; `release` goes past it. */
+/*
+ * One ring format. `add` puts `flags` on each descriptor; `get` looks at the next used request and leaves it there,
+ * `release` goes past it.
+ */
 struct virtq_format {
     void (*init)(struct virtq *q);
     void (*add)(struct virtq *q, const struct buffer *buffers, u16 count, u16 id, u16 flags);

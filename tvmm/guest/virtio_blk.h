@@ -1,4 +1,4 @@
-/* The virtio block device (5.2). One queue, up to BLK_SLOTS requests at a time, each in a slot that the caller chooses. */
+/* The virtio block device (5.2): one queue, up to BLK_SLOTS requests at a time, in slots of the caller's choice. */
 #ifndef GUEST_VIRTIO_BLK_H
 #define GUEST_VIRTIO_BLK_H
 

@@ -15,9 +15,14 @@ enum { CONFIG_MAC = 0, CONFIG_MAX_PAIRS = 8 };
 
 _Static_assert(sizeof(struct net_header) == NET_HEADER, "the header with num_buffers");
 
+static u64 rx_buffer(const struct net *net, u16 pair, u64 token)
+{
+    return net->rx_memory + ((u64)pair * NET_RING + token) * NET_RX_BYTES;
+}
+
 static void post(struct net *net, u16 pair, u64 token)
 {
-    struct buffer buffer = {net->rx_memory + ((u64)pair * NET_RING + token) * NET_RX_BYTES, NET_RX_BYTES, true};
+    struct buffer buffer = {rx_buffer(net, pair, token), NET_RX_BYTES, true};
     virtq_add(net->rx[pair], &buffer, 1, token);
 }
 
@@ -112,9 +117,10 @@ bool net_control(struct net *net, u16 command, const void *data, u32 length)
     request->command = (u8)command;
     request->ack = 0xff;
     memcpy(request->data, data, length);
-    struct buffer buffers[3] = {{(u64)request, 2, false}, {(u64)request->data, length, false}, {(u64)&request->ack, 1, true}};
+    struct buffer ack = {(u64)&request->ack, 1, true};
+    struct buffer buffers[3] = {{(u64)request, 2, false}, {(u64)request->data, length, false}, ack};
     if (!length)
-        buffers[1] = buffers[2];
+        buffers[1] = ack;
     if (!virtq_add(net->control, buffers, length ? 3 : 2, 0))
         return false;
     virtq_kick(net->control);
@@ -146,7 +152,7 @@ static u32 merge(struct net *net, u16 pair, u64 first, u32 length, u16 buffers)
     bool whole = true;
     for (u64 token = first;;) {
         if (total + length <= NET_MAX_FRAME + NET_HEADER && length <= NET_RX_BYTES)
-            memcpy((void *)(net->frame_memory + total), (void *)(net->rx_memory + ((u64)pair * NET_RING + token) * NET_RX_BYTES), length);
+            memcpy((void *)(net->frame_memory + total), (void *)rx_buffer(net, pair, token), length);
         else
             whole = false;
         total += length;
@@ -164,7 +170,7 @@ static bool receive_one(struct net *net, u16 pair, net_handler *handle)
     u32 length;
     if (!virtq_pop(net->rx[pair], &token, &length))
         return false;
-    u64 memory = net->rx_memory + ((u64)pair * NET_RING + token) * NET_RX_BYTES;
+    u64 memory = rx_buffer(net, pair, token);
     u16 buffers = net->device->features & NET_F_MRG_RXBUF ? ((struct net_header *)memory)->num_buffers : 1;
     bool merged = buffers > 1;
     if (length < NET_HEADER + 14 || length > NET_RX_BYTES || !buffers) {

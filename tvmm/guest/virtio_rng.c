@@ -39,10 +39,11 @@ bool cmd_rng(int count, char **arguments)
     u64 start = rdtsc(), last = start;
     for (u64 next = 0; done < wanted;) {
         for (; asked < wanted && virtq_in_flight(q) < RNG_BUFFERS; next++) {
-            struct buffer buffer = {memory + next % RNG_BUFFERS * RNG_BYTES, (u32)min_u64(wanted - asked, RNG_BYTES), true};
-            if (!virtq_add(q, &buffer, 1, buffer.address | (u64)buffer.length << 40))
+            u32 bytes = (u32)min_u64(wanted - asked, RNG_BYTES);
+            struct buffer buffer = {memory + next % RNG_BUFFERS * RNG_BYTES, bytes, true};
+            if (!virtq_add(q, &buffer, 1, buffer.address | (u64)bytes << 40))
                 break;
-            asked += buffer.length;
+            asked += bytes;
         }
         virtq_kick(q);
         if (virtq_pop(q, &token, &length)) {

@@ -59,6 +59,20 @@ void virtq_init(struct virtq *q)
 
 u16 virtq_in_flight(const struct virtq *q) { return (u16)(q->order_head - q->order_tail); }
 
+/* An indirect table: linked for a split ring (2.7.5.3), in the order of its entries for a packed one (2.8.7). */
+static void fill_table(const struct virtq *q, struct virtq_descriptor *entry, const struct buffer *buffers, u16 count)
+{
+    for (u16 i = 0; i < count; i++) {
+        u16 write = buffers[i].device_writes ? DESC_WRITE : 0;
+        u16 next = i + 1 < count ? DESC_NEXT : 0;
+        entry[i] = (struct virtq_descriptor){buffers[i].address, buffers[i].length, write | next, (u16)(i + 1)};
+        if (q->packed) { /* buffer id, then flags */
+            entry[i].flags = 0;
+            entry[i].next = write;
+        }
+    }
+}
+
 bool virtq_add(struct virtq *q, const struct buffer *buffers, u16 count, u64 token)
 {
     u16 id = q->free_head, need = count;
@@ -66,24 +80,24 @@ bool virtq_add(struct virtq *q, const struct buffer *buffers, u16 count, u64 tok
     if (!q->free_count || !count)
         return false;
     if (q->indirect && count > 1 && count <= q->table_entries) {
-        struct virtq_descriptor *entry = (void *)table.address;
-        for (u16 i = 0; i < count; i++) {
-            u16 flags = (u16)((buffers[i].device_writes ? DESC_WRITE : 0) | (!q->packed && i + 1 < count ? DESC_NEXT : 0));
-            entry[i] = (struct virtq_descriptor){buffers[i].address, buffers[i].length, flags, (u16)(i + 1)};
-            if (q->packed) /* buffer id, then flags */
-                entry[i].flags = 0, entry[i].next = flags;
-        }
+        fill_table(q, (struct virtq_descriptor *)table.address, buffers, count);
         need = 1;
     }
     if (need > q->free_count)
         return false;
     q->slots[id].token = token;
+    q->slots[id].writable = 0;
+    for (u16 i = 0; i < count; i++)
+        q->slots[id].writable += buffers[i].device_writes ? buffers[i].length : 0;
     q->slots[id].descriptors = need;
     if (q->in_order)
         q->order[q->order_head % q->limit] = id;
     q->order_head++;
     q->free_count = (u16)(q->free_count - need);
-    format_of(q)->add(q, need < count ? &table : buffers, need < count ? 1 : count, id, need < count ? DESC_INDIRECT : 0);
+    if (need < count)
+        format_of(q)->add(q, &table, 1, id, DESC_INDIRECT);
+    else
+        format_of(q)->add(q, buffers, count, id, 0);
     return true;
 }
 
@@ -111,7 +125,10 @@ static bool complain(struct virtq *q, u16 id)
     return false;
 }
 
-/* In-order: one used entry speaks for all requests up to its own. Counts them into `ready`. */
+/*
+ * In-order: one used entry speaks for all requests up to its own. Counts them into `ready`. Those without an entry
+ * of their own have been used completely.
+ */
 static bool gather(struct virtq *q, u16 id)
 {
     for (u16 at = q->order_tail; at != q->order_head; at++) {
@@ -143,7 +160,7 @@ bool virtq_pop(struct virtq *q, u64 *token, u32 *length)
     q->order_tail++;
     q->ready--;
     *token = q->slots[id].token;
-    *length = q->ready ? ~0u : q->ready_length;
+    *length = q->ready ? q->slots[id].writable : q->ready_length;
     q->free_count = (u16)(q->free_count + q->slots[id].descriptors);
     format_of(q)->release(q, id);
     q->slots[id].descriptors = 0;

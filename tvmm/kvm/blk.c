@@ -195,6 +195,7 @@ static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
             tvmm_blk_answer_id(&blk->limits, request);
         else if (request->operation == TVMM_BLK_WRITE || request->operation == TVMM_BLK_ZEROES)
             request->stable = __atomic_load_n(&blk->write_through, __ATOMIC_RELAXED) && !blk->setup.ignore_flush;
+        blk->counters.stable += request->stable;
         blk_advance(blk, request);
         return;
     case TVMM_BLK_REFUSE:
@@ -284,7 +285,6 @@ static void blk_repeat_kept(struct tvmm_blk *blk)
 uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
 {
     uint64_t idle_ns = 0;
-    int unsubmitted = 0;
     for (;;) {
         if (tvmm_woken(blk->waker))
             return TVMM_SERVE_CONTROL;
@@ -294,8 +294,7 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
                 blk_repeat_kept(blk);
             worked += (int)blk_take(blk);
         }
-        if (worked || unsubmitted)
-            unsubmitted = blk->engine->submit(blk);
+        int unsubmitted = blk->engine->submit(blk);
         blk_show(blk);
         if (blk->call_pending) {
             blk->call_pending = 0;

@@ -113,7 +113,7 @@ struct tvmm_blk_request {
 struct tvmm_blk_counters {
     uint64_t requests[TVMM_BLK_OPERATIONS], errors[TVMM_BLK_OPERATIONS];
     uint64_t read_bytes, written_bytes, unmapped_bytes;
-    uint64_t refused, ignored, stops, retried, cached, plain, steps;
+    uint64_t refused, ignored, stops, retried, cached, plain, stable, steps;
 };
 
 struct tvmm_blk;

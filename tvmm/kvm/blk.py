@@ -80,7 +80,8 @@ class BlkCounters(NamedTuple):
     The first six count requests that succeeded, the next those that the host failed, by operation. `refused`:
     answered with an error without being tried. `ignored`: failed, and the driver was told otherwise. `stops`: how
     often the queue stopped over an error, and `retried`, requests that were repeated after that. `cached`: reads that
-    needed no other thread. `plain`: calls that O_DIRECT was not possible for. `steps`: system calls.
+    needed no other thread. `plain`: calls that O_DIRECT was not possible for. `stable`: writes
+    that had to be stable when they completed. `steps`: system calls.
     """
 
     reads: int = 0
@@ -104,6 +105,7 @@ class BlkCounters(NamedTuple):
     retried: int = 0
     cached: int = 0
     plain: int = 0
+    stable: int = 0
     steps: int = 0
 
 

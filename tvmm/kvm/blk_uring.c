@@ -113,6 +113,9 @@ static int blk_uring_open(struct tvmm_blk *blk)
 static void blk_uring_close(struct tvmm_blk *blk)
 {
     struct blk_uring *ring = blk->engine_state;
+    /* The kernel takes a ring apart some time after the last close; the files are to be free at once. */
+    if (ring->fixed)
+        syscall(__NR_io_uring_register, ring->fd, IORING_UNREGISTER_FILES, NULL, 0);
     munmap(ring->sqes, ring->sqes_size);
     munmap(ring->rings, ring->rings_size);
     close(ring->fd);

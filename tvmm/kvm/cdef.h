@@ -360,7 +360,7 @@ struct tvmm_blk_request {
 struct tvmm_blk_counters {
     uint64_t requests[6], errors[6];
     uint64_t read_bytes, written_bytes, unmapped_bytes;
-    uint64_t refused, ignored, stops, retried, cached, plain, steps;
+    uint64_t refused, ignored, stops, retried, cached, plain, stable, steps;
 };
 struct tvmm_blk_setup {
     int fd, plain_fd;

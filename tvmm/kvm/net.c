@@ -202,9 +202,13 @@ static int net_look(struct tvmm_net *net, uint64_t start)
     return NET_IDLE;
 }
 
+static int has_news_of_failure(const struct tvmm_net *net) { return net->failure && !net->failure_told; }
+
 /* Ask for the kicks that matter. 0: there is work already. */
 static int arm(struct tvmm_net *net, int hungry)
 {
+    if (has_news_of_failure(net))
+        return 0;
     if (net_serves(net, TVMM_NET_TX) && !net->tx_blocked
         && !tvmm_vring_enable_kicks(net->queues[TVMM_NET_TX].ring))
         return 0;
@@ -267,7 +271,7 @@ int tvmm_net_serve(struct tvmm_net *net)
     for (;;) {
         if (tvmm_woken(net->waker))
             return TVMM_SERVE_CONTROL;
-        if (net->failure && !net->failure_told) {
+        if (has_news_of_failure(net)) {
             net->failure_told = 1;
             return TVMM_SERVE_FAILED;
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,16 @@ from tvmm.errors import HostError
 from tvmm.kvm.blk import in_memory
 from tvmm.virtio.runner.image import DiskImage
 
-__all__ = ["BACKENDS", "Backend", "memory_folder", "new_image"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "loop_device",
+    "memory_folder",
+    "new_image",
+    "remount_read_only",
+    "skip_without",
+    "small_tmpfs",
+]
 
 
 class Backend(NamedTuple):
@@ -55,6 +66,42 @@ def memory_folder() -> Iterator[Path]:
             if not in_memory(image.fd):
                 pytest.skip("/dev/shm is not in memory here")
         yield Path(name)
+
+
+def small_tmpfs(size: int) -> Iterator[Path]:
+    """A folder on a file system of `size` bytes; skips the test for who may not mount one."""
+    with tempfile.TemporaryDirectory(prefix="tvmm-test-") as name:
+        _command("mount", "-t", "tmpfs", "-o", f"size={size}", "tvmm-test", name)
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "--lazy", name], check=True)
+
+
+def remount_read_only(folder: Path) -> None:
+    """A `small_tmpfs`."""
+    _command("mount", "-o", "remount,ro", str(folder))
+
+
+def loop_device(path: Path) -> Iterator[Path]:
+    """A block device whose contents are the file's; skips the test for who may not make one."""
+    device = _command("losetup", "--find", "--show", str(path))
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def _command(*words: str) -> str:
+    if os.geteuid():
+        pytest.skip(f"only root may use {words[0]}")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip(f"no {words[0]} here")
+    if done.returncode:
+        pytest.skip(f"{words[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def skip_without(path: Path, backend: Backend) -> None:

@@ -33,7 +33,7 @@ async def test_reset_in_the_middle_of_traffic(features: int) -> None:
                 await rig.arrive(frame(b"flood" * 100))
 
         nursery.start_soon(flood)
-        for _ in range(10):
+        for _ in range(4):
             await rig.activate(features | MERGEABLE | CONTROL)
             rig.fill(100)
             for number in range(10):

@@ -49,6 +49,7 @@ class DiskImage:
         self.direct = direct
         self.warnings: list[str] = []
         self.plain_fd = -1
+        self._locked = False
         _check_kind(path)
         self.fd = _open(path, read_only=read_only, direct=direct)
         try:
@@ -87,6 +88,10 @@ class DiskImage:
 
     def close(self) -> None:
         """Close it, and let go of the lock."""
+        if self._locked:
+            # Explicitly: whoever shares the open file (an io_uring that the kernel still takes apart) keeps it locked.
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
+            self._locked = False
         if self.plain_fd not in (-1, self.fd):
             os.close(self.plain_fd)
         if self.fd >= 0:
@@ -131,6 +136,7 @@ class DiskImage:
         kind = fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, *WHOLE_FILE))
+            self._locked = True
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 self.warnings.append(f"disk image {self.path} is not locked: {error.strerror}")

@@ -270,6 +270,7 @@ class NetRunner:
         self._set_filters(wishes)
 
     def _start(self, server: PairServer, local: int, index: int, config: VringConfig) -> None:
+        self._stop(server, local)
         ring = self.rings[index]
         if ring.configure(config):
             self.give_up(index, ring.error_sentence)
