@@ -16,7 +16,7 @@ MIB = 1 << 20
 BLOCK, WORDS = 4096, 512
 SEED = 7
 MASK = (1 << 64) - 1
-EVERY_RING = ("", "packed", "noevent noindirect noinorder", "packed noevent noindirect noinorder intx")
+EVERY_RING = ("", "packed", "noevent noindirect noinorder", "mq packed noevent noindirect noinorder intx")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_pattern_of_another_guest(image: Path) -> None:
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
 async def test_stress_and_resets(image: Path, transport: str, words: str) -> None:
     """Random requests are all verified, and go on to be after resets of the device and of its queue alone."""
-    disk = [f"{image},transport={transport},packed=on,in_order=on"]
+    disk = [f"{image},transport={transport},packed=on,in_order=on,queues=2"]
     async with guest(words, disk=disk) as shell:
         stress = await shell.ask("blkstress 0 1 3 500")
         assert re.search(r"blkstress: \d+ writes, \d+ reads, \d+ flushes in \d+ us, 0 wrong, 0 failed", stress)
@@ -143,6 +143,16 @@ async def test_pump_pattern(tmp_path: Path, words: str) -> None:
         for offset in range(0, size, BLOCK)
     )
     assert file.read_bytes() == expected
+
+
+async def test_dirty_pages_and_device_memory_keep_apart(image: Path) -> None:
+    """Rings and buffers take nothing from the pages that `dirty` watches: without room for them the command says so."""
+    async with guest(disk=[str(image)]) as shell:
+        assert "MiB are free" in await shell.ask("dirty 0 60M 1")
+        assert " 0 errors" in await shell.ask("dirty 0 40M 1")
+        assert "no memory" in await shell.ask("blkbench 0 read 1M 64 1")
+        assert BENCH.search(await shell.ask("blkbench 0 read 1M 4 1"))
+        assert re.search(r"checked 10240 pages: 0 errors", await shell.ask("check"))
 
 
 async def test_wrong_arguments_print_the_usage(image: Path) -> None:

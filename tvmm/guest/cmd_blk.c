@@ -32,15 +32,17 @@ static void describe(struct blk *blk)
     if (status == BLK_OK)
         memcpy(id, (const void *)page, BLK_ID_BYTES);
     print("blk %u: %lu sectors, block size %u, %s, serial \"%s\", queue of %u, features 0x%lx\n", device->number,
-          blk->capacity, blk->block_size, device->features & BLK_F_RO ? "read-only" : "writable", id, blk->queue->size,
+          blk->capacity, blk->block_size, device->features & BLK_F_RO ? "read-only" : "writable", id,
+          blk->queues[0]->size,
           device->features);
     if (device->features & BLK_F_TOPOLOGY)
         print("  physical block %u, alignment offset %u, minimum I/O %u, optimal I/O %u blocks\n",
               blk->block_size << virtio_config8(device, 24), virtio_config8(device, 25), virtio_config16(device, 26),
               virtio_config32(device, 28));
-    print("  seg_max %u, queues %u, write cache %u, discard up to %u sectors, write zeroes up to %u\n", blk->pieces_max,
+    print("  seg_max %u, queues %u of %u, write cache %u, ", blk->pieces_max, blk->queue_count,
           device->features & BLK_F_MQ ? virtio_config16(device, 34) : 1,
-          device->features & BLK_F_WCE ? virtio_config8(device, 32) : (device->features & BLK_F_FLUSH) != 0,
+          device->features & BLK_F_WCE ? virtio_config8(device, 32) : (device->features & BLK_F_FLUSH) != 0);
+    print("discard up to %u sectors, write zeroes up to %u\n",
           device->features & BLK_F_DISCARD ? virtio_config32(device, 36) : 0,
           device->features & BLK_F_ZEROES ? virtio_config32(device, 48) : 0);
 }
@@ -159,32 +161,32 @@ static u32 bench_round(struct bench *b)
 /* True after the benchmark has run; false if the disk stopped answering, or after Ctrl-C. */
 static bool bench_run(struct bench *b)
 {
-    struct virtq *q = b->blk->queue;
+    struct blk *blk = b->blk;
     u64 last = rdtsc();
     b->shortest = (u64)-1;
-    virtq_start_counts(q);
+    blk_start_counts(blk);
     for (u32 slot = 0; slot < b->depth && !(b->limit && b->added == b->limit) && bench_add(b, slot); slot++)
         ;
-    virtq_kick(q);
+    blk_kick(blk);
     if (b->by_interrupt)
         lapic_timer((u32)min_u64(lapic_timer_khz() * 500, 0xffffffff), true);
-    while (virtq_in_flight(q)) {
+    while (blk_in_flight(blk)) {
         if (bench_round(b)) {
-            virtq_kick(q);
+            blk_kick(blk);
             last = rdtsc();
             continue;
         }
-        if (b->by_interrupt && virtq_interrupts(q, true))
+        if (b->by_interrupt && blk_interrupts(blk, true))
             irq_sleep();
         else
             cpu_relax();
         if (b->by_interrupt)
-            virtq_interrupts(q, false);
-        if (irq_poll() || q->broken || rdtsc() - last > ms_to_tsc(BLK_TIMEOUT_MS))
+            blk_interrupts(blk, false);
+        if (irq_poll() || blk_broken(blk) || rdtsc() - last > ms_to_tsc(BLK_TIMEOUT_MS))
             break;
     }
     lapic_timer(0, false);
-    return blk_drain(b->blk);
+    return blk_drain(blk);
 }
 
 static void print_tenths(const char *before, u64 tenths, const char *after)
@@ -247,8 +249,7 @@ bool cmd_blkbench(int count, char **arguments)
     print_tenths("latency avg ", tsc_to_ns(b->total / done) / 100, "");
     print_tenths(" min ", b->done ? tsc_to_ns(b->shortest) / 100 : 0, "");
     print_tenths(" max ", tsc_to_ns(b->longest) / 100, " us, ");
-    print("%lu kicks, %u interrupts, %lu errors\n", b->blk->queue->kicks, virtq_interrupt_count(b->blk->queue),
-          b->errors);
+    print("%lu kicks, %lu interrupts, %lu errors\n", blk_kicks(b->blk), blk_interrupt_count(b->blk), b->errors);
     return true;
 }
 
@@ -269,8 +270,8 @@ bool cmd_ringops(int count, char **arguments)
     b->blocks = 1;
     u64 start = rdtsc();
     bench_run(b);
-    print("ringops: %lu done in %lu us, %lu kicks, %u interrupts", b->done, tsc_to_us(rdtsc() - start),
-          b->blk->queue->kicks, virtq_interrupt_count(b->blk->queue));
+    print("ringops: %lu done in %lu us, %lu kicks, %lu interrupts", b->done, tsc_to_us(rdtsc() - start),
+          blk_kicks(b->blk), blk_interrupt_count(b->blk));
     if (b->errors)
         print(", %lu errors", b->errors);
     print("\n");

@@ -195,14 +195,14 @@ static bool pass(struct check *c, u32 type, bool random, u64 left, u64 end)
             submit(c, job);
             *(job->type == BLK_READ ? &c->reads : job->type == BLK_WRITE ? &c->writes : &c->flushes) += 1;
         }
-        virtq_kick(c->blk->queue);
-        if (!virtq_in_flight(c->blk->queue))
+        blk_kick(c->blk);
+        if (!blk_in_flight(c->blk))
             return true;
         while (blk_pop(c->blk, &slot, &status)) {
             finish(c, &c->jobs[slot], status);
             last = rdtsc();
         }
-        c->stuck = c->blk->queue->broken || rdtsc() - last > ms_to_tsc(BLK_TIMEOUT_MS);
+        c->stuck = blk_broken(c->blk) || rdtsc() - last > ms_to_tsc(BLK_TIMEOUT_MS);
         if (irq_poll() || c->stuck) {
             c->stuck |= !blk_drain(c->blk); /* what was in flight stays uncertain */
             return false;
@@ -302,7 +302,7 @@ bool cmd_blkstress(int count, char **arguments)
 #define CANARY 0x5a5a5a5a5a5a5a5aull
 
 /*
- * Requests in flight, reset of the device or of the queue alone, canaries into their buffers, set up again, one read.
+ * Requests in flight, reset of the device or of its queues alone, canaries into their buffers, set up again, one read.
  * Returns the errors found.
  */
 static u64 reset_once(struct blk *blk, bool queue, u64 memory, u64 *random, u64 *completed)
@@ -314,11 +314,11 @@ static u64 reset_once(struct blk *blk, bool queue, u64 memory, u64 *random, u64 
         if (!blk_add(blk, slot, BLK_READ, sector, memory + slot * BLOCK, BLOCK))
             break;
     }
-    virtq_kick(blk->queue);
+    blk_kick(blk);
     u64 until = rdtsc() + us_to_tsc(random_next(random) % MAX_RESET_DELAY_US);
     while (rdtsc() < until)
         *completed += blk_pop(blk, &slot, &status);
-    if (queue ? !virtq_reset(blk->queue) : !virtio_reset(blk->device))
+    if (queue ? !blk_reset_queues(blk) : !virtio_reset(blk->device))
         return 1;
     for (u64 at = memory; at < memory + BLK_SLOTS * BLOCK; at += BLOCK)
         *(u64 *)at = CANARY;

@@ -111,6 +111,7 @@ static bool set_up(u64 bytes)
     while (gcd(dirty.stride, pages) != 1)
         dirty.stride += 2;
     dirty.stride %= pages;
+    keep_ram((u64)(page_at(pages - 1) + 1));
     return true;
 }
 

@@ -36,6 +36,7 @@ struct linux_e820 {
 
 struct machine machine;
 static u64 alloc_next, alloc_end;
+static u64 kept_end;
 static u64 dma_start = (u64)-1; /* what dma_alloc() has given away begins here, in the highest piece of RAM */
 
 extern u64 pdpt[512];
@@ -185,6 +186,8 @@ size_t free_ram(struct region *pieces, size_t limit)
     return count;
 }
 
+void keep_ram(u64 end) { kept_end = end; }
+
 u64 dma_alloc(size_t pages)
 {
     struct region pieces[MAX_REGIONS];
@@ -195,6 +198,8 @@ u64 dma_alloc(size_t pages)
             highest = &pieces[i];
     if (!highest || highest->size / PAGE_SIZE < pages)
         return 0;
-    dma_start = highest->start + highest->size - pages * PAGE_SIZE;
-    return dma_start;
+    u64 start = highest->start + highest->size - pages * PAGE_SIZE;
+    if (start < kept_end)
+        return 0;
+    return dma_start = start;
 }

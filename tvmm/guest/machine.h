@@ -44,5 +44,6 @@ u64 dma_alloc(size_t pages);
  * number of pieces.
  */
 size_t free_ram(struct region *pieces, size_t limit);
+void keep_ram(u64 end); /* somebody uses the free RAM up to `end`: dma_alloc() gives nothing below it away */
 
 #endif

@@ -146,6 +146,7 @@ bool virtq_pop(struct virtq *q, u64 *token, u32 *length); /* length: what the de
 /* Switches interrupts on or off; on: false if requests are already done, so that none may come for them. */
 bool virtq_interrupts(struct virtq *q, bool on);
 u32 virtq_interrupt_count(const struct virtq *q);      /* since virtq_start_counts() */
+u64 virtq_interrupt_sum(struct virtq *const *queues, u16 count); /* of several; a vector that they share counts once */
 void virtq_start_counts(struct virtq *q);
 u16 virtq_in_flight(const struct virtq *q);
 

@@ -8,7 +8,7 @@
 #define PIECE      4096
 
 /* Offsets in the configuration (5.2.4). */
-enum { CONFIG_CAPACITY = 0, CONFIG_SEG_MAX = 12, CONFIG_BLK_SIZE = 20 };
+enum { CONFIG_CAPACITY = 0, CONFIG_SEG_MAX = 12, CONFIG_BLK_SIZE = 20, CONFIG_QUEUES = 34 };
 
 #define WANTED (BLK_F_SEG_MAX | BLK_F_RO | BLK_F_BLK_SIZE | BLK_F_FLUSH | BLK_F_TOPOLOGY | BLK_F_WCE | BLK_F_MQ | \
                 BLK_F_DISCARD | BLK_F_ZEROES)
@@ -20,9 +20,12 @@ bool blk_start(struct blk *blk)
     struct virtio *device = blk->device;
     if (!virtio_begin(device, WANTED))
         return false;
-    blk->queue = virtio_queue(device, 0, BLK_SLOTS, BLK_MAX_PIECES + 2);
-    if (!blk->queue)
-        return false;
+    blk->queue_count = 1;
+    if (device->features & BLK_F_MQ && command_line_has("mq"))
+        blk->queue_count = (u16)max_u64(min_u64(virtio_config16(device, CONFIG_QUEUES), BLK_MAX_QUEUES), 1);
+    for (u16 i = 0; i < blk->queue_count; i++)
+        if (!(blk->queues[i] = virtio_queue(device, i, BLK_SLOTS, BLK_MAX_PIECES + 2)))
+            return false;
     virtio_ready(device);
     blk->capacity = virtio_config64(device, CONFIG_CAPACITY);
     blk->block_size = device->features & BLK_F_BLK_SIZE ? virtio_config32(device, CONFIG_BLK_SIZE) : SECTOR;
@@ -51,9 +54,9 @@ struct blk *blk_open(u64 number)
     blk->in_pieces = false;
     if (virtio_config_changed(device))
         blk->capacity = virtio_config64(device, CONFIG_CAPACITY);
-    if (device->running && blk->queue->broken)
-        print("blk %lu: its queue was broken: reset\n", number);
-    else if (device->running && !virtq_in_flight(blk->queue) && !(virtio_status(device) & STATUS_NEEDS_RESET))
+    if (device->running && blk_broken(blk))
+        print("blk %lu: a queue was broken: reset\n", number);
+    else if (device->running && !blk_in_flight(blk) && !(virtio_status(device) & STATUS_NEEDS_RESET))
         return blk;
     return blk_start(blk) ? blk : NULL;
 }
@@ -80,18 +83,21 @@ bool blk_add(struct blk *blk, u32 slot, u32 type, u64 sector, u64 address, u32 l
         length -= piece;
     }
     buffers[count++] = (struct buffer){(u64)&request->status, 1, true};
-    return virtq_add(blk->queue, buffers, count, slot);
+    return virtq_add(blk->queues[slot % blk->queue_count], buffers, count, slot);
 }
 
 bool blk_pop(struct blk *blk, u32 *slot, u32 *status)
 {
     u64 token;
     u32 length;
-    if (!virtq_pop(blk->queue, &token, &length))
-        return false;
-    *slot = (u32)token;
-    *status = *(volatile u8 *)&blk->requests[token].status;
-    return true;
+    for (u16 i = 0; i < blk->queue_count; i++) {
+        if (!virtq_pop(blk->queues[blk->next_queue++ % blk->queue_count], &token, &length))
+            continue;
+        *slot = (u32)token;
+        *status = *(volatile u8 *)&blk->requests[token].status;
+        return true;
+    }
+    return false;
 }
 
 u32 blk_do(struct blk *blk, u32 type, u64 sector, u64 address, u32 length)
@@ -100,9 +106,9 @@ u32 blk_do(struct blk *blk, u32 type, u64 sector, u64 address, u32 length)
     u64 end = rdtsc() + ms_to_tsc(BLK_TIMEOUT_MS);
     if (!blk_add(blk, 0, type, sector, address, length))
         return BLK_NO_ANSWER;
-    virtq_kick(blk->queue);
+    blk_kick(blk);
     while (!blk_pop(blk, &slot, &status)) {
-        if (rdtsc() >= end || blk->queue->broken || irq_poll()) {
+        if (rdtsc() >= end || blk_broken(blk) || irq_poll()) {
             blk_drain(blk);
             return BLK_NO_ANSWER;
         }
@@ -115,15 +121,72 @@ bool blk_drain(struct blk *blk)
 {
     u32 slot, status;
     u64 end = rdtsc() + ms_to_tsc(2000);
-    while (virtq_in_flight(blk->queue) && rdtsc() < end && !blk->queue->broken)
+    while (blk_in_flight(blk) && rdtsc() < end && !blk_broken(blk))
         if (!blk_pop(blk, &slot, &status))
             cpu_relax();
-    if (!virtq_in_flight(blk->queue))
+    if (!blk_in_flight(blk))
         return true;
     print("blk %u: %u requests without an answer, status 0x%x: reset\n", blk->device->number,
-          virtq_in_flight(blk->queue), virtio_status(blk->device));
+          blk_in_flight(blk), virtio_status(blk->device));
     virtio_reset(blk->device);
     return false;
+}
+
+void blk_kick(struct blk *blk)
+{
+    for (u16 i = 0; i < blk->queue_count; i++)
+        virtq_kick(blk->queues[i]);
+}
+
+u32 blk_in_flight(const struct blk *blk)
+{
+    u32 count = 0;
+    for (u16 i = 0; i < blk->queue_count; i++)
+        count += virtq_in_flight(blk->queues[i]);
+    return count;
+}
+
+bool blk_broken(const struct blk *blk)
+{
+    bool broken = false;
+    for (u16 i = 0; i < blk->queue_count; i++)
+        broken |= blk->queues[i]->broken != 0;
+    return broken;
+}
+
+bool blk_interrupts(struct blk *blk, bool on)
+{
+    bool idle = true;
+    for (u16 i = 0; i < blk->queue_count; i++)
+        idle &= virtq_interrupts(blk->queues[i], on);
+    return idle;
+}
+
+bool blk_reset_queues(struct blk *blk)
+{
+    for (u16 i = 0; i < blk->queue_count; i++)
+        if (!virtq_reset(blk->queues[i]))
+            return false;
+    return true;
+}
+
+void blk_start_counts(struct blk *blk)
+{
+    for (u16 i = 0; i < blk->queue_count; i++)
+        virtq_start_counts(blk->queues[i]);
+}
+
+u64 blk_kicks(const struct blk *blk)
+{
+    u64 count = 0;
+    for (u16 i = 0; i < blk->queue_count; i++)
+        count += blk->queues[i]->kicks;
+    return count;
+}
+
+u64 blk_interrupt_count(const struct blk *blk)
+{
+    return virtq_interrupt_sum(blk->queues, blk->queue_count);
 }
 
 /* Grows downward as long as nobody else has taken memory in between; else it begins anew. */

@@ -1,4 +1,7 @@
-/* The virtio block device (5.2): one queue, up to BLK_SLOTS requests at a time, in slots of the caller's choice. */
+/*
+ * The virtio block device (5.2): up to BLK_SLOTS requests at a time, in slots of the caller's choice. One queue, or
+ * with `mq` on the kernel command line up to BLK_MAX_QUEUES, which the slots are dealt out to.
+ */
 #ifndef GUEST_VIRTIO_BLK_H
 #define GUEST_VIRTIO_BLK_H
 
@@ -6,6 +9,7 @@
 
 #define BLK_SLOTS  256
 #define BLK_MAX_PIECES 256
+#define BLK_MAX_QUEUES 4
 #define SECTOR     512
 #define BLK_ID_BYTES 20
 
@@ -35,7 +39,8 @@ struct blk_request { /* one slot: what the device reads, and the status that it 
 
 struct blk {
     struct virtio *device;
-    struct virtq *queue;
+    struct virtq *queues[BLK_MAX_QUEUES];
+    u16 queue_count, next_queue;
     struct blk_request *requests;
     u64 capacity; /* sectors */
     u32 block_size;
@@ -50,12 +55,21 @@ bool blk_start(struct blk *blk); /* after a reset: from the beginning */
 
 /* Puts a request into the ring (and no more); false if there is no room. Ranges have `length` bytes and no data. */
 bool blk_add(struct blk *blk, u32 slot, u32 type, u64 sector, u64 address, u32 length);
+void blk_kick(struct blk *blk);
 /* The next finished request's slot and status; false if there is none. */
 bool blk_pop(struct blk *blk, u32 *slot, u32 *status);
 /* One request in slot 0 while nothing else is going on. BLK_NO_ANSWER after BLK_TIMEOUT_MS, or by Ctrl-C. */
 u32 blk_do(struct blk *blk, u32 type, u64 sector, u64 address, u32 length);
 /* Waits for all that is in flight; what does not come in time is done away with by a reset. False in that case. */
 bool blk_drain(struct blk *blk);
+
+u32 blk_in_flight(const struct blk *blk);
+bool blk_broken(const struct blk *blk);             /* a queue has had an answer that makes no sense */
+bool blk_interrupts(struct blk *blk, bool on);      /* as virtq_interrupts(), of all queues */
+bool blk_reset_queues(struct blk *blk);             /* with F_RING_RESET: each queue by itself */
+void blk_start_counts(struct blk *blk);
+u64 blk_kicks(const struct blk *blk);
+u64 blk_interrupt_count(const struct blk *blk);
 
 /* Longer than anybody lets a guest wait whose disk is full. */
 #define BLK_TIMEOUT_MS 60000

@@ -275,10 +275,7 @@ u64 net_kicks(const struct net *net, bool tx)
 
 u64 net_interrupts(const struct net *net, bool tx)
 {
-    u64 count = 0;
-    for (u16 pair = 0; pair < net->pairs; pair++)
-        count += virtq_interrupt_count((tx ? net->tx : net->rx)[pair]);
-    return count;
+    return virtq_interrupt_sum(tx ? net->tx : net->rx, net->pairs);
 }
 
 void net_start_counts(struct net *net)

@@ -175,6 +175,18 @@ bool virtq_interrupts(struct virtq *q, bool on)
 
 u32 virtq_interrupt_count(const struct virtq *q) { return irq_count[q->vector] - q->interrupts_before; }
 
+u64 virtq_interrupt_sum(struct virtq *const *queues, u16 count)
+{
+    u64 sum = 0;
+    for (u16 i = 0; i < count; i++) {
+        bool counted = false;
+        for (u16 j = 0; j < i; j++)
+            counted |= queues[j]->vector == queues[i]->vector;
+        sum += counted ? 0 : virtq_interrupt_count(queues[i]);
+    }
+    return sum;
+}
+
 void virtq_start_counts(struct virtq *q)
 {
     q->kicks = 0;
