@@ -214,9 +214,12 @@ bool virtq_reset(struct virtq *q)
     u64 start = rdtsc();
     set(device, QUEUE_SELECT, q->index);
     set(device, QUEUE_RESET, 1);
-    while (get(device, QUEUE_RESET)) {
-        if (rdtsc() - start > ms_to_tsc(RESET_TIMEOUT_MS))
+    while (get(device, QUEUE_RESET) || get(device, QUEUE_ENABLE)) {
+        if (rdtsc() - start > ms_to_tsc(RESET_TIMEOUT_MS)) {
+            print("virtio: queue %u is not reset after %u ms: reset of the device\n", q->index, RESET_TIMEOUT_MS);
+            virtio_reset(device);
             return false;
+        }
         cpu_relax();
     }
     enable(q);
