@@ -127,7 +127,7 @@ struct virtq *virtio_queue(struct virtio *device, u16 index, u16 limit, u16 tabl
 void virtio_ready(struct virtio *device);              /* DRIVER_OK */
 bool virtio_reset(struct virtio *device);              /* false if status does not come back as 0 */
 u8 virtio_status(struct virtio *device);
-bool virtq_reset(struct virtq *q); /* with F_RING_RESET: this queue alone; it is then empty. Else the whole device */
+bool virtq_reset(struct virtq *q); /* with F_RING_RESET: this queue alone; false: the whole device was reset */
 u16 virtio_queue_limit(struct virtio *device, u16 index); /* the size the device allows; 0: no such queue */
 
 /* Configuration space. Fields of more than 4 bytes are read between two equal generations. */
