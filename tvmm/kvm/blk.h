@@ -1,9 +1,10 @@
 /* The server of a block device's queue: chains in, system calls, status bytes out (Virtio 1.3, 5.2.6).
  *
  * A chain becomes a request (blk_request.c), which is all that is known of it from then on: whatever the guest wrote was
- * loaded once and checked. A request is carried out in steps, each one system call (blk_engine.c says which), and an
- * engine makes the calls: at once on the server's thread, on a pool of threads, or by io_uring (blk_uring.c). Short reads
- * and writes, ranges one after the other, and other ways after "not supported" are further steps of the same request.
+ * loaded once and checked. A request is carried out in steps, each one system call (blk_step.c says which), and an
+ * engine makes the calls: at once on the server's thread or on a pool of threads (blk_engine.c), or by io_uring
+ * (blk_uring.c). Short reads and writes, ranges one after the other, and other ways after "not supported" are further
+ * steps of the same request.
  * blk.c is the loop around that: what to take, what an error means, when to tell the driver, when to sleep.
  *
  * Data goes between guest memory and file without a copy. With O_DIRECT the kernel wants places and lengths aligned;
@@ -207,7 +208,7 @@ void tvmm_blk_forget(struct tvmm_blk_request *request);
 uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
 void tvmm_blk_answer_id(const struct tvmm_blk_limits *limits, const struct tvmm_blk_request *request);
 
-/* blk_engine.c */
+/* blk_step.c */
 int tvmm_blk_next_step(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);

@@ -9,7 +9,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = (
     *("shim.c", "vring.c", "vring_used.c", "serve.c"),
-    *("blk.c", "blk_request.c", "blk_engine.c", "blk_uring.c", "blk_image.c"),
+    *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c"),
     *("net.c", "net_tx.c", "net_rx.c"),
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""

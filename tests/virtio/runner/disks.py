@@ -17,6 +17,7 @@ from tvmm.virtio.runner.image import DiskImage
 
 __all__ = [
     "BACKENDS",
+    "SIZE",
     "Backend",
     "loop_device",
     "memory_folder",
@@ -25,6 +26,10 @@ __all__ = [
     "skip_without",
     "small_tmpfs",
 ]
+
+
+SIZE = 4 << 20
+"""Of the image that `path` is, in bytes."""
 
 
 class Backend(NamedTuple):

@@ -5,47 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.support.disk_driver import ALL, FLUSH, IN, IO_ERROR, OK, OUT, WRITE_ZEROES, Disk, disk, ranges
-from tests.virtio.runner.disks import (
-    BACKENDS,
-    Backend,
-    loop_device,
-    memory_folder,
-    new_image,
-    skip_without,
-    small_tmpfs,
-)
+from tests.virtio.runner.disks import SIZE, Backend, loop_device, new_image, small_tmpfs
 from tvmm.kvm.blk import IoError, Policy
 from tvmm.virtio.features import Blk as Feature
 from tvmm.virtio.features import Ring
 
-SIZE = 1 << 20
+SMALL = 1 << 20
 PATIENCE_S = 30
-
-
-@pytest.fixture(params=BACKENDS[:-1], ids=lambda backend: backend.name)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each engine."""
-    assert isinstance(request.param, Backend)
-    return request.param
-
-
-@pytest.fixture
-def path(backend: Backend, tmp_path: Path) -> Iterator[Path]:
-    """An image of ones where that engine wants it."""
-    if not backend.in_memory:
-        path = new_image(tmp_path, SIZE, b"\x11" * SIZE)
-        skip_without(path, backend)
-        yield path
-        return
-    for folder in memory_folder():
-        yield new_image(folder, SIZE, b"\x11" * SIZE)
 
 
 class Owner:
@@ -179,7 +151,7 @@ async def test_cancelled_while_stopped(backend: Backend, path: Path) -> None:
 async def test_full_disk(options: dict[str, object]) -> None:
     """ENOSPC stops writes of all kinds; with more room they go on, and the image has every byte."""
     for folder in small_tmpfs(256 << 10):
-        path = new_image(folder, SIZE)
+        path = new_image(folder, SMALL)
         async with disk(path, **options) as one:
             owner = Owner(one)
             one.activate()
@@ -203,7 +175,7 @@ async def test_full_disk(options: dict[str, object]) -> None:
 async def test_full_disk_that_is_reported() -> None:
     """With werror=report the driver gets the error and the queue goes on."""
     for folder in small_tmpfs(64 << 10):
-        path = new_image(folder, SIZE)
+        path = new_image(folder, SMALL)
         async with disk(path, werror="report") as one:
             owner = Owner(one)
             one.activate()
@@ -234,11 +206,11 @@ async def test_many_errors_are_not_many_reports(backend: Backend, path: Path) ->
 async def test_failed_sync_is_not_forgotten() -> None:
     """The kernel tells of lost writes once; each later flush fails too, on every queue, whatever has changed."""
     for folder in small_tmpfs(256 << 10):
-        for device in loop_device(new_image(folder, SIZE)):
+        for device in loop_device(new_image(folder, SMALL)):
             async with disk(device, queues=2, aio="threads", werror="report") as one:
                 one.activate(ALL | Feature.MQ)
                 assert (await one.ask(FLUSH)).status == OK
-                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == OK
+                assert (await one.ask(OUT, 0, b"x" * SMALL)).status == OK
                 assert (await one.ask(FLUSH)).status == IO_ERROR
                 subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
                 for queue in (0, 1, 0):
@@ -249,10 +221,10 @@ async def test_failed_sync_is_not_forgotten() -> None:
 async def test_each_direct_sync_speaks_for_itself() -> None:
     """Past the page cache a write that the host has no room for fails itself, and flushes go on."""
     for folder in small_tmpfs(256 << 10):
-        for device in loop_device(new_image(folder, SIZE)):
+        for device in loop_device(new_image(folder, SMALL)):
             async with disk(device, aio="io_uring", cache="none", werror="report") as one:
                 one.activate()
-                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == IO_ERROR
+                assert (await one.ask(OUT, 0, b"x" * SMALL)).status == IO_ERROR
                 subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
-                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == OK
+                assert (await one.ask(OUT, 0, b"x" * SMALL)).status == OK
                 assert (await one.ask(FLUSH)).status == OK

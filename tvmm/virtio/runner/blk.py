@@ -8,26 +8,25 @@ more, and repeats it at the next `release`.
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tvmm.errors import HostError, ImageError
+from tvmm.errors import ImageError
 from tvmm.kvm.blk import BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
-from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
 from tvmm.kvm.vring import Vring
 from tvmm.kvm.vring_records import VringConfig
 from tvmm.virtio.blk import BlkSettings
 from tvmm.virtio.blk_request import SECTOR
-from tvmm.virtio.runner.thread import ServerThread
+from tvmm.virtio.runner.blk_queue import DiskQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvmm.config.disk import DiskConfig
+    from tvmm.kvm.serve import Waker
     from tvmm.virtio.blk import Blk
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
@@ -117,7 +116,7 @@ class BlkRunner:
         self._features = 0
         self._file = BlkFile()
         self._resizing = trio.Lock()
-        self._queues: list[_Queue] = []
+        self._queues: list[DiskQueue] = []
         setup = BlkQueueSetup(
             fd=image.fd,
             plain_fd=image.plain_fd,
@@ -135,7 +134,7 @@ class BlkRunner:
                 warn(f"{name}: {line}")
             engines = _candidates(image, config.aio)
             for index in range(len(model.queue_sizes)):
-                self._queues.append(_Queue(self, index, setup, engines, config.poll_us * 1000))
+                self._queues.append(DiskQueue(self, index, setup, engines, config.poll_us * 1000))
                 # What one queue has is good for the next.
                 engines = (self._queues[-1].engine,)
         except BaseException:
@@ -224,7 +223,7 @@ class BlkRunner:
 
     async def hold(self) -> None:
         """See `Runner`. What failed and waits for `release` stays in the ring, in flight."""
-        held: list[_Queue] = []
+        held: list[DiskQueue] = []
         try:
             for queue in self._queues:
                 await queue.thread.hold()
@@ -317,80 +316,6 @@ class BlkRunner:
     def open_queue(self, index: int, setup: BlkQueueSetup, waker: Waker, spin_max_ns: int) -> BlkQueue:
         """For queue `index`. Raises `OSError` if its engine is not to be had."""
         return BlkQueue(setup, self._file, waker, self._ends.kick_fds[index], spin_max_ns)
-
-
-class _Queue:
-    """One queue: its ring, its thread, and what that serves (a `QueueServer`)."""
-
-    def __init__(
-        self, owner: BlkRunner, index: int, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
-    ) -> None:
-        self.index = index
-        self.ring = owner.new_ring()
-        self._owner = owner
-        self._waker = Waker()
-        try:
-            self.server, self.engine = self._open(setup, engines, spin_max_ns)
-        except BaseException:
-            self._waker.close()
-            raise
-        self.thread = ServerThread(f"{owner.name} queue {index}", self._waker, self)
-
-    def _open(
-        self, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
-    ) -> tuple[BlkQueue, Engine]:
-        for engine in engines:
-            try:
-                with_engine = setup._replace(engine=engine)
-                return self._owner.open_queue(self.index, with_engine, self._waker, spin_max_ns), engine
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    raise HostError("a disk needs more file descriptors than there are", "raise 'ulimit -n'") from error
-                reason = error.strerror
-        raise HostError(f"a disk's queue cannot be served: {reason}", "free some memory")
-
-    def close(self) -> None:
-        """Nothing runs any more."""
-        self.server.close()
-        self._waker.close()
-
-    # On the thread.
-
-    def start(self, config: VringConfig, limits: BlkQueueLimits) -> None:
-        """Serve the ring that the driver has set up."""
-        try:
-            self.ring.configure(config)
-            self.server.start(self.ring, limits)
-        except HostError as error:
-            self._owner.give_up(str(error))
-
-    def stop(self) -> None:
-        """Let go of it."""
-        self.server.stop()
-        self.ring.reset()
-
-    def active(self) -> bool:
-        """See `QueueServer`."""
-        return self.server.active()
-
-    def serve(self) -> int:
-        """See `QueueServer`."""
-        return self.server.serve()
-
-    def react(self, word: int) -> None:
-        """See `QueueServer`."""
-        if word == SERVE_INTERRUPT:
-            self._owner.interrupt(self.index)
-        elif word == SERVE_FAILED:
-            self._owner.failed(self.server.take_error())
-        else:
-            assert word == SERVE_BROKEN
-            self._owner.give_up(self.server.broken_reason)
-
-    def drain(self) -> None:
-        """See `QueueServer`."""
-        if self.server.drain():
-            self._owner.interrupt(self.index)
 
 
 def _candidates(image: DiskImage, aio: str) -> tuple[Engine, ...]:

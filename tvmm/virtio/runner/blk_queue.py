@@ -1,0 +1,114 @@
+"""One queue of a disk: its ring, its thread, and what is done on that thread when C comes back."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Protocol
+
+from tvmm.errors import HostError
+from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
+from tvmm.virtio.runner.thread import ServerThread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError
+    from tvmm.kvm.vring import Vring
+    from tvmm.kvm.vring_records import VringConfig
+
+__all__ = ["DiskQueue", "QueueOwner"]
+
+
+class QueueOwner(Protocol):
+    """What a queue asks of its disk. All but the first three are called on the queue's thread."""
+
+    name: str
+
+    def new_ring(self) -> Vring:
+        """In the machine's memory."""
+
+    def open_queue(self, index: int, setup: BlkQueueSetup, waker: Waker, spin_max_ns: int) -> BlkQueue:
+        """The C half of queue `index`. Raises `OSError` if its engine is not to be had."""
+
+    def interrupt(self, index: int) -> None:
+        """Interrupt the driver for queue `index`."""
+
+    def give_up(self, reason: str) -> None:
+        """The driver has to reset the device."""
+
+    def failed(self, error: IoError) -> None:
+        """The host has."""
+
+
+class DiskQueue:
+    """A `QueueServer`. `engine` is the one of those asked for that is to be had."""
+
+    def __init__(
+        self, owner: QueueOwner, index: int, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
+    ) -> None:
+        self.index = index
+        self.ring = owner.new_ring()
+        self._owner = owner
+        self._waker = Waker()
+        try:
+            self.server, self.engine = self._open(setup, engines, spin_max_ns)
+        except BaseException:
+            self._waker.close()
+            raise
+        self.thread = ServerThread(f"{owner.name} queue {index}", self._waker, self)
+
+    def _open(
+        self, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
+    ) -> tuple[BlkQueue, Engine]:
+        for engine in engines:
+            try:
+                with_engine = setup._replace(engine=engine)
+                return self._owner.open_queue(self.index, with_engine, self._waker, spin_max_ns), engine
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise HostError("a disk needs more file descriptors than there are", "raise 'ulimit -n'") from error
+                reason = error.strerror
+        raise HostError(f"a disk's queue cannot be served: {reason}", "free some memory")
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        self.server.close()
+        self._waker.close()
+
+    # On the thread.
+
+    def start(self, config: VringConfig, limits: BlkQueueLimits) -> None:
+        """Serve the ring that the driver has set up."""
+        try:
+            self.ring.configure(config)
+            self.server.start(self.ring, limits)
+        except HostError as error:
+            self._owner.give_up(str(error))
+
+    def stop(self) -> None:
+        """Let go of it."""
+        self.server.stop()
+        self.ring.reset()
+
+    def active(self) -> bool:
+        """See `QueueServer`."""
+        return self.server.active()
+
+    def serve(self) -> int:
+        """See `QueueServer`."""
+        return self.server.serve()
+
+    def react(self, word: int) -> None:
+        """See `QueueServer`."""
+        if word == SERVE_INTERRUPT:
+            self._owner.interrupt(self.index)
+        elif word == SERVE_FAILED:
+            self._owner.failed(self.server.take_error())
+        else:
+            assert word == SERVE_BROKEN
+            self._owner.give_up(self.server.broken_reason)
+
+    def drain(self) -> None:
+        """See `QueueServer`."""
+        if self.server.drain():
+            self._owner.interrupt(self.index)
