@@ -20,19 +20,22 @@ PROMPT = b"# "
 
 
 class Shell:
-    """The shell of the initramfs, after it has come up."""
+    """The shell of the initramfs, after it has come up. `seconds`: most that one command may take."""
 
-    def __init__(self, process: subprocess.Popen[bytes], boot_seconds: float = BOOT_SECONDS) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], boot_seconds: float = BOOT_SECONDS, seconds: float = COMMAND_SECONDS
+    ) -> None:
         self._process = process
+        self._seconds = seconds
         self._count = 0
         self._rest = b""
         self.boot_log = self._until(b"HELLO FROM GUEST", boot_seconds).decode(errors="replace")
-        self._until(PROMPT)
+        self.boot_log += self._until(PROMPT, boot_seconds).decode(errors="replace")
 
-    def _until(self, wanted: bytes, seconds: float = COMMAND_SECONDS) -> bytes:
+    def _until(self, wanted: bytes, seconds: float = 0) -> bytes:
         """The output up to `wanted`, which is taken too; what has come behind it is kept."""
         while wanted not in self._rest:
-            self._rest += read_until(self._process.stdout, wanted[-1:], seconds)
+            self._rest += read_until(self._process.stdout, wanted[-1:], seconds or self._seconds)
         text, _, self._rest = self._rest.partition(wanted)
         return text
 
@@ -61,7 +64,7 @@ class Shell:
         """Until the process has ended well."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"poweroff -f\n")
-        _, errors = self._process.communicate(timeout=COMMAND_SECONDS)
+        _, errors = self._process.communicate(timeout=self._seconds)
         assert self._process.returncode == 0, errors
 
 

@@ -10,6 +10,7 @@ import json
 import random
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from tests.support.process import call, read_until, started
 
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
 
-HOST, GUEST, PORT = "10.0.2.2", "10.0.2.15", 5001
+HOST, GUEST = "10.0.2.2", "10.0.2.15"
 FILE_BYTES = 1 << 20
 
 
@@ -127,16 +128,38 @@ def check_network(shell: Shell, namespace: str, directory: Path, files: Files) -
     )
     assert "3 packets received" in pinged.stdout, pinged.stdout
     shell.run("mount -t ext4 -o ro /dev/vda /mnt")
-    with (directory / "received").open("wb") as sink:
-        listener = subprocess.Popen(inside(namespace, "busybox", "nc", "-l", "-p", str(PORT)), stdout=sink)
-        shell.run(f"until nc {HOST} {PORT} < /mnt/data; do sleep 1; done; umount /mnt")
-        listener.wait(COMMAND_SECONDS)
-    assert (directory / "received").read_bytes() == files.data
-    with (directory / "content" / "data").open("rb") as source:
-        listener = subprocess.Popen(inside(namespace, "busybox", "nc", "-l", "-p", str(PORT + 1)), stdin=source)
-        summed = shell.run(f"until nc {HOST} {PORT + 1} < /dev/null > /received; do sleep 1; done; sha256sum /received")
-        listener.wait(COMMAND_SECONDS)
-    assert summed.split()[0] == hashlib.sha256(files.data).hexdigest()
+    with listening(namespace, RECEIVE) as (peer, port):
+        shell.run(f"nc {HOST} {port} < /mnt/data; umount /mnt")
+        received, _ = peer.communicate(timeout=COMMAND_SECONDS)
+    assert len(received) == len(files.data)
+    assert received == files.data
+    with listening(namespace, SEND) as (peer, port):
+        assert peer.stdin is not None
+        peer.stdin.write(files.data)
+        peer.stdin.close()
+        summed = shell.run(f"nc {HOST} {port} < /dev/null > /received; ls -l /received; sha256sum /received")
+    assert hashlib.sha256(files.data).hexdigest() in summed, summed
+
+
+LISTEN = """
+import socket, sys
+with socket.create_server(("0.0.0.0", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    peer, _ = server.accept()
+"""
+RECEIVE = LISTEN + "while data := peer.recv(65536): sys.stdout.buffer.write(data)"
+SEND = LISTEN + "peer.sendall(sys.stdin.buffer.read())"
+
+
+@contextmanager
+def listening(namespace: str, program: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A process of the host's in the namespace that accepts one connection, and the port at which it does."""
+    command = inside(namespace, sys.executable, "-c", program)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as peer:
+        try:
+            yield peer, int(read_until(peer.stdout, b"\n"))
+        finally:
+            peer.kill()
 
 
 def connect(path: Path) -> socket.socket:

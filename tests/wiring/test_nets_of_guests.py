@@ -71,6 +71,17 @@ async def test_both_directions_over_every_ring(transport: str, ring: str) -> Non
         assert await echoes(shell, payloads) == payloads
 
 
+@pytest.mark.parametrize("ring", RINGS)
+async def test_frames_in_several_buffers(ring: str) -> None:
+    """A frame larger than a receive buffer comes in merged buffers, whatever the ring says of each one's length."""
+    payloads = [bytes([n % 251]) * n for n in (4000, 4100, 8900)]
+    words = "packed" if "packed=on" in ring else ""
+    async with networked(",".join(filter(None, [ring, "mtu=9000"])), words) as shell:
+        assert await echoes(shell, payloads) == payloads
+        await shell.prompt()  # of the line feed behind Ctrl-C
+        assert " 0 errors, 0 bad checksums" in await shell.ask("link 0")
+
+
 async def test_large_frames_and_most_without_kick_or_interrupt() -> None:
     """64 KiB frames to be segmented reach the host; under load there are many frames to a kick."""
     async with networked() as shell:

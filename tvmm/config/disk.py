@@ -31,11 +31,12 @@ _SECTOR, _BLOCK_LIMIT = 512, 1 << 20
 class DiskConfig(NamedTuple):
     """One disk.
 
-    `id` is '' until `MachineConfig.check` gives it by position. `cache`: "writeback" uses the host's page
-    cache, "none" goes past it, "unsafe" ignores flushes. `direct` None: as `cache` has it, see `o_direct`.
-    Block sizes of 0 are probed; `min_io_size` and `opt_io_size` of 0 say nothing. All sizes are in bytes.
-    `werror` and `rerror` say what an error of the host does: "report" it to the guest, "stop" the machine,
-    "ignore" it, or ("enospc") stop if the host is full and report otherwise.
+    `id` is '' until `MachineConfig.check` gives it by position. `cache`: "writeback" uses the host's
+    page cache, "none" goes past it, "unsafe" ignores flushes. `direct` None: as `cache` has it, see
+    `o_direct`. Block sizes of 0 are probed; `min_io_size` and `opt_io_size` of 0 say nothing. All sizes
+    are in bytes. `faults` of a million requests fail as if the host's disk had, to test the guest.
+    `werror` and `rerror` say what an error of the host does: "report" it to the guest, "stop" the
+    machine, "ignore" it, or ("enospc") stop if the host is full and report otherwise.
     """
 
     file: str
@@ -55,6 +56,7 @@ class DiskConfig(NamedTuple):
     werror: str = "enospc"
     rerror: str = "report"
     locking: bool = True
+    faults: int = 0
     transport: str = "pci"
     packed: bool = False
     in_order: bool = False
@@ -133,6 +135,7 @@ DISK_PROPERTIES = with_defaults(
     ),
     Property("rerror", "choice", None, "on a read error", choices=("report", "stop", "ignore")),
     Property("locking", "boolean", None, "keep other machines off the file"),
+    Property("faults", "integer", None, "of a million requests so many fail, to test the guest", 0, 1_000_000),
     *RING,
     POLL,
 )  # fmt: skip

@@ -18,14 +18,15 @@ static const struct tvmm_blk_engine *const blk_engines[] = {
 };
 
 /* NULL, with *error a -errno: the engine is not to be had. */
-struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_waker *waker, int kick_fd,
-                              uint64_t spin_max_ns, int *error)
+struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
+                              struct tvmm_waker *waker, int kick_fd, uint64_t spin_max_ns, int *error)
 {
     struct tvmm_blk *blk = calloc(1, sizeof *blk);
     *error = -ENOMEM;
     if (!blk)
         return NULL;
     blk->setup = *setup;
+    blk->file = file;
     blk->waker = waker;
     blk->queue = (struct tvmm_served){NULL, kick_fd, TVMM_CALL_NONE, 0};
     blk->spin.max_ns = spin_max_ns;
@@ -147,12 +148,27 @@ static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
 
 /* --- steps -------------------------------------------------------------------------------------------------------- */
 
+/* Whether this step is to fail, by a sequence that is the same in each run (Marsaglia's xorshift, 32 bits). */
+static int blk_is_fault(struct tvmm_blk *blk)
+{
+    uint32_t x = blk->chance ? blk->chance : 2463534242u;
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    blk->chance = x;
+    return x % 1000000u < blk->setup.fault_ppm;
+}
+
 /* As far as it goes without waiting. */
 static void blk_advance(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
     while (tvmm_blk_next_step(blk, request)) {
         if (blk->abandoning) {
             blk_finish(blk, request, ECANCELED);
+            return;
+        }
+        if (blk->setup.fault_ppm && blk_is_fault(blk)) {
+            blk_finish(blk, request, EIO);
             return;
         }
         if (blk->engine->start(blk, request)) {
@@ -367,7 +383,13 @@ int tvmm_blk_active(const struct tvmm_blk *blk)
 }
 
 /* What stopped the queue has been mended: the next serve repeats what was kept. */
-void tvmm_blk_resume(struct tvmm_blk *blk) { blk->stopped = 0; }
+void tvmm_blk_resume(struct tvmm_blk *blk)
+{
+    /* If the owner has not heard of it yet: it is on record again if it fails again. */
+    if (blk->stopped)
+        blk->notice.pending = 0;
+    blk->stopped = 0;
+}
 
 /* Let go of the ring. What is at the engine is waited for, and no longer than a step takes; nothing else is begun. */
 void tvmm_blk_stop(struct tvmm_blk *blk)

@@ -131,6 +131,13 @@ struct tvmm_blk_engine {
 
 extern const struct tvmm_blk_engine tvmm_blk_sync_engine, tvmm_blk_threads_engine, tvmm_blk_uring_engine;
 
+/* What the queues of one image share. `sync_error`: the errno of a sync that failed. The kernel says so once, to whoever
+ * asks first, and has dropped the data by then: no later sync of this image can promise anything, so all of them fail.
+ * (Past the page cache the data was never the kernel's, and each sync speaks for itself.) */
+struct tvmm_blk_file {
+    int32_t sync_error;
+};
+
 /* What the owner says once. `plain_fd` is the same file without O_DIRECT, or `fd` itself. Alignments are 1 without. */
 struct tvmm_blk_setup {
     int fd, plain_fd;
@@ -139,6 +146,7 @@ struct tvmm_blk_setup {
     uint32_t engine, depth;
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
+    uint32_t fault_ppm; /* of a million steps so many fail with EIO: to try a guest's manners with errors */
 };
 
 /* An error for the owner to hear of. */
@@ -153,6 +161,7 @@ struct tvmm_blk {
     struct tvmm_waker *waker;
     struct tvmm_spin spin;
     struct tvmm_blk_setup setup;
+    struct tvmm_blk_file *file;
     struct tvmm_blk_limits limits;
     struct tvmm_blk_counters counters;
     struct tvmm_blk_notice notice;
@@ -164,6 +173,7 @@ struct tvmm_blk {
     uint32_t at_engine;
     uint32_t no_punch, no_zero; /* the file has not got that; learned from the first try */
     uint32_t no_peek;
+    uint32_t chance; /* the state of what decides about faults */
     uint64_t next_number;
     struct tvmm_blk_request *requests, *free, *kept;
     const struct tvmm_blk_engine *engine;
@@ -178,8 +188,8 @@ struct tvmm_blk {
     struct iovec iovecs[TVMM_BLK_IOVECS_MAX];
 };
 
-struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_waker *waker, int kick_fd,
-                              uint64_t spin_max_ns, int *error);
+struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
+                              struct tvmm_waker *waker, int kick_fd, uint64_t spin_max_ns, int *error);
 void tvmm_blk_free(struct tvmm_blk *blk);
 int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring);
 void tvmm_blk_stop(struct tvmm_blk *blk);

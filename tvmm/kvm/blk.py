@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlkCounters",
+    "BlkFile",
     "BlkQueue",
     "BlkQueueLimits",
     "BlkQueueSetup",
@@ -42,11 +43,19 @@ class Policy(IntEnum):
     ENOSPC = int(lib.TVMM_BLK_ENOSPC)
 
 
+class BlkFile:
+    """What the queues of one image share: a sync that failed on one of them is everybody's. It must outlive them."""
+
+    def __init__(self) -> None:
+        self.raw = ffi.new("struct tvmm_blk_file *")
+
+
 class BlkQueueSetup(NamedTuple):
     """What a queue is made with.
 
     `plain_fd`: the same file without O_DIRECT, or `fd`. Alignments in bytes, 1 without O_DIRECT. `depth`: entries
     that the queue can have. `ignore_flush`: flushes, and stable writes, are a matter for the host's kernel.
+    `fault_ppm`: so many of a million system calls are not made, and fail with EIO.
     """
 
     fd: int
@@ -59,6 +68,7 @@ class BlkQueueSetup(NamedTuple):
     read_policy: Policy = Policy.REPORT
     write_policy: Policy = Policy.ENOSPC
     ignore_flush: bool = False
+    fault_ppm: int = 0
 
 
 class BlkQueueLimits(NamedTuple):
@@ -122,15 +132,18 @@ class BlkQueue:
     everything else for the server's thread.
     """
 
-    def __init__(self, setup: BlkQueueSetup, waker: Waker, kick_fd: int, spin_max_ns: int) -> None:
+    def __init__(
+        self, setup: BlkQueueSetup, file: BlkFile, waker: Waker, kick_fd: int, spin_max_ns: int
+    ) -> None:
         """Raises `OSError` if the engine is not to be had."""
         fields = {name: int(value) for name, value in setup._asdict().items()}
         error = ffi.new("int *")
-        raw = lib.tvmm_blk_new(ffi.new("struct tvmm_blk_setup *", fields), waker.raw, kick_fd, spin_max_ns, error)
+        raw_setup = ffi.new("struct tvmm_blk_setup *", fields)
+        raw = lib.tvmm_blk_new(raw_setup, file.raw, waker.raw, kick_fd, spin_max_ns, error)
         if not raw:
             raise OSError(-error[0], f"{setup.engine.name}: {os.strerror(-error[0])}")
         self.raw = raw
-        self._waker = waker
+        self._keep = waker, file
         self._ring: Vring | None = None
 
     def close(self) -> None:
@@ -147,12 +160,11 @@ class BlkQueue:
         self._ring = ring
 
     def set_limits(self, limits: BlkQueueLimits) -> None:
-        """While the queue is not served."""
+        """While the queue is not served. All but the capacity, which others may be changing."""
         fields = {name: int(value) for name, value in limits._asdict().items() if name not in ("serial", "capacity")}
         for name, value in fields.items():
             setattr(self.raw.limits, name, value)
         ffi.memmove(self.raw.limits.serial, limits.serial[:20].ljust(20, b"\0"), 20)
-        self.set_capacity(limits.capacity)
 
     def set_capacity(self, sectors: int) -> None:
         """For requests that are taken from now on."""

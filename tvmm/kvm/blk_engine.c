@@ -148,8 +148,8 @@ static int blk_range_done(struct tvmm_blk *blk, struct tvmm_blk_request *request
     int64_t result = request->result;
 
     if (request->operation == TVMM_BLK_DISCARD) {
-        /* A hint: who cannot follow it has done it. */
-        if (result < 0 && !blk_not_supported(result))
+        /* A hint: who cannot follow it, or not for less than a block (EINVAL), has done it. */
+        if (result < 0 && !blk_not_supported(result) && result != -EINVAL)
             return (int)result;
         blk->counters.unmapped_bytes += result < 0 ? 0 : range->length;
         blk_next_range(request);
@@ -187,6 +187,10 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
     blk->counters.steps++;
     switch (request->step.call) {
     case TVMM_BLK_CALL_SYNC:
+        if (result < 0 && blk->setup.fd == blk->setup.plain_fd)
+            __atomic_store_n(&blk->file->sync_error, (int32_t)-result, __ATOMIC_RELAXED);
+        if (!result)
+            result = -__atomic_load_n(&blk->file->sync_error, __ATOMIC_RELAXED);
         if (result < 0)
             return (int)result;
         request->done = 1;

@@ -369,7 +369,9 @@ struct tvmm_blk_setup {
     uint32_t engine, depth;
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
+    uint32_t fault_ppm;
 };
+struct tvmm_blk_file { int32_t sync_error; };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
 struct tvmm_blk {
     struct tvmm_served queue;
@@ -382,8 +384,8 @@ struct tvmm_blk {
     uint32_t at_engine;
     ...;
 };
-struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_waker *waker, int kick_fd,
-                              uint64_t spin_max_ns, int *error);
+struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
+                              struct tvmm_waker *waker, int kick_fd, uint64_t spin_max_ns, int *error);
 void tvmm_blk_free(struct tvmm_blk *blk);
 int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring);
 void tvmm_blk_stop(struct tvmm_blk *blk);

@@ -12,8 +12,17 @@ import pytest
 import trio
 
 from tests.support.disk_driver import ALL, FLUSH, IN, IO_ERROR, OK, OUT, WRITE_ZEROES, Disk, disk, ranges
-from tests.virtio.runner.disks import BACKENDS, Backend, memory_folder, new_image, skip_without, small_tmpfs
+from tests.virtio.runner.disks import (
+    BACKENDS,
+    Backend,
+    loop_device,
+    memory_folder,
+    new_image,
+    skip_without,
+    small_tmpfs,
+)
 from tvmm.kvm.blk import IoError, Policy
+from tvmm.virtio.features import Blk as Feature
 from tvmm.virtio.features import Ring
 
 SIZE = 1 << 20
@@ -220,3 +229,30 @@ async def test_many_errors_are_not_many_reports(backend: Backend, path: Path) ->
                 count += len(await one.collect())
         assert one.runner.info().counters.read_errors == 200
         assert 1 <= len(errors) < 20
+
+
+async def test_failed_sync_is_not_forgotten() -> None:
+    """The kernel tells of lost writes once; each later flush fails too, on every queue, whatever has changed."""
+    for folder in small_tmpfs(256 << 10):
+        for device in loop_device(new_image(folder, SIZE)):
+            async with disk(device, queues=2, aio="threads", werror="report") as one:
+                one.activate(ALL | Feature.MQ)
+                assert (await one.ask(FLUSH)).status == OK
+                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == OK
+                assert (await one.ask(FLUSH)).status == IO_ERROR
+                subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
+                for queue in (0, 1, 0):
+                    assert (await one.ask(FLUSH, queue=queue)).status == IO_ERROR
+                assert (await one.ask(IN, 0, room=512)).status == OK
+
+
+async def test_each_direct_sync_speaks_for_itself() -> None:
+    """Past the page cache a write that the host has no room for fails itself, and flushes go on."""
+    for folder in small_tmpfs(256 << 10):
+        for device in loop_device(new_image(folder, SIZE)):
+            async with disk(device, aio="io_uring", cache="none", werror="report") as one:
+                one.activate()
+                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == IO_ERROR
+                subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
+                assert (await one.ask(OUT, 0, b"x" * SIZE)).status == OK
+                assert (await one.ask(FLUSH)).status == OK

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from tvmm.errors import HostError, ImageError
-from tvmm.kvm.blk import BlkCounters, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
+from tvmm.kvm.blk import BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
 from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
 from tvmm.kvm.vring import Vring
 from tvmm.kvm.vring_records import VringConfig
@@ -115,6 +115,8 @@ class BlkRunner:
         self._model = model
         self._ends = ends
         self._features = 0
+        self._file = BlkFile()
+        self._resizing = trio.Lock()
         self._queues: list[_Queue] = []
         setup = BlkQueueSetup(
             fd=image.fd,
@@ -126,6 +128,7 @@ class BlkRunner:
             read_policy=_POLICIES[config.rerror],
             write_policy=_POLICIES[config.werror],
             ignore_flush=config.cache == "unsafe",
+            fault_ppm=config.faults,
         )
         try:
             for line in image.warnings:
@@ -163,6 +166,7 @@ class BlkRunner:
         queue = self._queues[setup.queue]
         config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
         limits = BlkQueueLimits(*self._model.limits())
+        queue.server.set_capacity(limits.capacity)
         queue.thread.post(lambda: queue.start(config, limits))
 
     def reset(self, done: Callable[[], None]) -> None:
@@ -253,30 +257,32 @@ class BlkRunner:
 
         A disk that shrinks gives up its end before the file loses it.
         """
-        before = self.image.size
-        if size >= before:
-            await trio.to_thread.run_sync(self.image.resize, size)
-            self._set_capacity(size)
-            return
         if size < 0 or size % SECTOR:
             raise ImageError(f"a disk of {size} bytes is not possible", f"sizes are multiples of {SECTOR}")
-        for queue in self._queues:
-            queue.server.set_capacity(size // SECTOR)
+        async with self._resizing:
+            if size < self.image.size:
+                await self._shrink(size)
+            else:
+                await trio.to_thread.run_sync(self.image.resize, size)
+                self._set_capacity(size)
+
+    async def _shrink(self, size: int) -> None:
+        self._set_capacity(size)
         try:
             await self.hold()
             try:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self.image.resize, size)
+                await trio.to_thread.run_sync(self.image.resize, size)
             finally:
                 self.release()
-        finally:
+        except BaseException:
             self._set_capacity(self.image.size)
+            raise
 
     def _set_capacity(self, size: int) -> None:
-        for queue in self._queues:
-            queue.server.set_capacity(size // SECTOR)
         with self._ends.bus_lock:
             self._model.resize(size // SECTOR)
+            for queue in self._queues:
+                queue.server.set_capacity(size // SECTOR)
 
     def info(self) -> BlkInfo:
         """As it is now."""
@@ -308,9 +314,9 @@ class BlkRunner:
         """In the machine's memory."""
         return Vring(self._ends.memory)
 
-    def kick_fd(self, index: int) -> int:
-        """Of a queue."""
-        return self._ends.kick_fds[index]
+    def open_queue(self, index: int, setup: BlkQueueSetup, waker: Waker, spin_max_ns: int) -> BlkQueue:
+        """For queue `index`. Raises `OSError` if its engine is not to be had."""
+        return BlkQueue(setup, self._file, waker, self._ends.kick_fds[index], spin_max_ns)
 
 
 class _Queue:
@@ -324,11 +330,24 @@ class _Queue:
         self._owner = owner
         self._waker = Waker()
         try:
-            self.server, self.engine = _open(setup, engines, self._waker, owner.kick_fd(index), spin_max_ns)
+            self.server, self.engine = self._open(setup, engines, spin_max_ns)
         except BaseException:
             self._waker.close()
             raise
         self.thread = ServerThread(f"{owner.name} queue {index}", self._waker, self)
+
+    def _open(
+        self, setup: BlkQueueSetup, engines: Sequence[Engine], spin_max_ns: int
+    ) -> tuple[BlkQueue, Engine]:
+        for engine in engines:
+            try:
+                with_engine = setup._replace(engine=engine)
+                return self._owner.open_queue(self.index, with_engine, self._waker, spin_max_ns), engine
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise HostError("a disk needs more file descriptors than there are", "raise 'ulimit -n'") from error
+                reason = error.strerror
+        raise HostError(f"a disk's queue cannot be served: {reason}", "free some memory")
 
     def close(self) -> None:
         """Nothing runs any more."""
@@ -381,19 +400,6 @@ def _candidates(image: DiskImage, aio: str) -> tuple[Engine, ...]:
     if aio == "auto" and image.in_memory:
         return (Engine.SYNC,)
     return (Engine.IO_URING, Engine.THREADS)
-
-
-def _open(
-    setup: BlkQueueSetup, engines: Sequence[Engine], waker: Waker, kick_fd: int, spin_max_ns: int
-) -> tuple[BlkQueue, Engine]:
-    for engine in engines:
-        try:
-            return BlkQueue(setup._replace(engine=engine), waker, kick_fd, spin_max_ns), engine
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise HostError("a disk needs more file descriptors than there are", "raise 'ulimit -n'") from error
-            reason = error.strerror
-    raise HostError(f"a disk's queue cannot be served: {reason}", "free some memory")
 
 
 def _nobody_pauses(error: IoError) -> None:

@@ -89,14 +89,12 @@ class DiskImage:
     def close(self) -> None:
         """Close it, and let go of the lock."""
         if self._locked:
-            # Explicitly: whoever shares the open file (an io_uring that the kernel still takes apart) keeps it locked.
+            # The kernel takes an io_uring apart later, and that long it has the file open, with its lock.
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
             self._locked = False
         if self.plain_fd not in (-1, self.fd):
             os.close(self.plain_fd)
         if self.fd >= 0:
-            # The kernel takes an io_uring apart later, and that long it has the file open, with its lock.
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
             os.close(self.fd)
         self.fd = self.plain_fd = -1
 
