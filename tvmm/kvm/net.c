@@ -160,17 +160,16 @@ static int net_receive_locked(struct tvmm_net *net)
     return word;
 }
 
-/* A turn of each direction. */
+/* A turn of each direction. They take turns at being first, because a word that Python is needed for ends it. */
 static int net_turn(struct tvmm_net *net)
 {
+    net->rx_first = !net->rx_first;
     tvmm_net_lock(net);
-    int sent = net_send(net), received = NET_IDLE;
-    if (sent < 0)
-        received = net_receive(net);
+    int first = net->rx_first ? net_receive(net) : net_send(net), second = NET_IDLE;
+    if (first < 0)
+        second = net->rx_first ? net_send(net) : net_receive(net);
     tvmm_net_unlock(net);
-    if (sent >= 0)
-        return sent;
-    return received == NET_IDLE ? sent : received;
+    return second == NET_IDLE ? first : second;
 }
 
 static int control_waits(const struct tvmm_net *net)
@@ -261,7 +260,7 @@ static int net_wait(struct tvmm_net *net)
 {
     uint64_t start = tvmm_now_ns();
     /* Who waits for the other side to catch up gives it the processor. */
-    int word = net->tx_blocked || is_hungry(net) ? NET_IDLE : net_look(net, start);
+    int behind = net->tx_blocked || (is_hungry(net) && !net->sent_last), word = behind ? NET_IDLE : net_look(net, start);
     if (word != NET_IDLE)
         return word;
     word = net_sleep(net);

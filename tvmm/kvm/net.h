@@ -67,6 +67,8 @@ struct tvmm_net {
     /* the rest is not for Python */
     uint32_t failure_told;
     uint32_t stopped;          /* bit for each queue that BROKEN was told of */
+    uint32_t rx_first;         /* in this turn */
+    uint32_t sent_last;        /* the last work was to send */
     uint32_t tx_blocked;       /* the TAP takes no more until poll says so */
     uint32_t rx_pushed, rx_next;       /* chains of rx_batch that the driver has back, that are used up */
     uint64_t rx_room;          /* bytes in those that are not */

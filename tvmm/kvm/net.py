@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from tvmm.kvm.vring import Vring
 
-__all__ = ["CONTROL", "FRAME_MAX", "FRAME_MIN", "RX", "TX", "NetCounters", "NetPair", "PairFilter", "SpinCounters"]
+__all__ = [
+    "CONTROL",
+    "FRAME_MAX",
+    "FRAME_MIN",
+    "RX",
+    "TURN",
+    "TX",
+    "NetCounters",
+    "NetPair",
+    "PairFilter",
+    "SpinCounters",
+]
 
 RX, TX, CONTROL = int(lib.TVMM_NET_RX), int(lib.TVMM_NET_TX), int(lib.TVMM_NET_CONTROL)
 """Queues of a server, by its own numbers."""
@@ -26,6 +37,8 @@ FRAME_MAX, FRAME_MIN = int(lib.TVMM_NET_FRAME_MAX), int(lib.TVMM_NET_FRAME_MIN)
 """Bytes, with the header of 12; what a driver sends outside of these bounds is dropped."""
 
 TURN = int(lib.TVMM_NET_TURN)
+"""Frames of one direction before the other one has its turn."""
+
 RX_CHAINS = 256
 ADDRESS_LENGTH = 6
 

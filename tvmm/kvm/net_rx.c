@@ -234,6 +234,9 @@ int net_receive(struct tvmm_net *net)
     push_received(net);
     if (!usable || ring->error)
         return net_broken(net, TVMM_NET_RX);
-    net->counters.rx_turns += frames != 0;
-    return frames ? net_told(net, TVMM_NET_RX) : NET_IDLE;
+    if (!frames)
+        return NET_IDLE;
+    net->counters.rx_turns++;
+    net->sent_last = 0;
+    return net_told(net, TVMM_NET_RX);
 }

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.net_rig import RX_PLACES, Received, frame, net_rig
 from tests.virtio.ring_parts import FEATURES, feature_names
-from tvmm.kvm.net import FRAME_MAX
+from tvmm.kvm.net import FRAME_MAX, TURN
 from tvmm.kvm.vring_records import F_EVENT_IDX, F_RING_PACKED
 from tvmm.virtio.features import Net as Feature
 
@@ -205,3 +205,20 @@ async def test_kicks_are_rare_under_load() -> None:
         counters = rig.runner.rings[1].counters
         assert counters.chains >= 300
         assert counters.kicks < 60
+
+
+async def test_neither_direction_waits_for_the_other() -> None:
+    """Where each batch is Python's to tell of, a received frame comes before the last of many that are sent."""
+    async with net_rig() as rig:
+        await rig.activate(MERGEABLE, 256, python_calls=True)
+        await rig.runner.hold()
+        rig.offer(100)
+        rig.drivers[0].publish()
+        await rig.arrive(frame())
+        for _ in range(3 * TURN):
+            assert rig.send(frame())
+        rig.drivers[1].publish()
+        rig.runner.release()
+        await rig.until(lambda: len(rig.used) == 4)
+        assert rig.used.index(0) < 2
+        assert len(await rig.take(3 * TURN)) == 3 * TURN
