@@ -147,7 +147,7 @@ with socket.create_server(("0.0.0.0", 0)) as server:
     print(server.getsockname()[1], flush=True)
     peer, _ = server.accept()
 """
-RECEIVE = LISTEN + "while data := peer.recv(65536): sys.stdout.buffer.write(data)"
+RECEIVE = LISTEN + "data = peer.makefile('rb').read(); peer.close(); sys.stdout.buffer.write(data)"
 SEND = LISTEN + "peer.sendall(sys.stdin.buffer.read())"
 
 
