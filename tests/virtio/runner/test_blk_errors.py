@@ -120,6 +120,24 @@ async def test_release_too_early(backend: Backend, path: Path) -> None:
             await one.collect()
 
 
+async def test_resize_while_stopped(backend: Backend, path: Path) -> None:
+    """Another size is no reason to go on: the disk waits until it is released."""
+    async with disk(path, rerror="stop", **backend.options) as one:
+        owner = Owner(one)
+        one.activate()
+        os.truncate(path, SIZE // 2)
+        assert one.add(IN, SIZE // 512 - 8, room=512)
+        one.slot.publish(0)
+        await owner.wait()
+        await one.runner.hold()
+        await one.runner.resize(SIZE - 512)
+        assert one.runner.info().stopped == errno.EIO
+        await one.runner.resize(SIZE)
+        one.runner.release()
+        [pending] = await one.collect()
+        assert one.answers[pending].status == OK
+
+
 async def test_reset_while_stopped(backend: Backend, path: Path) -> None:
     """The driver may reset a disk that waits: what was kept is dropped."""
     async with disk(path, rerror="stop", **backend.options) as one:

@@ -272,7 +272,9 @@ class BlkRunner:
             try:
                 await trio.to_thread.run_sync(self.image.resize, size)
             finally:
-                self.release()
+                # Not `release`: a queue that waits over an error is not meant.
+                for queue in self._queues:
+                    queue.thread.release()
         except BaseException:
             self._set_capacity(self.image.size)
             raise
