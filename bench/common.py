@@ -7,6 +7,7 @@ shared machine mean little. QEMU is Debian's package `qemu-system-x86`.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -87,6 +88,12 @@ def output_of(command: Sequence[str]) -> str:
     """Standard output of a command that powers its guest off."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.stdout.decode(errors="replace")
+
+
+def children_cpu_s() -> float:
+    """CPU seconds of all processes that were waited for so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def in_turns(runs: int, *measures: Callable[[], float]) -> list[Figures]:

@@ -4,7 +4,7 @@
 
 Everything happens in a network namespace of its own (root is needed): each monitor gets a TAP there, nothing leaves.
 Received frames come from a packet socket that sends as fast as the TAP takes them (`flood.c`). CPU seconds are those
-of the monitor's process, per GiB moved.
+of the monitor's process, less what its start takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common import Figures, have_qemu, qemu_command, tvmm_command
+from bench.common import Figures, children_cpu_s, have_qemu, qemu_command, tvmm_command
 
 TAP = "tapbench"
 MAC = "52:54:00:00:00:15"
@@ -64,7 +63,7 @@ def ip(*words: str) -> None:
 
 def run(command: list[str], case: Case, seconds: int, flood: Path) -> Result:
     """One guest, to its end, with the host's flood once it says that it listens."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_cpu_s()
     sender: subprocess.Popen[bytes] | None = None
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -81,17 +80,23 @@ def run(command: list[str], case: Case, seconds: int, flood: Path) -> Result:
     flood_cpu = 0.0
     if sender is not None:
         sender.terminate()
-        middle = resource.getrusage(resource.RUSAGE_CHILDREN)
+        middle = children_cpu_s()
         sender.wait()
-        end = resource.getrusage(resource.RUSAGE_CHILDREN)
-        flood_cpu = end.ru_utime + end.ru_stime - middle.ru_utime - middle.ru_stime
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        flood_cpu = children_cpu_s() - middle
     found = re.search(case.pattern, text)
     if not found:
         raise SystemExit(f"{command[0]} printed:\n{text}\n{words}")
     line = next(line for line in text.splitlines() if re.search(case.pattern, line))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - flood_cpu
+    cpu = children_cpu_s() - before - flood_cpu
     return Result(float(found[1]), line, cpu)
+
+
+def start_cpu(command: list[str]) -> float:
+    """CPU seconds of a guest with the same device that only powers off: start and end, which move nothing."""
+    idle = [re.sub(";\\S+ ", ";link,0 ", word) for word in command]
+    before = children_cpu_s()
+    subprocess.run(idle, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return children_cpu_s() - before
 
 
 def link_state() -> str:
@@ -129,16 +134,18 @@ def compare(options: argparse.Namespace, flood: Path, with_qemu: bool) -> None:
         rows = [[run(command, case, options.seconds, flood) for command in pair] for _ in range(options.runs)]
         medians = []
         print(case.name)
-        for name, column in zip(("tvmm", "QEMU"), zip(*rows, strict=True), strict=False):
+        for name, command, column in zip(("tvmm", "QEMU"), pair, zip(*rows, strict=True), strict=False):
+            start = start_cpu(command)
             figures = Figures(tuple(result.value for result in column))
-            cpu = Figures(tuple(result.cpu for result in column))
+            cpu = Figures(tuple(result.cpu - start for result in column))
             medians.append((figures.median, cpu.median))
             print(f"  {name} {figures}  {cpu.median:.2f} CPU s   {column[-1].line.strip()}")
         if with_qemu:
             (ours, our_cpu), (theirs, their_cpu) = medians
             better = ours / theirs if case.more_is_better else theirs / ours
-            per = (our_cpu / their_cpu) / (ours / theirs if case.more_is_better else 1)
-            print(f"  ratio {better:.2f} (goal: 1.0)  CPU per unit {per:.2f} (goal: 1.2)")
+            per = our_cpu / their_cpu / (ours / theirs if case.more_is_better else 1)
+            unit = "frame" if case.more_is_better else "ping"
+            print(f"  ratio {better:.2f} (goal: 1.0)  CPU per {unit} {per:.2f} (goal: 1.2)")
 
 
 def set_up() -> None:

@@ -30,7 +30,7 @@ MEMORY = {
     "1G,hugepages=2M": MemoryConfig(GIB, hugepages=2 * MIB),
     "2G,hugepages=1G": MemoryConfig(2 * GIB, hugepages=GIB),
     "1G,hugepages=off": MemoryConfig(GIB),
-    "1G,prealloc=on,shared=off": MemoryConfig(GIB, prealloc=True, shared=False),
+    "1G,prealloc=on,shared=on": MemoryConfig(GIB, prealloc=True, shared=True),
     "prealloc=yes": MemoryConfig(prealloc=True),
     "2M": MemoryConfig(MINIMUM_BYTES),
 }

@@ -110,7 +110,7 @@ def memory_values(prefix: str, **context: Any) -> list[str]:
     """A few sizes; behind a comma the options that the group takes."""
     if "," not in prefix:
         return _starting(prefix, ["64M", "256M", "512M", "1G", "2G", "4G"])
-    return _behind_comma(prefix, ["hugepages=2M", "hugepages=1G", "prealloc=on", "shared=off"])
+    return _behind_comma(prefix, ["hugepages=2M", "hugepages=1G", "prealloc=on", "shared=on"])
 
 
 def serial_values(prefix: str, **context: Any) -> list[str]:

@@ -85,7 +85,7 @@ def add_arguments(parser: Parser) -> None:
     memory = machine.add_argument(
         "--memory",
         metavar="SIZE[,key=val]",
-        help="guest RAM (default 256M); keys: hugepages=on|2M|1G, prealloc=on, shared=off",
+        help="guest RAM (default 256M); keys: hugepages=on|2M|1G, prealloc=on, shared=on",
     )
     machine.add_argument("--cpus", metavar="N", help=f"number of processors, 1 to {MAX_CPUS} (default 1)")
     cpu = machine.add_argument(

@@ -1,4 +1,4 @@
-"""``--memory SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=off]``: the guest's RAM."""
+"""``--memory SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=on]``: the guest's RAM."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class MemoryConfig(NamedTuple):
 
     `size` is in bytes, a multiple of the page size in use. `hugepages` is the size of the huge pages behind
     it in bytes, 0 for ordinary pages. `prealloc`: every page is allocated before the guest starts.
-    `shared`: other processes (vhost-user back ends, a local successor) can map it.
+    `shared`: other processes (vhost-user back ends, a local successor) can map it. Off by default: most hosts have
+    transparent huge pages for private memory alone, and with those O_DIRECT reads of 1 MiB are twice as fast.
     """
 
     size: int = 256 << 20
     hugepages: int = 0
     prealloc: bool = False
-    shared: bool = True
+    shared: bool = False
 
     @classmethod
     def parse(cls, text: str | int) -> MemoryConfig:

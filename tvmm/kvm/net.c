@@ -11,6 +11,7 @@
 
 /* While looking for work, how often to ask the TAP, which takes a system call. */
 #define NET_LOOK_NS 3000u
+#define NET_FRAMES_ALONE 8u
 
 struct tvmm_net *tvmm_net_new(int fd)
 {
@@ -183,7 +184,9 @@ static int is_hungry(const struct tvmm_net *net)
     return net_serves(net, TVMM_NET_RX) && (net->held_length || net->rx_next == net->rx_batch->count);
 }
 
-/* NET_IDLE if nothing came for as long as it is worth looking. */
+/* NET_IDLE if nothing came for as long as it is worth looking. What it is worth the driver's kicks decide alone. A TAP
+ * under a flood would keep the thread looking for ever, a frame at a time, where sleep lets frames gather: so who has been
+ * given nothing but frames for a while does not look any more. */
 static int net_look(struct tvmm_net *net, uint64_t start)
 {
     uint64_t now = start, looked = start;
@@ -199,6 +202,10 @@ static int net_look(struct tvmm_net *net, uint64_t start)
         }
         if (word != NET_IDLE) {
             net->spin.hits++;
+            if (looked != now)
+                net->frames_alone = 0;
+            else if (++net->frames_alone >= NET_FRAMES_ALONE)
+                net->spin.window_ns = 0;
             return word;
         }
         tvmm_relax();
@@ -222,8 +229,8 @@ static int arm(struct tvmm_net *net, int hungry)
     return !net_serves(net, TVMM_NET_CONTROL) || tvmm_vring_enable_kicks(net->queues[TVMM_NET_CONTROL].ring);
 }
 
-/* Until a kick, a frame, or somebody who wants the thread. */
-static int net_sleep(struct tvmm_net *net)
+/* Until a kick, a frame, or somebody who wants the thread. `kicked`: it was the driver, with frames to send. */
+static int net_sleep(struct tvmm_net *net, int *kicked)
 {
     int hungry = is_hungry(net), receives = net_serves(net, TVMM_NET_RX) && !hungry;
     struct pollfd waits[2 + TVMM_NET_QUEUES] = {{.fd = net->waker->event_fd, .events = POLLIN}, {.fd = -1}};
@@ -238,6 +245,7 @@ static int net_sleep(struct tvmm_net *net)
         net->spin.sleeps++;
         poll(waits, 2 + TVMM_NET_QUEUES, -1);
     }
+    *kicked = waits[2 + TVMM_NET_TX].revents != 0;
     for (uint32_t index = 0; index < TVMM_NET_QUEUES; index++) {
         if (waits[2 + index].revents)
             tvmm_served_take_kick(&net->queues[index]);
@@ -263,8 +271,9 @@ static int net_wait(struct tvmm_net *net)
     int behind = net->tx_blocked || (is_hungry(net) && !net->sent_last), word = behind ? NET_IDLE : net_look(net, start);
     if (word != NET_IDLE)
         return word;
-    word = net_sleep(net);
-    if (!tvmm_woken(net->waker))
+    int kicked;
+    word = net_sleep(net, &kicked);
+    if (kicked)
         tvmm_spin_adapt(&net->spin, tvmm_now_ns() - start);
     return word;
 }

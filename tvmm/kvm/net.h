@@ -69,6 +69,7 @@ struct tvmm_net {
     uint32_t stopped;          /* bit for each queue that BROKEN was told of */
     uint32_t rx_first;         /* in this turn */
     uint32_t sent_last;        /* the last work was to send */
+    uint32_t frames_alone; /* since the driver sent something, while the server looked for work */
     uint32_t tx_blocked;       /* the TAP takes no more until poll says so */
     uint32_t rx_pushed, rx_next;       /* chains of rx_batch that the driver has back, that are used up */
     uint64_t rx_room;          /* bytes in those that are not */

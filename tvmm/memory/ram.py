@@ -1,7 +1,7 @@
 """RAM blocks in this process's address space, and guest memory as the rest of tvmm reads and writes it.
 
-A block is a memfd mapped shared, so that a successor process or a vhost-user device can map it too; `shared=off`
-takes anonymous memory instead, which the kernel may back with transparent huge pages.
+A block is anonymous memory, which the kernel may back with transparent huge pages; with `shared=on`, or with explicit
+huge pages, it is a memfd mapped shared, so that a successor process or a vhost-user device can map it too.
 """
 
 from __future__ import annotations
