@@ -128,16 +128,15 @@ def check_network(shell: Shell, namespace: str, directory: Path, files: Files) -
     )
     assert "3 packets received" in pinged.stdout, pinged.stdout
     shell.run("mount -t ext4 -o ro /dev/vda /mnt")
-    with listening(namespace, RECEIVE) as (peer, port):
+    received = directory / "received"
+    with listening(namespace, RECEIVE, received) as (peer, port):
         shell.run(f"nc {HOST} {port} < /mnt/data; umount /mnt")
-        received, _ = peer.communicate(timeout=COMMAND_SECONDS)
-    assert len(received) == len(files.data)
-    assert received == files.data
-    with listening(namespace, SEND) as (peer, port):
-        assert peer.stdin is not None
-        peer.stdin.write(files.data)
-        peer.stdin.close()
+        assert peer.wait(COMMAND_SECONDS) == 0
+    assert received.stat().st_size == FILE_BYTES
+    assert received.read_bytes() == files.data
+    with listening(namespace, SEND, received) as (peer, port):
         summed = shell.run(f"nc {HOST} {port} < /dev/null > /received; ls -l /received; sha256sum /received")
+        assert peer.wait(COMMAND_SECONDS) == 0
     assert hashlib.sha256(files.data).hexdigest() in summed, summed
 
 
@@ -147,15 +146,15 @@ with socket.create_server(("0.0.0.0", 0)) as server:
     print(server.getsockname()[1], flush=True)
     peer, _ = server.accept()
 """
-RECEIVE = LISTEN + "data = peer.makefile('rb').read(); peer.close(); sys.stdout.buffer.write(data)"
-SEND = LISTEN + "peer.sendall(sys.stdin.buffer.read())"
+RECEIVE = LISTEN + "open(sys.argv[1], 'wb').write(peer.makefile('rb').read())"
+SEND = LISTEN + "peer.sendall(open(sys.argv[1], 'rb').read())"
 
 
 @contextmanager
-def listening(namespace: str, program: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A process of the host's in the namespace that accepts one connection, and the port at which it does."""
-    command = inside(namespace, sys.executable, "-c", program)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as peer:
+def listening(namespace: str, program: str, path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A process of the host's in the namespace that moves `path` over one connection, and the port of that."""
+    command = inside(namespace, sys.executable, "-c", program, str(path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as peer:
         try:
             yield peer, int(read_until(peer.stdout, b"\n"))
         finally:
