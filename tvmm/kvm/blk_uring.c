@@ -22,6 +22,9 @@
     (IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_RW_CUR_POS)
 #define BLK_URING_MAX 4096u
 
+/* Requests one at a time that make a habit. */
+#define BLK_URING_ALONE 32u
+
 struct blk_uring {
     int fd;
     uint8_t *rings;
@@ -31,6 +34,7 @@ struct blk_uring {
     uint32_t *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail;
     uint32_t sq_mask, cq_mask, tail; /* `tail`: entries that the kernel does not know yet are behind *sq_tail */
     int fixed;                       /* descriptors are registered: 0 is fd, 1 is plain_fd */
+    uint32_t alone; /* requests without another beside them, up to BLK_URING_ALONE */
 };
 
 static long blk_uring_enter(const struct blk_uring *ring, uint32_t count, uint32_t flags)
@@ -163,10 +167,21 @@ static void blk_uring_fill(const struct tvmm_blk *blk, const struct blk_uring *r
     }
 }
 
+/* A driver that has sent one request at a time for a while: there is nothing to do beside it, and a call that waits is
+ * back sooner than a completion that has to wake a sleeper. The first request that has company ends it. */
+static int blk_uring_is_alone(struct tvmm_blk *blk, struct blk_uring *ring)
+{
+    if (blk->at_engine || blk->batch.count > 1)
+        ring->alone = 0;
+    else if (ring->alone < BLK_URING_ALONE)
+        ring->alone++;
+    return ring->alone == BLK_URING_ALONE;
+}
+
 static int blk_uring_start(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
     struct blk_uring *ring = blk->engine_state;
-    if (request->step.call == TVMM_BLK_CALL_DISCARD)
+    if (blk_uring_is_alone(blk, ring) || request->step.call == TVMM_BLK_CALL_DISCARD)
         return tvmm_blk_sync_engine.start(blk, request);
     blk_uring_fill(blk, ring, &ring->sqes[ring->tail & ring->sq_mask], request);
     ring->tail++;
