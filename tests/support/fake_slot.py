@@ -43,7 +43,7 @@ class FakeSlot:
         self.model = model
         count = len(model.queue_sizes)
         assert count < SECTIONS
-        self.ram = GuestRam(MemoryConfig(ram_bytes))
+        self.ram = GuestRam(MemoryConfig(ram_bytes, shared=True))
         self.memory = MemoryMap(self.ram)
         self.bus_lock = BusLock()
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
