@@ -172,10 +172,10 @@ def check_console(shell: Shell, path: Path) -> None:
     """/dev/hvc0 is a terminal: lines go both ways, and it echoes as terminals do."""
     with connect(path) as viewer:
         shell.run("echo from the guest > /dev/hvc0")
-        assert read_until(viewer, b"\n") == b"from the guest\r\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the guest\r\n"
         shell.begin("head -n 1 < /dev/hvc0")
         viewer.sendall(b"from the host\n")
-        assert read_until(viewer, b"\n") == b"from the host\r\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the host\r\n"
         assert shell.finish() == "from the host"
 
 
@@ -184,7 +184,7 @@ def check_agent(shell: Shell, path: Path) -> None:
     assert shell.run("cat /sys/class/virtio-ports/vport*p1/name") == "agent"
     shell.begin("exec 3<>$(ls /dev/vport*p1); echo from the guest >&3; head -n 1 <&3; exec 3>&-")
     with connect(path) as viewer:
-        assert read_until(viewer, b"\n") == b"from the guest\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the guest\n"
         viewer.sendall(b"from the host\n")
         assert shell.finish() == "from the host"
 
