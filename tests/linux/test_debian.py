@@ -62,7 +62,7 @@ def test_stock_kernel(debian: Path, namespace: str) -> None:
             pinged = subprocess.run(
                 inside(namespace, "busybox", "ping", "-c", "3", "-W", "10", GUEST), capture_output=True, check=False
             )
-            assert b"3 packets received" in pinged.stdout
+            assert b"3 packets received" in pinged.stdout, pinged.stdout.decode()
             shell.run("echo from the guest > /dev/hvc0")
             assert len(shell.run("dd if=/dev/hwrng bs=16 count=1 2> /dev/null | busybox od -An -tx1").split()) == 16
             print(shell.run("dmesg | grep -i -e virtio -e vda -e eth0 -e 'pci 0000'"))

@@ -24,7 +24,7 @@ from tests.support.process import call, read_until, started
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
 
 HOST, GUEST = "10.0.2.2", "10.0.2.15"
-FILE_BYTES = 1 << 20
+FILE_BYTES = 256 << 10
 
 
 class Files:
@@ -40,7 +40,7 @@ class Files:
         self.image.open("r+b").truncate(24 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-d", content, self.image], check=True)
         self.entropy = directory / "entropy"
-        self.entropy.write_bytes(random.Random(2).randbytes(FILE_BYTES))
+        self.entropy.write_bytes(random.Random(2).randbytes(1 << 20))
         self.console, self.agent = directory / "console", directory / "agent"
 
     def options(self, transport: str) -> list[str]:
@@ -121,7 +121,7 @@ def check_image(files: Files) -> None:
 
 
 def check_network(shell: Shell, namespace: str, directory: Path, files: Files) -> None:
-    """Each side answers the other's ping, and a megabyte goes each way without a wrong byte."""
+    """Each side answers the other's ping, and a file goes each way without a wrong byte."""
     assert "2 packets received" in shell.run(f"ping -c 2 {HOST}")
     pinged = subprocess.run(
         inside(namespace, "busybox", "ping", "-c", "3", "-W", "10", GUEST), capture_output=True, text=True, check=False
@@ -172,10 +172,10 @@ def check_console(shell: Shell, path: Path) -> None:
     """/dev/hvc0 is a terminal: lines go both ways, and it echoes as terminals do."""
     with connect(path) as viewer:
         shell.run("echo from the guest > /dev/hvc0")
-        assert read_until(viewer, b"\n") == b"from the guest\r\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the guest\r\n"
         shell.begin("head -n 1 < /dev/hvc0")
         viewer.sendall(b"from the host\n")
-        assert read_until(viewer, b"\n") == b"from the host\r\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the host\r\n"
         assert shell.finish() == "from the host"
 
 
@@ -184,7 +184,7 @@ def check_agent(shell: Shell, path: Path) -> None:
     assert shell.run("cat /sys/class/virtio-ports/vport*p1/name") == "agent"
     shell.begin("exec 3<>$(ls /dev/vport*p1); echo from the guest >&3; head -n 1 <&3; exec 3>&-")
     with connect(path) as viewer:
-        assert read_until(viewer, b"\n") == b"from the guest\n"
+        assert read_until(viewer, b"\n", COMMAND_SECONDS) == b"from the guest\n"
         viewer.sendall(b"from the host\n")
         assert shell.finish() == "from the host"
 
