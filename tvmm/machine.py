@@ -29,6 +29,7 @@ from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
+from tvmm.kvm.prompt import prompt_thread
 from tvmm.outcome import SHUTDOWN_REASONS, STATUS_CRASHED, Outcome
 from tvmm.run_control import RunControl
 from tvmm.tasks import TaskMeter
@@ -101,6 +102,7 @@ class Machine:
             self._wire()
             with collapse():
                 async with AsyncExitStack() as stack:
+                    stack.enter_context(prompt_thread())
                     paths = await self._register(stack)
                     backend = await stack.enter_async_context(open_backend(self.config.serial, self._actions()))
                     self.backend_path = backend.path

@@ -8,7 +8,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("shim.c", "vring.c", "vring_used.c", "serve.c"),
+    *("shim.c", "vring.c", "vring_used.c", "serve.c", "prompt.c"),
     *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c"),
     *("net.c", "net_tx.c", "net_rx.c"),
 )

@@ -256,6 +256,11 @@ int tvmm_vring_ready(const struct tvmm_vring *ring);
 void tvmm_vring_disable_kicks(struct tvmm_vring *ring);
 int tvmm_vring_enable_kicks(struct tvmm_vring *ring);
 
+/* prompt.c */
+struct tvmm_sched_attr { int32_t nice; uint64_t runtime; ...; };
+int tvmm_prompt(struct tvmm_sched_attr *before);
+void tvmm_unprompt(const struct tvmm_sched_attr *before);
+
 /* serve.h */
 enum tvmm_serve {
     TVMM_SERVE_CONTROL,
