@@ -2,7 +2,7 @@
 
     python -m bench.blk [--runs N] [--seconds N] [--on tmpfs|disk|both] [--transport pci|mmio]
 
-QEMU has virtio-mmio (its microvm), one iothread, cache=none and io_uring, or threads where there is none. The same
+QEMU has virtio-mmio (its microvm), one iothread, cache=none and aio=native, its best on either. The same
 guest sends the same requests, polling for what comes back, and counts IOPS and MiB/s; CPU seconds are those of
 the whole process, per GiB moved.
 """
@@ -78,15 +78,10 @@ def commands(case: Case, image: Path, seconds: int, transport: str) -> tuple[lis
     theirs = [
         *qemu_command(append),
         *("-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=io0"),
-        *("-drive", f"if=none,id=d0,file={image},format=raw,cache=none,aio={qemu_aio(image)}"),
+        *("-drive", f"if=none,id=d0,file={image},format=raw,cache=none,aio=native"),
         *("-device", "virtio-blk-device,drive=d0,iothread=io0"),
     ]
     return ours, theirs
-
-
-def qemu_aio(image: Path) -> str:
-    """The best that Debian's QEMU has for this file: native asynchronous I/O is none on tmpfs."""
-    return "threads" if str(image).startswith("/dev/shm") else "native"
 
 
 def measure(where: str, folder: str, options: argparse.Namespace, compare: bool) -> None:
