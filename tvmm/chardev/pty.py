@@ -134,10 +134,9 @@ class PtyBackend:
                     raise HostError(f"cannot read from {self.path}: {error.strerror}") from None
                 follower.holding = False
                 self._make_raw()
-                while self._is_closed():
-                    await _look_later(line)
-                    self._make_raw()
-                follower.holding = True
+                await _look_later(line)
+                # Read again even if it is closed still: a short visit may have left something.
+                follower.holding = not self._is_closed()
             else:
                 await line.send(data)
 
