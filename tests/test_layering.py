@@ -14,6 +14,7 @@ IO_MODULES = {"trio", "cffi", "os", "socket", "threading", "mmap", "fcntl", "sel
 
 PURE = (
     "errors.py",
+    "records.py",
     "bus.py",
     "boot/",
     "devices/",

@@ -19,11 +19,11 @@ from struct import pack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ConfigError
+from tvmm.records import check_record
 from tvmm.virtio.console_control import ControlState, Ports, PortSettings
 from tvmm.virtio.device import ConfigState, VirtioDevice
 from tvmm.virtio.features import CONSOLE_ID, DEFAULT_RING
 from tvmm.virtio.features import Console as Feature
-from tvmm.virtio.records import check_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import NamedTuple
 
-from tvmm.virtio.records import check_bytes, check_flag, check_record, check_uint
+from tvmm.records import check_bytes, check_flag, check_record, check_uint
 
 __all__ = [
     "MESSAGE_LENGTH",

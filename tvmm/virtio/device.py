@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tvmm.errors import ConfigError
+from tvmm.records import check_bytes, check_flag, check_record, check_uint
 from tvmm.virtio.features import DEFAULT_RING, check_offer
-from tvmm.virtio.records import check_bytes, check_flag, check_record, check_uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,12 +21,12 @@ from struct import pack
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ConfigError
+from tvmm.records import check_record, check_uint
 from tvmm.virtio import net_control as control
 from tvmm.virtio.device import ConfigState, VirtioDevice
 from tvmm.virtio.features import DEFAULT_RING, NET_ID
 from tvmm.virtio.features import Net as Feature
 from tvmm.virtio.net_filter import FilterState, RxFilter
-from tvmm.virtio.records import check_record, check_uint
 
 if TYPE_CHECKING:
     from tvmm.virtio.device import Activation

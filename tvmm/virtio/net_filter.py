@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.records import check_bits, check_bytes, check_flag, check_record
 from tvmm.virtio.net_control import MAX_MAC_ENTRIES, RX_MODES
-from tvmm.virtio.records import check_bits, check_bytes, check_flag, check_record
 
 __all__ = ["FilterState", "RxFilter"]
 

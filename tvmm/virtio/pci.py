@@ -20,10 +20,10 @@ from struct import pack
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ConfigError
+from tvmm.records import check_record
 from tvmm.virtio.features import BLK_ID, CONSOLE_ID, NET_ID
 from tvmm.virtio.pci_common import COMMON_LENGTH, CommonConfig
 from tvmm.virtio.pci_window import WINDOW_LENGTH, WINDOW_OFFSET, PciWindow, WindowState
-from tvmm.virtio.records import check_record
 from tvmm.virtio.shell import Kick
 from tvmm.virtio.transport import Transport
 from tvmm.virtio.transport_state import TransportState

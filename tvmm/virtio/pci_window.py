@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.virtio.records import check_record, check_uint
+from tvmm.records import check_record, check_uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.records import check_flag, check_record, check_uint
 from tvmm.virtio.device import MAX_QUEUE_SIZE, QueueSetup
-from tvmm.virtio.records import check_flag, check_record, check_uint
 
 __all__ = ["NO_VECTOR", "QueueRegisters", "QueueState", "misfit"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tvmm.errors import ConfigError
+from tvmm.records import check_record, check_uint
 from tvmm.virtio.device import ConfigState, VirtioDevice
 from tvmm.virtio.features import DEFAULT_RING, RNG_ID
-from tvmm.virtio.records import check_record, check_uint
 
 __all__ = ["MAX_FILL", "Rng", "RngState", "fill_length"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tvmm.records import check_bits, check_flag, check_record, check_uint
 from tvmm.virtio.features import Ring, refusal
 from tvmm.virtio.queues import NO_VECTOR
-from tvmm.virtio.records import check_bits, check_flag, check_record, check_uint
 from tvmm.virtio.shell import CONFIG_EVENT, QUEUE_EVENT
 from tvmm.virtio.status import DRIVER_OK, FEATURES_OK, REACHABLE
 

@@ -1,12 +1,20 @@
 """Checks of the records that `restore` gets: each names the field and the range, never the value.
 
-A record comes from a file or from a peer and may hold anything, of any length. Every field is checked before
-the first assignment, so that a bad record leaves a device as it was.
+A record comes from a file or from a peer and may hold anything, of any length. Every field is checked before the first
+assignment, so that a bad record leaves a device as it was.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_bits", "check_bytes", "check_flag", "check_record", "check_uint", "check_uints"]
+__all__ = [
+    "check_bits",
+    "check_bytes",
+    "check_flag",
+    "check_int",
+    "check_record",
+    "check_uint",
+    "check_uints",
+]
 
 
 def check_record(state: object, kind: type[tuple[object, ...]]) -> None:
@@ -19,6 +27,13 @@ def check_uint(field: str, value: object, limit: int) -> int:
     """`value` if it is a whole number from 0 to `limit`; raises `ValueError` naming `field` if not."""
     if type(value) is not int or not 0 <= value <= limit:
         raise ValueError(f"{field} is not a whole number from 0 to {limit:#x}")
+    return value
+
+
+def check_int(field: str, value: object, low: int, high: int) -> int:
+    """`value` if it is a whole number from `low` to `high`; raises `ValueError` naming `field` if not."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{field} is not a whole number from {low} to {high}")
     return value
 
 
