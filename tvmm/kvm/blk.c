@@ -148,17 +148,6 @@ static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
 
 /* --- steps -------------------------------------------------------------------------------------------------------- */
 
-/* Whether this step is to fail, by a sequence that is the same in each run (Marsaglia's xorshift, 32 bits). */
-static int blk_is_fault(struct tvmm_blk *blk)
-{
-    uint32_t x = blk->chance ? blk->chance : 2463534242u;
-    x ^= x << 13;
-    x ^= x >> 17;
-    x ^= x << 5;
-    blk->chance = x;
-    return x % 1000000u < blk->setup.fault_ppm;
-}
-
 /* As far as it goes without waiting. */
 static void blk_advance(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
@@ -167,7 +156,7 @@ static void blk_advance(struct tvmm_blk *blk, struct tvmm_blk_request *request)
             blk_finish(blk, request, ECANCELED);
             return;
         }
-        if (blk->setup.fault_ppm && blk_is_fault(blk)) {
+        if (blk->setup.fault_ppm && tvmm_blk_is_fault(blk)) {
             blk_finish(blk, request, EIO);
             return;
         }

@@ -236,3 +236,14 @@ int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step 
     } while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : result;
 }
+
+/* Whether this step is to fail, by a sequence that is the same in each run (Marsaglia's xorshift, 32 bits). */
+int tvmm_blk_is_fault(struct tvmm_blk *blk)
+{
+    uint32_t x = blk->chance ? blk->chance : 2463534242u;
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    blk->chance = x;
+    return x % 1000000u < blk->setup.fault_ppm;
+}

@@ -61,7 +61,7 @@ class Transport:
         """Why features were refused or the device gave up, in words."""
         self.queues = [QueueRegisters(index, size) for index, size in enumerate(device.queue_sizes)]
         self._shell = shell
-        self._msix_enabled = msix_enabled or _without_msix
+        self._msix_enabled = msix_enabled or (lambda: False)
         self._waiting: list[Callable[[], None]] = []
         self._clear()
         device.config_changed = self._config_event
@@ -395,7 +395,3 @@ class Transport:
         self.resetting, self.config_vector = checked.resetting, checked.config_vector
         for queue, registers in zip(self.queues, checked.queues, strict=True):
             queue.load(registers)
-
-
-def _without_msix() -> bool:
-    return False
