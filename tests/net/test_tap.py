@@ -340,15 +340,3 @@ def test_without_the_right_a_prepared_tap_works() -> None:
     assert without_right("print(open_tap(TapSettings('mine'), 'm').name)") == "mine"
     ip("tuntap", "add", "dev", "theirs", "mode", "tap", "user", "12345")
     assert without_right("open_tap(TapSettings('theirs'), 'm')").startswith("tap theirs belongs to another user; ")
-
-
-def test_a_simple_tap_is_set_up_without_pyroute2() -> None:
-    """Whose import would take longer than a guest takes to start."""
-    code = """
-import sys
-from tvmm.net.tap import TapSettings, open_tap
-with open_tap(TapSettings(mtu=2000), "m"):
-    print("pyroute2" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

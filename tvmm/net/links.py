@@ -1,24 +1,35 @@
-"""Links of the host: what there is and simple changes by `tvmm.net.rtnetlink`, all else through pyroute2.
-
-Its import takes longer than all else here, so it is done when the first such change is asked for.
-"""
+"""Links of the host, through pyroute2. Its import takes longer than all else here, so it is done when one is opened."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvmm.errors import HostError
 from tvmm.net.journal import Changes
-from tvmm.net.rtnetlink import Link, list_links, set_link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["Links", "no_right"]
+__all__ = ["Link", "Links", "no_right"]
+
+IFF_UP = 0x1
+
+
+class Link(NamedTuple):
+    """One as it is. `number` is its index, `kind` the kernel's word for its type ('' for hardware), `master` the name
+    of its bridge or ''.
+    """
+
+    number: int
+    name: str
+    kind: str
+    up: bool
+    mtu: int
+    master: str
+    isolated: bool
+    alias: str
 
 
 def no_right(what: str) -> HostError:
@@ -31,59 +42,58 @@ def no_right(what: str) -> HostError:
 
 
 class Links:
-    """The kernel's links. Methods raise `HostError` that says what they were doing."""
-
-    def __init__(self) -> None:
-        self._pyroute: Any = None
+    """A connection to the kernel. Methods raise `HostError` that begins with `what` they were doing."""
 
     def __enter__(self) -> Links:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        self._error: type[Exception] = NetlinkError
+        try:
+            self._route: Any = IPRoute()
+        except OSError as error:
+            raise HostError(f"no netlink socket: {error.strerror}") from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pyroute is not None:
-            self._pyroute.close()
+        self._route.close()
 
     def all(self) -> list[Link]:
         """Every link of this network namespace."""
-        with _explained("list the links"):
-            return list_links()
+        messages = list(self._do("list the links", self._route.get_links))
+        names = {int(message["index"]): str(message.get("ifname")) for message in messages}
+        return [_link(message, names) for message in messages]
 
     def find(self, name: str) -> Link | None:
         """By its name."""
         return next((link for link in self.all() if link.name == name), None)
 
-    def change(
-        self, link: Link, what: str, *, up: bool | None = None, mtu: int | None = None, alias: str | None = None
-    ) -> None:
-        """Change what is not None; `what` is for the error."""
-        with _explained(what):
-            set_link(link.number, up=up, mtu=mtu, alias=alias)
-
-    def enslave(self, link: Link, bridge: Link | None) -> None:
-        """Make it a port of a bridge, or of none."""
-        what = f"put {link.name} into bridge {bridge.name}" if bridge else f"take {link.name} out of its bridge"
-        self._do(what, "link", "set", index=link.number, master=bridge.number if bridge else 0)
+    def change(self, link: Link, what: str, **attributes: Any) -> None:
+        """Change attributes: `state`, `mtu`, `master` (an index, 0 for none), `ifalias`."""
+        self._do(what, self._route.link, "set", index=link.number, **attributes)
 
     def isolate(self, link: Link, on: bool) -> None:
         """As a port of a bridge: whether it hears other ports that are isolated too."""
-        self._do(f"isolate {link.name} in its bridge", "brport", "set", index=link.number, isolated=int(on))
-
-    def addresses(self, link: Link) -> set[str]:
-        """The host's own on this link, as ADDR/PREFIX."""
-        messages = self._do(f"list the addresses of {link.name}", "get_addr", index=link.number)
-        return {f"{message.get('address')}/{message['prefixlen']}" for message in messages}
+        self._do(f"isolate {link.name} in its bridge", self._route.brport, "set", index=link.number, isolated=int(on))
 
     def address(self, link: Link, command: str, address: str) -> None:
         """``add`` or ``del`` the host's own address ADDR/PREFIX."""
         host, _, prefix = address.partition("/")
-        what = f"{command} address {address} of {link.name}"
-        self._do(what, "addr", command, index=link.number, address=host, prefixlen=int(prefix))
+        self._do(
+            f"{command} address {address} of {link.name}",
+            self._route.addr, command, index=link.number, address=host, prefixlen=int(prefix),
+        )  # fmt: skip
+
+    def addresses(self, link: Link) -> set[str]:
+        """The host's own on this link, as ADDR/PREFIX."""
+        messages = self._do(f"list the addresses of {link.name}", self._route.get_addr, index=link.number)
+        return {f"{message.get('address')}/{message['prefixlen']}" for message in messages}
 
     def delete(self, link: Link) -> None:
         """Remove it."""
-        self._do(f"remove {link.name}", "link", "del", index=link.number)
+        self._do(f"remove {link.name}", self._route.link, "del", index=link.number)
 
     def undo(self, link: Link, changes: Changes) -> None:
         """Make the link as it was, or as much of that as can be: what others did meanwhile is no error."""
@@ -96,12 +106,13 @@ class Links:
         if changes.shared:
             self._try(self.isolate, link, False)
         if changes.master is not None:
-            self._try(self.enslave, link, self.find(changes.master) if changes.master else None)
+            bridge = self.find(changes.master) if changes.master else None
+            self._try(self.change, link, "undo", master=bridge.number if bridge else 0)
         if changes.mtu is not None:
             self._try(self.change, link, "undo", mtu=changes.mtu)
         if changes.down:
-            self._try(self.change, link, "undo", up=False)
-        self._try(self.change, link, "undo", alias=changes.alias)
+            self._try(self.change, link, "undo", state="down")
+        self._try(self.change, link, "undo", ifalias=changes.alias)
 
     @staticmethod
     def _try(action: Any, *arguments: Any, **attributes: Any) -> None:
@@ -110,24 +121,27 @@ class Links:
         except HostError:
             return
 
-    def _do(self, what: str, call: str, *arguments: Any, **attributes: Any) -> list[Any]:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        with _explained(what):
-            if self._pyroute is None:
-                self._pyroute = IPRoute()
-            try:
-                return list(getattr(self._pyroute, call)(*arguments, **attributes) or ())
-            except NetlinkError as error:
-                raise OSError(error.code, os.strerror(error.code)) from error
+    def _do(self, what: str, call: Any, *arguments: Any, **attributes: Any) -> Any:
+        try:
+            return call(*arguments, **attributes)
+        except self._error as error:
+            code = int(getattr(error, "code", 0))
+            if code in (errno.EPERM, errno.EACCES):
+                raise no_right(f"cannot {what}") from error
+            raise HostError(f"cannot {what}: {os.strerror(code)}") from error
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EACCES):
-            raise no_right(f"cannot {what}") from error
-        raise HostError(f"cannot {what}: {error.strerror}") from error
+def _link(message: Any, names: dict[int, str]) -> Link:
+    kind = message.get(("linkinfo", "kind"))
+    slave = message.get(("linkinfo", "slave_data"))
+    isolated = bool(slave.get("isolated")) if slave and hasattr(slave, "get") else False
+    return Link(
+        int(message["index"]),
+        str(message.get("ifname")),
+        str(kind or ""),
+        bool(message["flags"] & IFF_UP),
+        int(message.get("mtu") or 0),
+        names.get(int(message.get("master") or 0), ""),
+        isolated,
+        str(message.get("ifalias") or ""),
+    )

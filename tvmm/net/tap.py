@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from tvmm.errors import ConfigError, HostError
 from tvmm.net import tun
 from tvmm.net.journal import Changes, is_alive, myself, read_alias, write_alias
-from tvmm.net.links import Links, no_right
-from tvmm.net.rtnetlink import Link
+from tvmm.net.links import Link, Links, no_right
 from tvmm.virtio.features import Net as Feature
 from tvmm.virtio.net import HEADER_LENGTH, NetBackend
 
@@ -179,7 +178,7 @@ def open_tap(options: TapOptions, machine_name: str) -> Tap:
             if not made:
                 undo.callback(links.undo, link, changes)
             if not options.persist:
-                links.change(link, f"change tap {name}", alias=write_alias(myself(), changes))
+                links.change(link, f"change tap {name}", ifalias=write_alias(myself(), changes))
             _apply(links, link, bridge, options)
         if options.persist:
             tun.set_persistent(fds[0], True)
@@ -347,13 +346,13 @@ def _apply(links: Links, link: Link, bridge: Link | None, options: TapOptions) -
     if options.mtu not in (0, link.mtu):
         links.change(link, f"set the MTU of {link.name} to {options.mtu}", mtu=options.mtu)
     if bridge is not None and link.master != bridge.name:
-        links.enslave(link, bridge)
+        links.change(link, f"put {link.name} into bridge {bridge.name}", master=bridge.number)
     if options.isolated and not link.isolated:
         if bridge is None and not link.master:
             raise ConfigError(f"net isolated=on: tap {link.name} is in no bridge", "add br=BRIDGE")
         links.isolate(link, True)
     if not link.up:
-        links.change(link, f"bring {link.name} up", up=True)
+        links.change(link, f"bring {link.name} up", state="up")
     present = links.addresses(link) if options.ip else set()
     for address in options.ip:
         if address not in present:
