@@ -76,6 +76,8 @@ class Machine:
         self._settled = trio.Event()
         self.control_ready = trio.Event()
         self._requests: list[tuple[int, GuestRequest | Outcome]] = []
+        self._asked: list[GuestRequest | Outcome] = []
+        """What vCPUs have asked for and nobody has carried out yet; they are held for it."""
         self._life_number = 0
         self._request_news = trio.Event()
         self._deadline_news = trio.Event()
@@ -277,13 +279,16 @@ class Machine:
 
     def _from_guest(self, request: GuestRequest) -> None:
         """On a vCPU's thread: stop all of them, so that nothing after the request runs, and tell the supervisor."""
+        self._asked.append(request)
         self.motion.hold_now()
         self._token.run_sync_soon(self._post, request)
 
     def _crashed(self, report: str) -> None:
         """On a vCPU's thread."""
+        outcome = Outcome("crashed", STATUS_CRASHED, report)
+        self._asked.append(outcome)
         self.motion.hold_now()
-        self._token.run_sync_soon(self._post, Outcome("crashed", STATUS_CRASHED, report))
+        self._token.run_sync_soon(self._post, outcome)
 
     async def _reset_board(self) -> None:
         """With the transition lock held and no vCPU running."""
@@ -306,6 +311,8 @@ class Machine:
             while self._requests and self.outcome is None:
                 life, request = self._requests.pop(0)
                 await self._carry_out(life, request)
+                if request in self._asked:
+                    self._asked.remove(request)
 
     async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
         async with self.motion.lock:
@@ -349,7 +356,8 @@ class Machine:
             try:
                 return look()
             finally:
-                if not self._requests:
+                # What the guest has asked for comes before anything else that it does.
+                if not self._asked:
                     self.motion.release()
 
     async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:

@@ -56,8 +56,12 @@ class RunControl:
         """
         await self.hold()
         if self._devices is not None and not self._devices_held:
+            try:
+                await self._devices.hold()
+            except BaseException:
+                self.release()
+                raise
             self._devices_held = True
-            await self._devices.hold()
         if self.running:
             self.running = False
             self._reason = reason
@@ -75,8 +79,12 @@ class RunControl:
     async def hold(self) -> None:
         """Return when no vCPU runs, for a moment that nobody needs to hear of; `release` ends it."""
         self.hold_now()
-        for vcpu in self._vcpus:
-            await vcpu.wait_not_running()
+        try:
+            for vcpu in self._vcpus:
+                await vcpu.wait_not_running()
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Undo `hold`, if the machine is running."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import trio
 
@@ -184,8 +186,9 @@ async def test_string_io_arrives_element_by_element() -> None:
 
 
 async def test_a_full_device_holds_the_vcpu_until_it_has_room() -> None:
-    """A write that returns a hold keeps the guest there; a pause gets through; room lets it go on."""
+    """A write that returns a hold keeps the guest there, also over a pause, which gets through; room lets it go on."""
     released: list[bool] = []
+    waits = threading.Event()
 
     class Full(RecordingPort):
         def write(self, offset: int, size: int, value: int):  # type: ignore[no-untyped-def]
@@ -196,6 +199,7 @@ async def test_a_full_device_holds_the_vcpu_until_it_has_room() -> None:
             if released:
                 return False
             self.callback = callback
+            waits.set()
             return True
 
     device = Full()
@@ -204,12 +208,15 @@ async def test_a_full_device_holds_the_vcpu_until_it_has_room() -> None:
         vcpu = vm.vcpus[0]
         vcpu.request(RunEvent.RESUME)
         with trio.fail_after(10):
-            await wait_set(device.touched)
+            await wait_set(waits)
             vcpu.hold()
             await vcpu.wait_not_running()
-            assert len(device.written) == 1
-            released.append(True)
-            device.touched.clear()
+            waits.clear()
             vcpu.request(RunEvent.RESUME)
+            await wait_set(waits)
+            assert len(device.written) == 1
+            device.touched.clear()
+            released.append(True)
+            device.callback()
             await wait_set(device.touched)
     assert len(device.written) == 2

@@ -95,9 +95,11 @@ static void blk_complete(struct tvmm_blk *blk, struct tvmm_blk_request *request,
 
 /* --- errors ------------------------------------------------------------------------------------------------------- */
 
-static enum tvmm_blk_policy blk_action(const struct tvmm_blk *blk, uint32_t operation, int error)
+static enum tvmm_blk_policy blk_action(const struct tvmm_blk *blk, const struct tvmm_blk_request *request, int error)
 {
-    uint32_t policy = operation == TVMM_BLK_READ ? blk->setup.read_policy : blk->setup.write_policy;
+    uint32_t policy = request->operation == TVMM_BLK_READ ? blk->setup.read_policy : blk->setup.write_policy;
+    if (request->hopeless && policy != TVMM_BLK_IGNORE)
+        return TVMM_BLK_REPORT;
     if (policy != TVMM_BLK_ENOSPC)
         return policy;
     return error == ENOSPC || error == EDQUOT ? TVMM_BLK_STOP : TVMM_BLK_REPORT;
@@ -128,7 +130,7 @@ static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
 {
     uint32_t operation = request->operation;
     if (error && !blk->abandoning) {
-        enum tvmm_blk_policy action = blk_action(blk, operation, error);
+        enum tvmm_blk_policy action = blk_action(blk, request, error);
         blk->counters.errors[operation]++;
         blk_note(blk, operation, error, action);
         if (action == TVMM_BLK_STOP) {
@@ -271,6 +273,16 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
     *idle_ns = 0;
 }
 
+/* The disk may have shrunk since the request was checked. */
+static int blk_is_outside(const struct tvmm_blk *blk, const struct tvmm_blk_request *request)
+{
+    uint64_t end = TVMM_BLK_SECTOR * __atomic_load_n(&blk->limits.capacity, __ATOMIC_RELAXED);
+    for (uint32_t index = 0; index < request->range_count; index++)
+        if (request->ranges[index].offset + request->ranges[index].length > end)
+            return 1;
+    return request->offset + request->length > end;
+}
+
 static void blk_repeat_kept(struct tvmm_blk *blk)
 {
     struct tvmm_blk_request *request = blk->kept;
@@ -280,6 +292,8 @@ static void blk_repeat_kept(struct tvmm_blk *blk)
         blk->counters.retried++;
         if (blk->stopped)
             blk_keep(blk, request);
+        else if (blk_is_outside(blk, request))
+            blk_complete(blk, request, TVMM_BLK_IO_ERROR, tvmm_blk_used_length(request, 0));
         else
             blk_advance(blk, request);
         request = next;

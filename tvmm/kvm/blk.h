@@ -103,6 +103,7 @@ struct tvmm_blk_request {
     struct tvmm_blk_range *ranges;
     uint32_t range_count, range_first;
     uint32_t method; /* of the range under way */
+    uint32_t hopeless; /* failed in a way that no repetition mends */
     uint32_t stable; /* WRITE, ZEROES: has to be stable when it completes; ZEROES: 2 when it is */
     struct tvmm_blk_step step;
     int64_t result;

@@ -184,8 +184,10 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
     case TVMM_BLK_CALL_SYNC:
         if (result < 0 && blk->setup.fd == blk->setup.plain_fd)
             __atomic_store_n(&blk->file->sync_error, (int32_t)-result, __ATOMIC_RELAXED);
-        if (!result)
+        if (!result) {
             result = -__atomic_load_n(&blk->file->sync_error, __ATOMIC_RELAXED);
+            request->hopeless = result != 0;
+        }
         if (result < 0)
             return (int)result;
         request->done = 1;

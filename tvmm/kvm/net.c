@@ -258,7 +258,8 @@ static int net_sleep(struct tvmm_net *net, int *kicked)
         return NET_WORKED;
     /* Either the TAP is gone, or the pair has been taken off it a moment ago. */
     tvmm_net_lock(net);
-    if (net_connected(net))
+    struct pollfd again = {.fd = net->fd};
+    if (net_connected(net) && poll(&again, 1, 0) > 0)
         net->failure = ENODEV;
     tvmm_net_unlock(net);
     return NET_WORKED;

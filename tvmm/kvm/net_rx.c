@@ -135,8 +135,9 @@ static void read_failed(struct tvmm_net *net)
     if (errno == EAGAIN)
         return;
     net->counters.rx_errors++;
-    /* No memory in the host may pass. What else there is does not, and looking for more would be a loop. */
-    if (errno != EINTR && errno != ENOMEM && errno != ENOBUFS)
+    /* No memory in the host may pass, and a frame that the header cannot express (EINVAL) is gone already. What else there
+     * is does not pass, and looking for more would be a loop. */
+    if (errno != EINTR && errno != ENOMEM && errno != ENOBUFS && errno != EINVAL)
         net->failure = errno;
 }
 

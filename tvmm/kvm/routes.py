@@ -12,8 +12,8 @@ from tvmm.kvm.calls import ffi, ioctl, lib
 __all__ = ["IOAPIC_PINS", "IrqRoutes"]
 
 IOAPIC_PINS, PIC_PINS, TIMER_PIN = 24, 16, 2
-MAX_GSIS = 4096
-"""KVM_MAX_IRQ_ROUTES on x86: entries of the table, and GSIs in it."""
+MAX_ROUTES = 4096
+"""KVM_MAX_IRQ_ROUTES on x86: entries of the table. A pin of both PIC and IOAPIC has two."""
 
 
 class IrqRoutes:
@@ -23,15 +23,20 @@ class IrqRoutes:
         self._fd = vm_fd
         self._free: list[int] = []
         self._next = IOAPIC_PINS
+        self._reserved = 0
         self._messages: dict[int, tuple[int, int]] = {}
         self._pins = _isa_lines()
 
+    def reserve(self, count: int) -> None:
+        """Room for `count` messages that may be wanted later. Raises `HostError` if KVM's table has not got it."""
+        self._reserved += count
+        if len(self._pins) + self._reserved > MAX_ROUTES:
+            raise HostError(f"KVM has room for {MAX_ROUTES} interrupts in all", "use fewer queues or devices")
+
     def allocate(self) -> int:
-        """A GSI for messages. Raises `HostError` when KVM has no more."""
+        """A GSI for messages, one of those that were reserved."""
         if self._free:
             return self._free.pop()
-        if self._next == MAX_GSIS:
-            raise HostError(f"KVM has {MAX_GSIS} interrupts, and all are taken", "use fewer queues or devices")
         self._next += 1
         return self._next - 1
 

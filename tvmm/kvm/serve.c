@@ -34,19 +34,21 @@ static void add_one(int fd)
         return;
 }
 
+/* The eventfd before the flag, and in `clear` the flag before the eventfd: so an eventfd that is written never stays
+ * behind without its flag, which a sleeper would look at for ever. */
 void tvmm_waker_wake(struct tvmm_waker *waker)
 {
-    __atomic_store_n(&waker->wanted, 1, __ATOMIC_SEQ_CST);
     add_one(waker->event_fd);
+    __atomic_store_n(&waker->wanted, 1, __ATOMIC_SEQ_CST);
 }
 
 /* By the server's thread, before it looks at what is wanted: what comes after that wakes it again. */
 void tvmm_waker_clear(struct tvmm_waker *waker)
 {
     uint64_t count;
+    __atomic_store_n(&waker->wanted, 0, __ATOMIC_SEQ_CST);
     if (read(waker->event_fd, &count, sizeof count) < 0)
         count = 0;
-    __atomic_store_n(&waker->wanted, 0, __ATOMIC_SEQ_CST);
 }
 
 /* Until woken. */

@@ -62,6 +62,7 @@ class Vcpu:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._wanted = RunState.PAUSED
+        self._held_by: Any = None
         self._changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -194,6 +195,8 @@ class Vcpu:
             elif code == KICK:
                 if not self._obey():
                     return
+                if self._held_by is not None:
+                    self._wait_for(self._held_by)
             elif code < KICK:
                 response = board.ports.unclaimed(code & PIO_IN)
             elif code & 0xFF == MMIO_READ & 0xFF:
@@ -232,13 +235,18 @@ class Vcpu:
                 self._wait_for(hold)
 
     def _wait_for(self, hold: Any) -> None:
-        """A device is full: keep the guest here until it has room, or somebody wants this vCPU elsewhere."""
+        """A device is full: keep the guest here until it has room.
+
+        If somebody wants this vCPU elsewhere it goes, and waits on when it is to run again.
+        """
         self.kvm.release_bus()
+        self._held_by = hold
         while True:
             with self._lock:
                 if self._wanted is not RunState.RUNNING:
                     return
                 self._wake.clear()
             if not hold.call_when_ready(self._wake.set):
+                self._held_by = None
                 return
             self._wake.wait()

@@ -363,8 +363,12 @@ class Transport:
         return self.resetting or any(queue.resetting for queue in self.queues)
 
     def _release(self) -> None:
-        while self._waiting and not self._busy():
-            self._waiting.pop()()
+        while not self._busy():
+            try:
+                callback = self._waiting.pop()
+            except IndexError:  # also if who waited has taken it back just now
+                return
+            callback()
 
     # -- state -------------------------------------------------------------------------------------------
 

@@ -109,8 +109,15 @@ class Devices:
 
     async def hold(self) -> None:
         """Return when no device touches guest memory any more; what was in flight is done."""
-        for slot in self.slots:
-            await slot.runner.hold()
+        held: list[Slot] = []
+        try:
+            for slot in self.slots:
+                await slot.runner.hold()
+                held.append(slot)
+        except BaseException:
+            for slot in held:
+                slot.runner.release()
+            raise
 
     def release(self) -> None:
         """Go on after `hold`."""

@@ -41,10 +41,12 @@ class DiskDevice:
         reason = os.strerror(error.error)
         stop = error.action is Policy.STOP
         if stop:
-            full = ": make room" if error.error in NO_SPACE else ": mend it"
+            full = "make room" if error.error in NO_SPACE else "mend it"
+            # What a sync that failed was about the host's kernel has given up.
+            lost = "what was not stable may be lost" if error.operation == "flush" else "nothing is lost"
             self._devices.warn(
-                f"{self._options.id}: a {error.operation} failed ({reason}) and the machine is paused"
-                f"{full}, then 'tvmm resume'; nothing is lost"
+                f"{self._options.id}: a {error.operation} failed ({reason}) and the machine is paused: "
+                f"{full}, then 'tvmm resume'; {lost}"
             )
         data: dict[str, object] = {
             "device": self._options.id,

@@ -50,6 +50,7 @@ class PciSlot(Slot):
     def __init__(self, name: str, device: VirtioDevice, host: SlotHost, bus: PciBus) -> None:
         super().__init__(name, device, host)
         vectors = len(device.queue_sizes) + 1
+        host.vm.routes.reserve(vectors)
         self._vectors: list[MsiVector] = []
         for _ in range(vectors):
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
-from tvmm.errors import UserError
+from tvmm.errors import HostError, UserError
 from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
 from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
 from tvmm.kvm.vring import Vring
@@ -274,8 +274,12 @@ class NetRunner:
     def _start(self, server: PairServer, local: int, index: int, config: VringConfig) -> None:
         self._stop(server, local)
         ring = self.rings[index]
-        if ring.configure(config):
-            self.give_up(index, ring.error_sentence)
+        try:
+            wrong = ring.error_sentence if ring.configure(config) else ""
+        except HostError as error:
+            wrong = str(error)
+        if wrong:
+            self.give_up(index, wrong)
             return
         if local == RX:
             server.pair.set_mergeable(bool(self._features & Feature.MRG_RXBUF))

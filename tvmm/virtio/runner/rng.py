@@ -49,8 +49,12 @@ class RngRunner(TaskRunner):
     def __init__(
         self, model: Rng, ends: Ends, warn: Callable[[str], None], filename: str = KERNEL_SOURCE, name: str = "rng"
     ) -> None:
-        self._fd = -1 if filename == KERNEL_SOURCE else _open(filename)
         super().__init__(name, ends, 1)
+        try:
+            self._fd = -1 if filename == KERNEL_SOURCE else _open(filename)
+        except BaseException:
+            super().close()
+            raise
         self.model = model
         self.given_bytes = 0
         self._filename = filename

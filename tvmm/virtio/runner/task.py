@@ -49,9 +49,13 @@ class TaskRunner:
         self._due: set[int] = set()
         try:
             self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            raise _no_descriptor(error) from None
+        try:
             self._epoll = select.epoll()
         except OSError as error:
-            raise HostError(f"no event descriptor: {error.strerror}", "raise the limit with 'ulimit -n'") from None
+            os.close(self._waker)
+            raise _no_descriptor(error) from None
         self._index_of = {fd: index for index, fd in enumerate(ends.kick_fds)}
         for fd in (self._waker, *ends.kick_fds):
             self._epoll.register(fd, select.EPOLLIN)
@@ -89,7 +93,11 @@ class TaskRunner:
         config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
         ring = self._rings[setup.queue]
         self._serving.add(setup.queue)
-        ring.configure(config)
+        try:
+            ring.configure(config)
+        except HostError as error:
+            self._give_up(setup.queue, str(error))
+            return
         if not self._report_error(setup.queue):
             ring.disable_kicks()
             self.look(setup.queue)
@@ -233,6 +241,10 @@ class TaskRunner:
     def _give_up(self, index: int, reason: str) -> None:
         self._serving.discard(index)
         self.ends.needs_reset(f"queue {index}: {reason}")
+
+
+def _no_descriptor(error: OSError) -> HostError:
+    return HostError(f"no event descriptor: {error.strerror}", "raise the limit with 'ulimit -n'")
 
 
 def _write(fd: int) -> None:
