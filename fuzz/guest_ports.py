@@ -17,6 +17,8 @@ from tvmm import Machine, MachineConfig
 
 FIGURES = re.compile(rb"fuzz: [^\n]* us\r\n")
 """The guest's report, at the end of its run."""
+DEVICES = ("virtio-rng", "virtio-rng-device", "virtio-console")
+"""Configuration space, BARs and registers in memory to hit."""
 PAUSE_EVERY_S = 1.0
 LOOK_EVERY = 10
 PATIENCE_S = 30.0
@@ -30,7 +32,7 @@ async def main() -> None:
         (("seconds", 60, "how long the guest tries"), ("seed", 1, "the guest's seed"), ("cpus", 1, "vCPUs")),
     )
     with trio.fail_after(chosen.seconds + 2 * PATIENCE_S):
-        async with Machine(MachineConfig.parse(memory="64M", cpus=chosen.cpus)) as vm:
+        async with Machine(MachineConfig.parse(memory="64M", cpus=chosen.cpus, device=DEVICES)) as vm:
             await vm.resume()
             await vm.wait_serial("tvmm> ")
             if chosen.cpus > 1:

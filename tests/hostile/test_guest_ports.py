@@ -11,6 +11,8 @@ from tvmm import Machine, MachineConfig
 pytestmark = pytest.mark.guest
 
 SECONDS = 30
+DEVICES = ("virtio-rng", "virtio-rng-device", "virtio-console")
+"""Configuration space, BARs and registers in memory to hit."""
 GROWTH_LIMIT_KIB = 8 << 10
 
 
@@ -18,7 +20,7 @@ GROWTH_LIMIT_KIB = 8 << 10
 async def test_random_accesses_do_no_harm(cpus: int) -> None:
     """The machine can be paused meanwhile, answers its shell afterwards, and has not grown."""
     with trio.fail_after(SECONDS):
-        async with Machine(MachineConfig.parse(memory="64M", cpus=cpus)) as vm:
+        async with Machine(MachineConfig.parse(memory="64M", cpus=cpus, device=DEVICES)) as vm:
             await vm.resume()
             await vm.wait_serial("tvmm> ")
             await vm.send_serial("cpus\n")
