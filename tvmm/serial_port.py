@@ -125,7 +125,9 @@ class SerialPort:
         with self._hold_lock:
             if self.ring.room():
                 return False
-            self._held.append(callback)
+            # Who was interrupted in its wait comes again.
+            if callback not in self._held:
+                self._held.append(callback)
             return True
 
     # --- the host's side, on any thread ---

@@ -349,7 +349,8 @@ class Transport:
 
     def call_when_ready(self, callback: Callable[[], None]) -> bool:
         """See `tvmm.bus.Hold`: once no reset is under way."""
-        self._waiting.append(callback)
+        if callback not in self._waiting:  # who was interrupted in its wait comes again
+            self._waiting.append(callback)
         if self._busy():
             return True
         # The reset may have ended in between, on another thread, and may have called it.
