@@ -308,7 +308,7 @@ struct tvmm_net {
     struct tvmm_served queues[...];
     struct tvmm_waker *waker;
     struct tvmm_batch *rx_batch, *tx_batch;
-    struct tvmm_spin spin;
+    struct tvmm_spin spin, hunger;
     uint32_t mergeable, attached;
     int32_t failure;
     uint32_t queue, bad_chain;

@@ -214,6 +214,23 @@ static int net_look(struct tvmm_net *net, uint64_t start)
     return NET_IDLE;
 }
 
+/* The same for the driver's next receive buffers: under a flood a driver on another processor has them in a moment. */
+static int net_look_for_room(struct tvmm_net *net, uint64_t start)
+{
+    uint64_t window = net->hunger.window_ns;
+    if (net->sent_last && net->spin.window_ns > window)
+        window = net->spin.window_ns;
+    while (tvmm_now_ns() - start < window) {
+        if (tvmm_woken(net->waker) || control_waits(net) || tvmm_vring_ready(net->queues[TVMM_NET_RX].ring)
+            || (net_serves(net, TVMM_NET_TX) && !net->tx_blocked && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring))) {
+            net->hunger.hits++;
+            return NET_WORKED;
+        }
+        tvmm_relax();
+    }
+    return NET_IDLE;
+}
+
 static int has_news_of_failure(const struct tvmm_net *net) { return net->failure && !net->failure_told; }
 
 /* Ask for the kicks that matter. 0: there is work already. */
@@ -229,8 +246,8 @@ static int arm(struct tvmm_net *net, int hungry)
     return !net_serves(net, TVMM_NET_CONTROL) || tvmm_vring_enable_kicks(net->queues[TVMM_NET_CONTROL].ring);
 }
 
-/* Until a kick, a frame, or somebody who wants the thread. `kicked`: it was the driver, with frames to send. */
-static int net_sleep(struct tvmm_net *net, int *kicked)
+/* Until a kick, a frame, or somebody who wants the thread. `kicked`: the driver, by a bit for each queue. */
+static int net_sleep(struct tvmm_net *net, uint32_t *kicked)
 {
     int hungry = is_hungry(net), receives = net_serves(net, TVMM_NET_RX) && !hungry;
     struct pollfd waits[2 + TVMM_NET_QUEUES] = {{.fd = net->waker->event_fd, .events = POLLIN}, {.fd = -1}};
@@ -245,8 +262,9 @@ static int net_sleep(struct tvmm_net *net, int *kicked)
         net->spin.sleeps++;
         poll(waits, 2 + TVMM_NET_QUEUES, -1);
     }
-    *kicked = waits[2 + TVMM_NET_TX].revents != 0;
+    *kicked = 0;
     for (uint32_t index = 0; index < TVMM_NET_QUEUES; index++) {
+        *kicked |= (uint32_t)(waits[2 + index].revents != 0) << index;
         if (waits[2 + index].revents)
             tvmm_served_take_kick(&net->queues[index]);
         if (net_serves(net, index) && index != TVMM_NET_CONTROL)
@@ -268,13 +286,19 @@ static int net_sleep(struct tvmm_net *net, int *kicked)
 static int net_wait(struct tvmm_net *net)
 {
     uint64_t start = tvmm_now_ns();
-    /* Who waits for the other side to catch up gives it the processor. */
-    int behind = net->tx_blocked || (is_hungry(net) && !net->sent_last), word = behind ? NET_IDLE : net_look(net, start);
+    int hungry = is_hungry(net), word = NET_IDLE;
+    uint32_t kicked;
+
+    if (hungry)
+        word = net_look_for_room(net, start);
+    else if (!net->tx_blocked)
+        word = net_look(net, start);
     if (word != NET_IDLE)
         return word;
-    int kicked;
     word = net_sleep(net, &kicked);
-    if (kicked)
+    if (hungry && kicked & 1u << TVMM_NET_RX)
+        tvmm_spin_adapt(&net->hunger, tvmm_now_ns() - start);
+    else if (kicked & 1u << TVMM_NET_TX)
         tvmm_spin_adapt(&net->spin, tvmm_now_ns() - start);
     return word;
 }

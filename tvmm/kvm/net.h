@@ -54,7 +54,7 @@ struct tvmm_net {
     struct tvmm_served queues[TVMM_NET_QUEUES];
     struct tvmm_waker *waker;
     struct tvmm_batch *rx_batch, *tx_batch;
-    struct tvmm_spin spin;
+    struct tvmm_spin spin, hunger; /* for frames to send, and for buffers to receive into */
     int fd;
     uint32_t mergeable;
     uint32_t attached;         /* the TAP has this queue; changed with the lock held */

@@ -115,7 +115,7 @@ class NetPair:
         self._rings: dict[int, Vring] = {}
         self.raw.waker = self.waker.raw
         self.raw.rx_batch, self.raw.tx_batch = (batch.raw for batch in self._batches)
-        self.raw.spin.max_ns = poll_ns
+        self.raw.spin.max_ns = self.raw.hunger.max_ns = poll_ns
         for local in (RX, TX, CONTROL):
             self.raw.queues[local].call_fd = CALL_PYTHON
         self.set_link(True)
