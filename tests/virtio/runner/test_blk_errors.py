@@ -202,9 +202,11 @@ async def test_full_disk(options: dict[str, object]) -> None:
                 await one.collect()
             assert {answer.status for answer in one.answers.values()} == {OK}
             assert (await one.ask(FLUSH)).status == OK
-        wanted = bytearray(b"".join(bytes([part + 1]) * 65536 for part in range(16)))
-        wanted[2000 * 512 : 2016 * 512] = bytes(16 * 512)
-        assert path.read_bytes() == wanted
+        data, written = path.read_bytes(), b"".join(bytes([part + 1]) * 65536 for part in range(16))
+        # The zeroes and the write of the same sectors were under way together: either may have been the last.
+        zeroed = written[: 2000 * 512] + bytes(16 * 512) + written[2016 * 512 :]
+        is_right = data in (written, zeroed)
+        assert is_right
 
 
 async def test_full_disk_that_is_reported() -> None:
