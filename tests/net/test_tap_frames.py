@@ -98,6 +98,7 @@ async def test_long_segments_go_through(tap: Tap, host: socket.socket) -> None:
         heard = await hear(host, 0x0800)
         assert len(heard) == len(good) - 12
         assert heard[54:] == bytes(65000)
+        assert len(await rig.wait_used(1, 4)) == 4
         counters = rig.runner.info().counters[0]
         assert (counters.tx_refused, counters.tx_frames) == (3, 1)
 
