@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tvmm.boot.loader import Hardware
 from tvmm.errors import HostError
 from tvmm.kvm.vring import MemoryMap
+from tvmm.virtio.runner.base import hold_all
 from tvmm.wiring.mmio_slot import MmioSlot
 from tvmm.wiring.slot import Slot, SlotHost
 
@@ -109,15 +110,7 @@ class Devices:
 
     async def hold(self) -> None:
         """Return when no device touches guest memory any more; what was in flight is done."""
-        held: list[Slot] = []
-        try:
-            for slot in self.slots:
-                await slot.runner.hold()
-                held.append(slot)
-        except BaseException:
-            for slot in held:
-                slot.runner.release()
-            raise
+        await hold_all([slot.runner for slot in self.slots])
 
     def release(self) -> None:
         """Go on after `hold`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tvmm.kvm.vring import MemoryMap, Vring
     from tvmm.virtio.device import Activation, QueueSetup
 
-__all__ = ["Ends", "Runner"]
+__all__ = ["Ends", "Holder", "Runner", "hold_all"]
 
 
 class Ends(NamedTuple):
@@ -31,6 +31,29 @@ class Ends(NamedTuple):
     kick_fds: Sequence[int]
     used: Callable[[int], None]
     needs_reset: Callable[[str], None]
+
+
+class Holder(Protocol):
+    """What can be made to let guest memory alone for a while: a thread, a device."""
+
+    async def hold(self) -> None:
+        """Return when it does not touch guest memory any more; what was in flight is done."""
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+
+
+async def hold_all(holders: Sequence[Holder]) -> None:
+    """Hold each in turn. One that fails, or a cancellation, releases those that were held already."""
+    held: list[Holder] = []
+    try:
+        for holder in holders:
+            await holder.hold()
+            held.append(holder)
+    except BaseException:
+        for holder in held:
+            holder.release()
+        raise
 
 
 class Runner(Protocol):

@@ -20,6 +20,7 @@ from tvmm.kvm.vring import Vring
 from tvmm.kvm.vring_records import VringConfig
 from tvmm.virtio.blk import BlkSettings
 from tvmm.virtio.blk_request import SECTOR
+from tvmm.virtio.runner.base import hold_all
 from tvmm.virtio.runner.blk_queue import DiskQueue
 
 if TYPE_CHECKING:
@@ -223,15 +224,7 @@ class BlkRunner:
 
     async def hold(self) -> None:
         """See `Runner`. What failed and waits for `release` stays in the ring, in flight."""
-        held: list[DiskQueue] = []
-        try:
-            for queue in self._queues:
-                await queue.thread.hold()
-                held.append(queue)
-        except BaseException:
-            for queue in held:
-                queue.thread.release()
-            raise
+        await hold_all([queue.thread for queue in self._queues])
 
     def release(self) -> None:
         """See `Runner`. Queues that stopped over an error try again."""

@@ -18,6 +18,7 @@ from tvmm.kvm.vring import Vring
 from tvmm.kvm.vring_records import VringConfig
 from tvmm.virtio.features import Net as Feature
 from tvmm.virtio.net import Net, NetBackend
+from tvmm.virtio.runner.base import hold_all
 from tvmm.virtio.runner.net_orders import Orders, Wishes, wishes_of
 from tvmm.virtio.runner.thread import ServerThread
 
@@ -240,15 +241,7 @@ class NetRunner:
 
     async def hold(self) -> None:
         """Frames that come meanwhile wait in the host's queue."""
-        held: list[ServerThread] = []
-        try:
-            for thread in self._threads:
-                await thread.hold()
-                held.append(thread)
-        except BaseException:
-            for thread in held:
-                thread.release()
-            raise
+        await hold_all(self._threads)
 
     def release(self) -> None:
         """Go on after `hold`."""
