@@ -123,6 +123,18 @@ bool kvmclock_read(u64 *ns, u8 *flags)
     return true;
 }
 
+u64 kvmclock_ns(u64 ticks)
+{
+    static u32 multiplier;
+    static signed char shift;
+    if (!multiplier && kvmclock_on()) {
+        multiplier = system_time.tsc_to_system_mul;
+        shift = system_time.tsc_shift;
+    }
+    ticks = shift < 0 ? ticks >> -shift : ticks << shift;
+    return (u64)((unsigned __int128)ticks * multiplier >> 32);
+}
+
 bool kvmclock_wall(u64 *seconds, u32 *ns)
 {
     if (wrmsr(MSR_KVM_WALL_CLOCK, (u64)&wall_clock) != 0)

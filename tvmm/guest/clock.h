@@ -23,6 +23,8 @@ static inline u64 ms_to_tsc(u64 ms) { return ms * tsc_khz(); }
 
 /* kvmclock: false if the host has none. */
 bool kvmclock_read(u64 *ns, u8 *flags);
+/* TSC ticks by the rate that the host gave at the first call: exact, where tsc_khz() is rounded. */
+u64 kvmclock_ns(u64 ticks);
 bool kvmclock_wall(u64 *seconds, u32 *ns); /* wall-clock time at which kvmclock was 0 */
 
 #endif

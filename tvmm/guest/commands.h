@@ -22,6 +22,8 @@ COMMAND(cmd_stall);
 /* cmd_dirty.c */
 COMMAND(cmd_dirty);
 COMMAND(cmd_check);
+/* cmd_churn.c */
+COMMAND(cmd_churn);
 /* cmd_serial.c */
 COMMAND(cmd_emit);
 COMMAND(cmd_sink);

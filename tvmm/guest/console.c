@@ -3,16 +3,30 @@
  * works however much was typed ahead. Raw input (command `sink`) takes every byte, and none is dropped.
  */
 #include "console.h"
+#include "machine.h"
 #include "uart.h"
 
 #define CTRL_C 3
+#define LATER  PAGE_SIZE
 
 static u8 ring[4096];
 static size_t ring_head, ring_tail; /* head: next to write; tail: next to read; both only grow */
 static bool raw_input, ctrl_c;
+static char *later; /* a page of its own, so that .bss stays small */
+static size_t later_head, later_tail; /* as those of the ring */
+
+static void send_later(void)
+{
+    while (later_tail != later_head) {
+        size_t at = later_tail % LATER, length = min_u64(later_head - later_tail, LATER - at);
+        uart_write(later + at, length);
+        later_tail += length;
+    }
+}
 
 void console_raw(const void *data, size_t length)
 {
+    send_later();
     uart_write(data, length);
 }
 
@@ -39,6 +53,31 @@ void print(const char *text, ...)
     va_start(list, text);
     console_write(line, format_list(line, sizeof line, text, list));
     va_end(list);
+}
+
+void print_later(const char *text, ...)
+{
+    char line[512];
+    va_list list;
+    va_start(list, text);
+    size_t length = min_u64(format_list(line, sizeof line, text, list), sizeof line - 1);
+    va_end(list);
+    if (!later && !(later = (char *)page_alloc(LATER / PAGE_SIZE)))
+        return;
+    if (later_head - later_tail + 2 * length > LATER)
+        return;
+    for (size_t i = 0; i < length; i++) {
+        if (line[i] == '\n')
+            later[later_head++ % LATER] = '\r';
+        later[later_head++ % LATER] = line[i];
+    }
+}
+
+bool console_trickle(void)
+{
+    if (later_tail != later_head && uart_try((u8)later[later_tail % LATER]))
+        later_tail++;
+    return later_tail != later_head;
 }
 
 size_t console_room(void)

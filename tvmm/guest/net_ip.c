@@ -7,15 +7,11 @@
 #include "irq.h"
 #include "virtio_net.h"
 
-#define ETH_HEADER   14
 #define ETH_IPV4     0x0800
 #define ETH_ARP      0x0806
 #define ARP_BYTES    28
-#define IP_HEADER    20
 #define UDP_HEADER   8
 #define TCP_HEADER   20
-#define ECHO_REQUEST 8
-#define ECHO_REPLY   0
 #define ECHO_PORT    7
 #define DISCARD_PORT 9
 #define PING_PAYLOAD 56
@@ -225,6 +221,7 @@ void ip_handle(struct net *net, struct net_header *header, u8 *frame, u32 length
 void ip_service(struct virtio *device)
 {
     struct net *net = device->driver;
+    net_handler *handle = net->handler ? net->handler : ip_handle;
     if (virtio_config_changed(device) && device->features & NET_F_STATUS &&
         virtio_config16(device, 6) & NET_S_ANNOUNCE) {
         ip_announce(net);
@@ -232,7 +229,7 @@ void ip_service(struct virtio *device)
     }
     do {
         net_rx_interrupts(net, false);
-        while (net_receive(net, ip_handle, RECEIVE_BUDGET))
+        while (net_receive(net, handle, RECEIVE_BUDGET))
             net_kick(net);
     } while (!net_rx_interrupts(net, true));
 }

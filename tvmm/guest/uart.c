@@ -44,6 +44,18 @@ void uart_write(const void *data, size_t length)
     }
 }
 
+bool uart_try(u8 byte)
+{
+    static size_t room;
+    if (!room && inb(COM1 + LSR) & LSR_THRE)
+        room = FIFO_DEPTH;
+    if (!room)
+        return false;
+    room--;
+    outb(COM1 + DATA, byte);
+    return true;
+}
+
 static bool held; /* bytes may be left in the FIFO, so no edge will come */
 
 /*

@@ -47,8 +47,12 @@ struct net_header { /* virtio_net_hdr */
 #define NET_TX_BYTES  2048     /* of one slot: header, and the frame if it fits */
 #define NET_TX_FRAME  (NET_TX_BYTES - NET_HEADER)
 
+struct net;
+typedef void net_handler(struct net *net, struct net_header *header, u8 *frame, u32 length);
+
 struct net {
     struct virtio *device;
+    net_handler *handler; /* what ip_service() gives frames to; NULL: ip_handle() */
     u16 pairs;
     struct virtq *rx[NET_MAX_PAIRS], *tx[NET_MAX_PAIRS], *control;
     u64 rx_memory, tx_memory, frame_memory;
@@ -69,8 +73,6 @@ struct net *net_open(u64 number);
 
 /* True if the device took the command; `data` is for it to read. */
 bool net_control(struct net *net, u16 command, const void *data, u32 length);
-
-typedef void net_handler(struct net *net, struct net_header *header, u8 *frame, u32 length);
 
 /* Gives at most `budget` received frames to `handle` and their buffers back to the device. Returns how many. */
 u32 net_receive(struct net *net, net_handler *handle, u32 budget);
@@ -104,6 +106,12 @@ int ip_send_ping(struct net *net, u16 sequence);   /* to the peer */
 u32 ip_build(struct net *net, u8 *frame, u32 length, u8 protocol);
 u16 ip_checksum(u32 sum, const void *data, u32 length);
 bool parse_ipv4(const char *text, u32 *address, u32 *prefix); /* prefix may be NULL: then none is allowed */
+
+#define ETH_HEADER   14
+#define IP_HEADER    20
+#define ICMP_HEADER  8
+#define ECHO_REQUEST 8
+#define ECHO_REPLY   0
 
 #define IP_ICMP 1
 #define IP_TCP  6
