@@ -83,3 +83,13 @@ async def test_cancelled_stop_changes_nothing(slow: str) -> None:
     await control.stop()
     assert (vcpu.held, devices.holds, control.state) == (True, 1, "paused")
     assert events == ["RESUME", "STOP"]
+
+
+async def test_lines_go_on_before_the_guest_does() -> None:
+    """Whoever waits since the machine was saved is told at each start, while the vCPUs are still held."""
+    vcpu, seen = FakeVcpu(), list[bool]()
+    control = RunControl([vcpu], None, lambda event: None, lambda: seen.append(vcpu.held))  # type: ignore[list-item]
+    vcpu.hold()
+    control.start()
+    control.start()
+    assert seen == [True]

@@ -114,3 +114,101 @@ def test_a_full_ring_holds_the_writer_and_lets_go_once(port: SerialPort) -> None
     assert called == [True]
     assert not hold.call_when_ready(lambda: called.append(True))
     assert port.read(LSR, 1) & 0x20
+
+
+# --- saving ---
+
+
+def test_a_port_goes_on_in_another(port: SerialPort) -> None:
+    """Registers, FIFO, what nobody was given and what nobody took move; bytes that the reader has do not."""
+    port.write(MCR, 1, 0x0B)
+    port.write(FCR, 1, 1)
+    for byte in b"for the reader":
+        port.write(DATA, 1, byte)
+    port.handed_out = len("for the ")
+    assert port.receive(b"typed") == 5
+    port.queued_input = lambda: b" behind"
+    state = port.save()
+    assert (state.listening, state.unsent, state.waiting) == (True, b"reader", b" behind")
+    other = SerialPort(lambda: None, threading.Lock())
+    passed_on: list[bytes] = []
+    other.put_back_input = passed_on.append
+    try:
+        other.restore(state)
+        assert passed_on == [b" behind"]
+        assert other.save()._replace(waiting=b" behind") == state
+        assert other.untaken() == b""
+        other.go_on()
+        assert other.untaken() == b"reader"
+        assert received(other) == b"typed"
+    finally:
+        other.close()
+
+
+def test_nothing_moves_between_save_and_go_on(port: SerialPort) -> None:
+    """Input is refused and offered again, output stays; the side that goes on has all of it."""
+    port.write(MCR, 1, 0x0B)
+    port.write(DATA, 1, ord("x"))
+    woken = []
+    port.on_receive_room = lambda: woken.append("room")
+    before = port.save()
+    assert port.receive(b"a") == 0
+    assert not port.receive_break()
+    assert port.untaken() == b""
+    assert port.save() == before
+    port.go_on()
+    assert woken == ["room"]
+    assert port.untaken() == b"x"
+    assert port.receive(b"a") == 1
+
+
+def test_input_is_held_on_the_other_side_if_it_was(port: SerialPort) -> None:
+    """A guest that does not listen yet gets its early input after the move, once it does."""
+    assert port.receive(b"early") == 0
+    other = SerialPort(lambda: None, threading.Lock())
+    try:
+        other.restore(port.save())
+        other.go_on()
+        assert other.receive(b"early") == 0
+        other.write(MCR, 1, 0x03)
+        assert other.receive(b"early") > 0
+    finally:
+        other.close()
+
+
+def test_an_interrupt_that_is_up_is_raised_again() -> None:
+    """Its edge may have been lost on the way to the interrupt controller; without a cause there is none."""
+    edges: list[str] = []
+    made = SerialPort(lambda: edges.append("edge"), threading.Lock())
+    try:
+        made.redeliver()
+        assert edges == []
+        made.write(MCR, 1, 0x0B)
+        made.write(IER, 1, 1)
+        made.receive(b"x")
+        state = made.save()
+    finally:
+        made.close()
+    other = SerialPort(lambda: edges.append("again"), threading.Lock())
+    try:
+        other.restore(state)
+        assert edges == ["edge"]
+        other.redeliver()
+        assert edges == ["edge", "again"]
+    finally:
+        other.close()
+
+
+def test_records_that_cannot_be_are_refused(port: SerialPort) -> None:
+    """By field, with nothing changed."""
+    before = port.save()
+    for wrong, word in (
+        (before._replace(listening=2), "listening"),  # type: ignore[arg-type]
+        (before._replace(unsent=bytes(1 << 20)), "unsent"),
+        (before._replace(waiting=bytes((1 << 20) + 1)), "waiting"),
+        (before._replace(model=before.model._replace(ier=255)), "ier"),
+        (before.model, "SerialState"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            port.restore(wrong)  # type: ignore[arg-type]
+        assert port.save() == before

@@ -20,6 +20,7 @@ from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
 from tvmm.errors import ConfigError, HostError, ImageError
 from tvmm.kvm.bus_lock import BusLock
+from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.irq import IrqLine
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
     from tvmm.config.machine import MachineConfig
     from tvmm.control.target import FlatRange
+    from tvmm.kvm.dirty_log import DirtyRings
     from tvmm.kvm.vcpu import KvmVcpu
+    from tvmm.vcpu.compat import CpuDescription
     from tvmm.vcpu.cpuid import CpuidEntry
     from tvmm.vcpu.registers import PowerOn
     from tvmm.wiring.devices import Devices
 
-__all__ = ["Board", "GuestRequest", "builtin_guest_path"]
+__all__ = ["Board", "GuestRequest", "builtin_guest_path", "host_memory"]
 
 KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
 KEYBOARD_PORTS = ((0x60, 0), (0x64, 4))
@@ -60,6 +63,16 @@ class GuestRequest(NamedTuple):
     code: int = 0
 
 
+class CpuSupport(NamedTuple):
+    """What this host's KVM has for vCPUs."""
+
+    supported: list[CpuidEntry]
+    emulated: list[CpuidEntry]
+    """Features that work although the processor lacks them: only where the CPU model asks for them."""
+    listed_msrs: list[int]
+    tsc_control: bool
+
+
 def builtin_guest_path() -> str:
     """The ELF image of the built-in guest, compiled when tvmm was installed."""
     return os.path.join(os.path.dirname(__file__), "guest", "guest.elf")
@@ -73,11 +86,16 @@ def has_virtio(config: MachineConfig) -> bool:
 class Board:
     """RAM, buses, devices, KVM's VM and vCPUs of one machine. Callbacks are set by `Machine` before anything runs."""
 
-    def __init__(self, config: MachineConfig) -> None:
-        """Build it and load the kernel. Raises `UserError` with nothing left behind."""
+    def __init__(self, config: MachineConfig, *, load: bool = True) -> None:
+        """Build it and load the kernel. Raises `UserError` with nothing left behind.
+
+        Without `load` RAM and vCPUs stay as at power-on, for a state to be loaded; the kernel is there for a reset.
+        """
         self.config = config
         self.on_request: Callable[[GuestRequest], None] = _ignore_request
         self.on_deadline: Callable[[], None] = _ignore
+        self.came_as: CpuDescription | None = None
+        """How a guest that was started on another host knows its vCPUs."""
         with ExitStack() as stack:
             self._read_images()
             self._check_memory()
@@ -87,13 +105,22 @@ class Board:
                 stack.callback(self.vm.close)
                 self.max_cpus = kvm.check_extension("MAX_VCPUS") or kvm.check_extension("NR_VCPUS")
                 self._check_cpus()
-                supported = kvm.supported_cpuid()
-                emulated = kvm.emulated_cpuid() if config.cpu.model == "max" else []
+                self.cpu = CpuSupport(
+                    kvm.supported_cpuid(),
+                    kvm.emulated_cpuid() if config.cpu.model == "max" else [],
+                    kvm.msr_indices(),
+                    kvm.has_tsc_control,
+                )
+            self.vm.report_triple_faults()
             self.vm.create_irqchip()
+            self.rings = self._make_rings(stack)
             self._make_memory(stack)
             self._make_devices(stack)
-            self._make_vcpus(stack, supported, emulated)
-            self.load_kernel()
+            self._make_vcpus(stack)
+            self.loaded = ""
+            """What the kernel is, once one is loaded."""
+            if load:
+                self.load_kernel()
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -105,11 +132,26 @@ class Board:
     def _make_memory(self, stack: ExitStack) -> None:
         self.ram = GuestRam(self.config.memory)
         stack.callback(self.ram.close)
+        self.device_log = DeviceLog(self.ram)
+        """What tvmm writes into RAM past KVM, for migration to start."""
+        stack.callback(self.device_log.close)
+        self.ram.dirty_log = self.device_log
         # KVM exports the mapping; it must let go before the mapping does.
         stack.callback(self.vm.release_memory)
         for slot, region in enumerate(self.ram.regions):
             view = self.ram.blocks[region.block].view[region.offset : region.offset + region.size]
             self.vm.set_memory(slot, region.gpa, view, read_only=region.read_only)
+
+    def _make_rings(self, stack: ExitStack) -> DirtyRings | None:
+        """In which KVM notes what the vCPUs write, if they are wanted; they come before the vCPUs."""
+        if not self.config.memory.dirty_ring:
+            return None
+        self._check_rings()
+        from tvmm.kvm.dirty_log import DirtyRings
+
+        rings = DirtyRings(self.vm, self.config.memory.dirty_ring, self.config.cpu.count)
+        stack.callback(rings.close)
+        return rings
 
     def _make_devices(self, stack: ExitStack) -> None:
         self.bus_lock = BusLock()
@@ -125,14 +167,16 @@ class Board:
         stack.callback(self.serial.close)
         self.ports.add(COM1_PORT, SERIAL_PORTS, self.serial, "serial0")
 
-        self.keyboard = I8042(line(KEYBOARD_IRQ), line(MOUSE_IRQ), self._reset)
+        self.keyboard_line, self.mouse_line = line(KEYBOARD_IRQ), line(MOUSE_IRQ)
+        self.rtc_line, self.sci_line = line(RTC_IRQ), line(SCI_IRQ)
+        self.keyboard = I8042(self.keyboard_line, self.mouse_line, self._reset)
         for port, offset in KEYBOARD_PORTS:
             self.ports.add(port, 1, OffsetDevice(self.keyboard, offset), "i8042")
 
-        self.rtc = Rtc(self.config.memory.size, line(RTC_IRQ), time.time, self._deadline_changed)
+        self.rtc = Rtc(self.config.memory.size, self.rtc_line, time.time, self._deadline_changed)
         self.ports.add(RTC_PORT, RTC_PORTS, self.rtc, "rtc")
 
-        self.pm = AcpiPm(line(SCI_IRQ), self._sleep, time.monotonic_ns, self._deadline_changed)
+        self.pm = AcpiPm(self.sci_line, self._sleep, time.monotonic_ns, self._deadline_changed)
         self.ports.add(PM_PORT, PM_PORTS, self.pm, "acpi-pm")
 
         self.post = PostPort()
@@ -157,25 +201,31 @@ class Board:
         base, length = int(properties["iobase"]), int(properties["iosize"])
         self.ports.add(base, length, DebugExit(self._debug_exit), name)
 
-    def _make_vcpus(self, stack: ExitStack, supported: list[CpuidEntry], emulated: list[CpuidEntry]) -> None:
+    def _make_vcpus(self, stack: ExitStack) -> None:
         cpu = self.config.cpu
         self.vcpus: list[KvmVcpu] = []
         self.power_on: list[PowerOn] = []
+        self.tsc_khz = 0
+        """Of this host; a vCPU that runs could not be asked, since its ioctls wait for KVM_RUN."""
         for index in range(cpu.count):
             vcpu = self.vm.create_vcpu(index)
             stack.callback(vcpu.close)
             vcpu.set_uart(self.serial.ring)
+            self.tsc_khz = vcpu.get_tsc_khz()
+            if self.rings is not None:
+                self.rings.add(vcpu)
             leaves = policy(
                 cpu.model,
                 cpu.adjustments,
-                supported,
+                self.cpu.supported,
                 cpu_index=index,
                 cpu_count=cpu.count,
-                emulated=emulated,
+                emulated=self.cpu.emulated,
                 tsc_khz=vcpu.get_tsc_khz(),
             )
             vcpu.set_cpuid(leaves)
             if index == 0:
+                self.leaves = leaves
                 connect_pic(vcpu)
             self.vcpus.append(vcpu)
             self.power_on.append(power_on(vcpu))
@@ -222,8 +272,7 @@ class Board:
             if self.devices is not None:
                 self.devices.reset()
         self.vm.set_chips(self.chips)
-        with Kvm() as kvm:
-            msrs = reset_values(kvm.msr_indices())
+        msrs = reset_values(self.cpu.listed_msrs)
         for vcpu, state in zip(self.vcpus, self.power_on, strict=True):
             back_to_power_on(vcpu, state, msrs)
         self.ram.zero()
@@ -265,12 +314,18 @@ class Board:
     # --- checks and views ---
 
     def _check_memory(self) -> None:
-        total, available, free_huge = _host_memory(self.config.memory.hugepages)
+        total, available, free_huge = host_memory(self.config.memory.hugepages)
         self.config.memory.check_host(total, available, free_huge)
 
     def _check_cpus(self) -> None:
         if self.config.cpu.count > self.max_cpus:
             raise HostError(f"KVM on this host makes at most {self.max_cpus} vCPUs, not {self.config.cpu.count}")
+
+    def _check_rings(self) -> None:
+        if self.emulated_kernel:
+            raise HostError(
+                "dirty rings overflow where KVM emulates guest kernel mode, as on this host", "leave out dirty-ring"
+            )
 
     def memory_map(self) -> list[FlatRange]:
         """The flat view of guest-physical addresses: RAM blocks and devices."""
@@ -316,7 +371,7 @@ def _read(path: str, what: str) -> bytes:
         raise ImageError(f"{what} {path} cannot be read: {error.strerror}") from error
 
 
-def _host_memory(huge_page: int) -> tuple[int, int, int]:
+def host_memory(huge_page: int) -> tuple[int, int, int]:
     """Bytes in all, bytes available, and free huge pages of the given size, from the kernel's own counters."""
     fields = {}
     with open("/proc/meminfo", encoding="utf-8") as file:

@@ -6,7 +6,8 @@
     ├── UserError             the user's: one line, exit status 2
     │   ├── ConfigError       an option, a value or a combination of them
     │   ├── HostError         the host lacks something: rights, a device, memory
-    │   └── ImageError        a kernel, initrd or other file that is not what it should be
+    │   ├── ImageError        a kernel, initrd or other file that is not what it should be
+    │   └── IncomingFailed    a guest was on its way into a machine and is not there: this machine is of no use
     ├── GuestError            the guest's: it crashed or did what no machine can do; exit status 3
     │   └── MemoryAccessError an address outside of guest RAM
     └── ProtocolError         a peer, viewer or control client broke the protocol
@@ -28,6 +29,7 @@ __all__ = [
     "GuestError",
     "HostError",
     "ImageError",
+    "IncomingFailed",
     "MemoryAccessError",
     "ProtocolError",
     "TvmmError",
@@ -65,6 +67,10 @@ class HostError(UserError):
 
 class ImageError(UserError):
     """A kernel, initrd or disk file that is not what it should be."""
+
+
+class IncomingFailed(UserError):
+    """A guest was on its way in and did not arrive; the machine has parts of it and is of no use any more."""
 
 
 class GuestError(TvmmError):

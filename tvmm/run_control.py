@@ -19,14 +19,26 @@ __all__ = ["RunControl"]
 
 
 class RunControl:
-    """`tell` gets the events STOP and RESUME. Methods but `hold_now` want `lock` held, so that they do not overlap."""
+    """`tell` gets the events STOP and RESUME, `go_on` is called before anything moves.
 
-    def __init__(self, vcpus: Sequence[Vcpu], devices: Devices | None, tell: Callable[[str], None]) -> None:
+    Methods but `hold_now` want `lock` held, so that they do not overlap.
+    """
+
+    def __init__(
+        self,
+        vcpus: Sequence[Vcpu],
+        devices: Devices | None,
+        tell: Callable[[str], None],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self.lock = trio.Lock()
         self.running = False
+        self.stage = ""
+        """Where a migration has the machine, a word of RunState: ``inmigrate``, ``finish-migrate``, ``postmigrate``."""
         self._vcpus = vcpus
         self._devices = devices
         self._tell = tell
+        self._go_on = go_on
         self._launched = False
         self._devices_held = False
         self._reason = ""
@@ -36,6 +48,8 @@ class RunControl:
         """A word of QEMU's RunState for a machine that has not ended."""
         if self.running:
             return "running"
+        if self.stage:
+            return self.stage
         return self._reason or "paused" if self._launched else "prelaunch"
 
     def start(self) -> None:
@@ -43,6 +57,8 @@ class RunControl:
         if self.running:
             return
         self.running = self._launched = True
+        self.stage = ""
+        self._go_on()
         if self._devices_held and self._devices is not None:
             self._devices_held = False
             self._devices.release()
@@ -66,6 +82,13 @@ class RunControl:
             self.running = False
             self._reason = reason
             self._tell("STOP")
+
+    def arrive(self, *, running: bool) -> None:
+        """What `stop` held has the state of a guest that has come from elsewhere: go on with it as it was."""
+        self.stage = ""
+        self._launched = True
+        if running:
+            self.start()
 
     def end(self) -> None:
         """Nothing will run again; the vCPUs are held."""

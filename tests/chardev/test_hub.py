@@ -233,3 +233,20 @@ async def test_holders_are_told_to_who_watches() -> None:
             assert told == [False, True]
         assert told == [False, True, False]
         await ours.aclose()
+
+
+async def test_input_that_moved_comes_first() -> None:
+    """What waited on another machine is in front of what waits here, and what waits can be asked for."""
+    guest = FakeGuest()
+    hub = SerialHub(guest, NoneBackend())
+    await hub.send(b"here")
+    await hub.send_break()
+    hub.put_back_input(b"first ")
+    hub.put_back_input(b"")
+    assert hub.queued_input() == b"first here"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hub.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert hub.queued_input() == b""
+        assert bytes(guest.received) == b"first here"
+        nursery.cancel_scope.cancel()

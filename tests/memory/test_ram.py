@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.watch import Watch
 from tvmm.config.memory import MemoryConfig
 from tvmm.errors import HostError, MemoryAccessError
+from tvmm.kvm.device_log import PAGE_SIZE, DeviceLog
 from tvmm.memory.layout import HIGH_MEMORY, HOLE_START
-from tvmm.memory.ram import GuestRam, RamBlock
+from tvmm.memory.ram import MAIN_BLOCK, GuestRam, RamBlock
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "private"])
@@ -70,3 +72,27 @@ def test_huge_pages_that_are_not_there_are_one_clear_error() -> None:
     """The message holds the command that reserves them."""
     with pytest.raises(HostError, match="nr_hugepages"):
         RamBlock("pc.ram", 1 << 50, huge_page=2 << 20)
+
+
+def test_writes_are_marked(ram: GuestRam) -> None:
+    """With a log that is on, every page that `write` or `zero` changes, or that one says to have written oneself."""
+    log = DeviceLog(ram)
+    ram.dirty_log = log
+    ram.write(0x10_0000, b"before")
+    watch = Watch(ram, log, driver=False)
+    ram.write(0x1FFE, b"four")
+    two = {(MAIN_BLOCK, 1), (MAIN_BLOCK, 2)}
+    assert watch.check() == (two, two)
+    ram.write(0x3000, b"")
+    assert watch.check() == (set(), set())
+    ram.window(0x5000, PAGE_SIZE)[:] = b"x" * PAGE_SIZE
+    ram.mark_written(0x5000, PAGE_SIZE)
+    assert watch.check() == ({(MAIN_BLOCK, 5)}, {(MAIN_BLOCK, 5)})
+    ram.zero()
+    changed, marked = watch.check()
+    assert changed == two | {(MAIN_BLOCK, 5), (MAIN_BLOCK, 0x100)}
+    assert len(marked) == (4 << 20) // PAGE_SIZE
+    with pytest.raises(MemoryAccessError):
+        ram.mark_written(4 << 20, 1)
+    log.close()
+    ram.write(0x6000, b"the log is gone")

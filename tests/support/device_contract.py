@@ -30,6 +30,7 @@ __all__ = [
     "check_round_trip",
     "check_untrusted_state",
     "check_wrong_record",
+    "mutated",
 ]
 
 SIZES = (1, 2, 4, 8)
@@ -217,13 +218,13 @@ def _replacements(value: Any, seed: int) -> list[Any]:
     elif isinstance(value, bytes):
         wrong += [value[:-1], value + b"\0", value[::-1], bytes([seed]) * len(value), bytes(seed % 20)]
     elif hasattr(value, "_fields"):
-        wrong += [_mutate(value, bytes([seed, other])) for other in range(0, 256, 5)]
+        wrong += [mutated(value, bytes([seed, other])) for other in range(0, 256, 5)]
     elif isinstance(value, tuple):
         wrong += [value[1:], (*value, seed), (*value, seed << 8), tuple(range(seed % 20)), (seed << 8,)]
     return wrong
 
 
-def _mutate(state: Any, raw: bytes) -> Any:
+def mutated(state: Any, raw: bytes) -> Any:
     """`state` with a field changed for each two bytes of `raw`, inside of records in it as well."""
     for which, how in zip(raw[::2], raw[1::2], strict=False):
         if not state._fields:
@@ -250,19 +251,19 @@ def check_untrusted_state(subject: Subject, examples: int = 200) -> None:
     def run(before: list[Step], changes: bytes, after: list[Step]) -> None:
         source = subject.make()
         _play(source, before)
-        mutated = _mutate(source.device.state(), changes)
+        changed = mutated(source.device.state(), changes)
         target = subject.make()
         target.follow(source)
         untouched = target.device.state()
         try:
-            target.device.restore(mutated)
+            target.device.restore(changed)
         except ValueError as error:
             text = str(error)
             assert any(name in text for name in (*_field_names(untouched), "state is not")), text
             assert len(text) < 200
             assert target.device.state() == untouched
         else:
-            assert target.device.state() == mutated
+            assert target.device.state() == changed
             _play(target, after)
 
     run()

@@ -11,6 +11,7 @@ import trio
 from tests.support.driver_ring import Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.bus_lock import BusLock
+from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.serve import CALL_PYTHON
 from tvmm.kvm.vring import MemoryMap
 from tvmm.memory.ram import GuestRam
@@ -44,7 +45,8 @@ class FakeSlot:
         count = len(model.queue_sizes)
         assert count < SECTIONS
         self.ram = GuestRam(MemoryConfig(ram_bytes, shared=True))
-        self.memory = MemoryMap(self.ram)
+        self.log = DeviceLog(self.ram)
+        self.memory = MemoryMap(self.ram, self.log)
         self.bus_lock = BusLock()
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
@@ -61,6 +63,7 @@ class FakeSlot:
     def close(self) -> None:
         """Give all of it back."""
         self.memory.close()
+        self.log.close()
         self.ram.close()
         for fd in (*self.kicks, *self.calls):
             os.close(fd)

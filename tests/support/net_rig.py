@@ -18,6 +18,7 @@ from tests.support.driver_ring import Buffer, Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.errors import HostError
 from tvmm.kvm.bus_lock import BusLock
+from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.serve import CALL_PYTHON
 from tvmm.kvm.vring import MemoryMap
 from tvmm.kvm.vring_records import RING_FEATURES, VringConfig
@@ -28,10 +29,12 @@ from tvmm.virtio.runner.base import Ends
 from tvmm.virtio.runner.net import NetRunner, Wire
 
 __all__ = [
+    "BUFFERS",
     "EVERYTHING",
     "HEADER",
     "MAC",
     "PATIENCE_S",
+    "QUEUE_STRIDE",
     "RX_PLACES",
     "NetRig",
     "Received",
@@ -112,7 +115,8 @@ class NetRig:
     ) -> None:
         """With a `wire`, such as a tap, that one is used, and `far` ends lead nowhere."""
         self.ram = GuestRam(MemoryConfig(RAM_BYTES))
-        self.memory = MemoryMap(self.ram)
+        self.log = DeviceLog(self.ram)
+        self.memory = MemoryMap(self.ram, self.log)
         self.wire = SocketWire(pairs, backend)
         self.model = Net(NetSettings(MAC, backend, pairs))
         count = len(self.model.queue_sizes)
@@ -155,6 +159,7 @@ class NetRig:
             os.close(fd)
         self.wire.close()
         self.memory.close()
+        self.log.close()
         self.ram.close()
 
     def _on_failed(self, reason: str) -> None:

@@ -11,6 +11,7 @@ import trio
 from tests.support.driver_ring import Buffer, Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.bus_lock import BusLock
+from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.vring import MemoryMap
 from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
@@ -37,7 +38,8 @@ class TaskSlot:
         self.model = model
         count = len(model.queue_sizes)
         self.ram = GuestRam(MemoryConfig(8 << 20))
-        self.memory = MemoryMap(self.ram)
+        self.log = DeviceLog(self.ram)
+        self.memory = MemoryMap(self.ram, self.log)
         self.bus_lock = BusLock()
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
@@ -52,6 +54,7 @@ class TaskSlot:
     def close(self) -> None:
         """Give all of it back."""
         self.memory.close()
+        self.log.close()
         self.ram.close()
         for fd in (*self.kicks, *self.calls):
             os.close(fd)

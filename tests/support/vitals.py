@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
 from typing import NamedTuple
 
-__all__ = ["Vitals", "own_vitals", "vcpu_threads", "vitals"]
+__all__ = ["Vitals", "allocated_kib", "own_vitals", "vcpu_threads", "vitals"]
 
 
 class Vitals(NamedTuple):
@@ -47,3 +48,20 @@ def own_vitals() -> Vitals:
 def vcpu_threads() -> set[str]:
     """Threads of this process that run a vCPU. (Trio keeps idle worker threads; those have other names.)"""
     return {thread.name for thread in threading.enumerate() if "vcpu" in thread.name}
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2` of mallinfo(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def allocated_kib() -> int:
+    """What malloc has given away and not got back, in all threads: a leak shows here that RSS would hide."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd) >> 10

@@ -8,6 +8,7 @@ from typing import Protocol
 from tests.support.driver_ring import Driver, Memory, RingMemory, lay_out, make_driver
 from tests.support.plain_ring import PlainChain, PlainRing
 from tvmm.kvm.calls import ffi
+from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.vring import Batch, MemoryMap, Vring
 from tvmm.kvm.vring_records import (
     F_EVENT_IDX,
@@ -87,8 +88,8 @@ class Ring(Protocol):
 class CRing(Vring):
     """The C half with guest addresses in place of host addresses."""
 
-    def __init__(self, memory: RingMemory) -> None:
-        self.map = MemoryMap(memory)
+    def __init__(self, memory: RingMemory, log: DeviceLog | None = None) -> None:
+        self.map = MemoryMap(memory, log)
         super().__init__(self.map)
         self.last = Batch(1, 1)
 

@@ -221,6 +221,27 @@ def test_mac_address() -> None:
     assert net.mac == MAC
 
 
+def test_address_comes_with_a_state() -> None:
+    """A device whose guest has come from elsewhere has that one's address, also after resets, and passes it on."""
+    there = live()
+    state = Net(there.settings._replace(mac=OTHER)).state()
+    there.restore(state, there.accepted)
+    assert there.mac == there.address == there.filter.own == OTHER
+    assert there.state() == state
+    there.execute(b"\1\1" + MAC)
+    there.reset()
+    assert there.mac == there.filter.own == OTHER
+
+
+@pytest.mark.parametrize("address", [b"", MAC[:5], MAC + b"\0", bytes(6), MULTI])
+def test_address_that_cannot_be(address: bytes) -> None:
+    """It is refused by name, and the old one stays."""
+    net = live()
+    with pytest.raises(ValueError, match="address"):
+        net.restore(net.state()._replace(address=address), net.accepted)
+    assert net.address == net.mac == MAC
+
+
 def test_filter() -> None:
     """Everything at first, then what the tables and modes say (5.1.6.5.1, 5.1.6.5.2)."""
     net = live()

@@ -59,6 +59,18 @@ class RecordingRunner:
         """Kept."""
         self.calls[index] = fd
 
+    def save(self) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    async def restore(self, activation: Activation, state: object) -> None:
+        """Noted."""
+        self.log.append(("restore", activation.features))
+
+    def arrived(self) -> None:
+        """Noted."""
+        self.log.append("arrived")
+
     async def run(self) -> None:
         """Nothing to do."""
 

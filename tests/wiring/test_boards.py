@@ -8,9 +8,11 @@ from struct import unpack_from
 import pytest
 
 from tests.support.acpica import disassemble
+from tests.support.watch import Watch
 from tvmm import MachineConfig
 from tvmm.board import Board
 from tvmm.memory.layout import COMMAND_LINE, RSDP
+from tvmm.memory.ram import MAIN_BLOCK
 
 pytestmark = pytest.mark.kvm
 
@@ -67,5 +69,23 @@ def test_map_of_addresses(board: Board) -> None:
         blocks = {one.block for one in board.memory_map()}
         assert {"rng1", "rng2", "pci ecam"} <= blocks
         assert "disk0" not in blocks
+    finally:
+        board.close()
+
+
+def test_a_reset_board_is_marked(board: Board) -> None:
+    """While the board's log is on, fresh memory and the kernel that is loaded anew are marked; devices use that log."""
+    try:
+        assert board.devices is not None
+        assert board.devices.host.memory.raw.log == board.device_log.raw
+        assert not board.device_log.on
+        board.ram.write(0x300_0000, b"the guest's")
+        watch = Watch(board.ram, board.device_log, driver=False)
+        board.load_kernel()
+        watch.check()
+        board.ram.zero()
+        assert watch.check()[0] >= {(MAIN_BLOCK, 0x3000)}
+        board.load_kernel()
+        assert len(watch.check()[0]) > 10
     finally:
         board.close()

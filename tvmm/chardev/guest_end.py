@@ -23,7 +23,7 @@ class SerialEnd:
 
     def __init__(self, port: SerialPort) -> None:
         self._port = port
-        self._handed_out = 0
+        self._sends: list[list[bytes]] = []
         self._finished = False
         self._busy = False
         self._token = trio.lowlevel.current_trio_token()
@@ -33,37 +33,47 @@ class SerialEnd:
 
     async def receive_some(self) -> bytes:
         """Bytes that the guest transmitted; they take up room until `consumed`. Empty after `finish`."""
-        ring = self._port.ring
+        port, ring = self._port, self._port.ring
         while True:
             if self._busy and not self._finished and ring.room() > RING_BYTES // 2:
                 self._busy = False
                 await trio.sleep(GATHER_SECONDS)
-            data = ring.peek()[self._handed_out :]
+            data = port.untaken()
             if data:
-                self._handed_out += len(data)
+                port.handed_out += len(data)
                 self._busy = True
                 return data
             if self._finished:
                 return b""
-            if self._handed_out:
+            if port.handed_out:
                 raise RuntimeError("consume what was received before waiting for more")
-            if ring.arm():
+            if port.saved or ring.arm():
                 await trio.lowlevel.wait_readable(ring.event_fd)
                 ring.clear_event()
 
     def consumed(self, count: int) -> None:
         """The first `count` bytes handed out are safe: the guest may transmit that many more."""
-        self._handed_out -= count
+        self._port.handed_out -= count
         self._port.transmitted(count)
 
     async def send(self, data: bytes) -> None:
         """Give `data` to the guest, as fast as it reads. Several senders take turns, each with all of its bytes."""
-        async with self._sending:
-            while data:
-                self._room = trio.Event()
-                data = data[self._port.receive(data) :]
-                if data:
-                    await self._room.wait()
+        left = [data]
+        self._sends.append(left)
+        try:
+            async with self._sending:
+                while left[0]:
+                    self._room = trio.Event()
+                    left[0] = left[0][self._port.receive(left[0]) :]
+                    if left[0]:
+                        await self._room.wait()
+        finally:
+            self._sends.remove(left)
+
+    @property
+    def unsent(self) -> bytes:
+        """What is left of the sends under way."""
+        return b"".join(left for (left,) in self._sends)
 
     async def send_break(self) -> None:
         """A break, after what was sent before it."""

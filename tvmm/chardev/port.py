@@ -218,6 +218,17 @@ class SerialHub:
         """Queue a break for the guest, in order with `send`."""
         await self._enqueue(BREAK)
 
+    def queued_input(self) -> bytes:
+        """Input that waits for the guest, but for what its end is sending; breaks in it do not count."""
+        return b"".join(self._input)
+
+    def put_back_input(self, data: bytes) -> None:
+        """Queue input in front of all that waits: it came first, on another machine."""
+        if data:
+            self._input.appendleft(data)
+            self._input_size += len(data)
+            self._input_news.unpark_all()
+
     async def attach(self, stream: trio.abc.Stream) -> None:
         """Serve one viewer: the history first, then what comes. Never holds the guest; closes the stream.
 

@@ -1,4 +1,4 @@
-"""``--memory SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=on]``: the guest's RAM."""
+"""``--memory SIZE[,hugepages=on|2M|1G][,prealloc=on][,shared=on][,dirty-ring=N]``: the guest's RAM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ MINIMUM_BYTES = 2 << 20
 """Below that there is no room for a kernel above the first MiB."""
 HUGE_PAGE_SIZES = (2 << 20, 1 << 30)
 
-_KEYS = ("size", "hugepages", "prealloc", "shared")
+MIN_DIRTY_RING = 1024
+MAX_DIRTY_RING = 65536
+"""Entries of a dirty ring. KVM keeps some free for what one exit may write, and never offers more than that many."""
+
+_KEYS = ("size", "hugepages", "prealloc", "shared", "dirty-ring")
 
 
 class MemoryConfig(NamedTuple):
@@ -25,12 +29,15 @@ class MemoryConfig(NamedTuple):
     it in bytes, 0 for ordinary pages. `prealloc`: every page is allocated before the guest starts.
     `shared`: other processes (vhost-user back ends, a local successor) can map it. Off by default: most hosts have
     transparent huge pages for private memory alone, and with those O_DIRECT reads of 1 MiB are twice as fast.
+    `dirty_ring`: entries of a ring for each vCPU in which KVM notes the pages that it wrote, a power of two; 0: KVM
+    notes them in a bitmap.
     """
 
     size: int = 256 << 20
     hugepages: int = 0
     prealloc: bool = False
     shared: bool = False
+    dirty_ring: int = 0
 
     @classmethod
     def parse(cls, text: str | int) -> MemoryConfig:
@@ -46,6 +53,8 @@ class MemoryConfig(NamedTuple):
         for key in ("prealloc", "shared"):
             if key in values:
                 config = config._replace(**{key: parse_bool(values[key], f"memory option {key}")})
+        if "dirty-ring" in values:
+            config = config._replace(dirty_ring=_entries(values["dirty-ring"]))
         return config.check()
 
     def check(self) -> MemoryConfig:
@@ -62,6 +71,12 @@ class MemoryConfig(NamedTuple):
             raise ConfigError(
                 f"memory size {format_size(size)} is not a multiple of the page size {format_size(page)}",
                 f"the next one is {format_size(size + page - size % page)}",
+            )
+        entries = self.dirty_ring
+        if entries and (entries & entries - 1 or not MIN_DIRTY_RING <= entries <= MAX_DIRTY_RING):
+            raise ConfigError(
+                f"a dirty ring of {entries} entries cannot be made",
+                f"use a power of two from {MIN_DIRTY_RING} to {MAX_DIRTY_RING}, or 0 for none",
             )
         return self
 
@@ -107,6 +122,13 @@ def _huge_page_size(text: str) -> int:
         raise ConfigError(
             f"memory option hugepages {text!r} is not understood", "write hugepages=on, off, 2M or 1G"
         ) from None
+
+
+def _entries(text: str) -> int:
+    """A whole number of entries."""
+    if not text.isdecimal() or len(text) > 9:
+        raise ConfigError(f"memory option dirty-ring {text!r} is no number of entries")
+    return int(text)
 
 
 def _mib(size: int) -> str:

@@ -181,6 +181,11 @@ class AcpiPm:
             self._announced = deadline
             self._on_deadline_changed()
 
+    @property
+    def line_up(self) -> bool:
+        """Whether the SCI has a cause: a shell may pulse it once more after `restore`."""
+        return self._line
+
     # -- state ---------------------------------------------------------------------------------------------
 
     def reset(self) -> None:

@@ -255,6 +255,11 @@ class I8042:
         if self._aux_line and not aux_before:
             self._aux_irq()
 
+    @property
+    def lines_up(self) -> tuple[bool, bool]:
+        """Whether IRQ 1 and IRQ 12 are up: a shell may raise the edges once more after `restore`."""
+        return self._keyboard_line, self._aux_line
+
     # -- state ---------------------------------------------------------------------------------------------
 
     def reset(self) -> None:

@@ -325,6 +325,11 @@ class Rtc:
             self._announced = deadline
             self._on_deadline_changed()
 
+    @property
+    def line_up(self) -> bool:
+        """Whether IRQ 8 is up: a shell may raise the edge once more after `restore`."""
+        return self._line
+
     # -- state ---------------------------------------------------------------------------------------------
 
     def reset(self) -> None:

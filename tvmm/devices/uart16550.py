@@ -367,6 +367,11 @@ class Uart16550:
         gate_open = self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
         return gate_open and self._interrupt_source(timeout) != IIR_NONE
 
+    @property
+    def line_up(self) -> bool:
+        """Whether the interrupt line is up: a shell may raise the edge once more after `restore`."""
+        return self._line
+
     # -- state ---------------------------------------------------------------------------------------------
 
     def reset(self) -> None:

@@ -86,6 +86,7 @@ static void blk_complete(struct tvmm_blk *blk, struct tvmm_blk_request *request,
                          uint32_t length)
 {
     *request->status = (uint8_t)code;
+    tvmm_mark(tvmm_ring_log(blk->queue.ring), request->status, 1);
     blk->used[blk->used_count++] = (struct tvmm_used){request->id, length};
     blk->used_bytes += request->length;
     blk_release(blk, request);
@@ -189,6 +190,12 @@ void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
 
 /* --- taking ------------------------------------------------------------------------------------------------------- */
 
+static void blk_answer_id(struct tvmm_blk *blk, const struct tvmm_blk_request *request)
+{
+    tvmm_blk_answer_id(&blk->limits, request);
+    tvmm_mark_iovecs(tvmm_ring_log(blk->queue.ring), request->iovecs, request->iovec_count, request->length);
+}
+
 static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
 {
     /* There is one: as many chains are out as the ring has entries, and a ring that gives another one is stopped. */
@@ -199,7 +206,7 @@ static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
     switch (verdict) {
     case TVMM_BLK_RUN:
         if (request->operation == TVMM_BLK_GET_ID)
-            tvmm_blk_answer_id(&blk->limits, request);
+            blk_answer_id(blk, request);
         else if (request->operation == TVMM_BLK_WRITE || request->operation == TVMM_BLK_ZEROES)
             request->stable = __atomic_load_n(&blk->write_through, __ATOMIC_RELAXED) && !blk->setup.ignore_flush;
         blk->counters.stable += request->stable;
@@ -351,7 +358,9 @@ int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring)
         blk->free = &blk->requests[index];
     }
     blk->queue.ring = ring;
-    tvmm_vring_disable_kicks(ring);
+    /* Unless they are: a ring of a saved machine goes on without a write to the guest's memory. */
+    if (ring->kicks_wanted)
+        tvmm_vring_disable_kicks(ring);
     return 0;
 }
 

@@ -215,6 +215,9 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);
 int tvmm_blk_is_fault(struct tvmm_blk *blk);
 
+/* blk_kept.c */
+int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *request);
+
 /* blk_image.c */
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int tvmm_in_memory(int fd);

@@ -209,6 +209,11 @@ class BlkQueue:
         return IoError(OPERATIONS[notice.operation], int(notice.error), Policy(notice.action))
 
     @property
+    def has_ring(self) -> bool:
+        """Whether a ring is served, or was until it broke."""
+        return bool(self.raw.queue.ring)
+
+    @property
     def stopped(self) -> int:
         """The errno that the queue has stopped over; 0 if it did not."""
         return int(self.raw.stopped)

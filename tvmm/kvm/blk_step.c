@@ -194,6 +194,11 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
         request->stable = 2;
         return 0;
     case TVMM_BLK_CALL_READ:
+        /* All that the call was given, whatever it says: one that fails or falls short may have written behind what it
+         * says, as parts of a direct read do that were under way together. */
+        tvmm_mark_iovecs(tvmm_ring_log(blk->queue.ring), request->step.iovecs, request->step.iovec_count,
+                         request->step.length);
+        /* fall through */
     case TVMM_BLK_CALL_WRITE:
         if (request->operation == TVMM_BLK_ZEROES)
             break;

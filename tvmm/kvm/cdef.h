@@ -11,6 +11,7 @@ struct kvm_sregs {
     uint64_t cr0, cr2, cr3, cr4, cr8, efer, apic_base;
     unsigned long long interrupt_bitmap[4];
 };
+struct kvm_sregs2 { uint64_t flags; ...; };
 struct kvm_fpu { ...; };
 struct kvm_debugregs { unsigned long long db[4], dr6, dr7, flags; ...; };
 struct kvm_lapic_state { char regs[1024]; };
@@ -39,6 +40,7 @@ struct kvm_pit_state2 { uint32_t flags; ...; };
 struct kvm_irq_routing_entry { uint32_t gsi, type, flags; ...; };
 struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; };
 struct kvm_pit_config { uint32_t flags; ...; };
+struct kvm_enable_cap { uint32_t cap, flags; unsigned long long args[4]; ...; };
 
 #define KVM_GET_API_VERSION ...
 #define KVM_CREATE_VM ...
@@ -81,8 +83,17 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_SET_XSAVE ...
 #define KVM_GET_XCRS ...
 #define KVM_SET_XCRS ...
+#define KVM_GET_DEBUGREGS ...
 #define KVM_SET_DEBUGREGS ...
+#define KVM_GET_SREGS2 ...
+#define KVM_SET_SREGS2 ...
+#define KVM_GET_XSAVE2 ...
 #define KVM_GET_TSC_KHZ ...
+#define KVM_SET_TSC_KHZ ...
+#define KVM_KVMCLOCK_CTRL ...
+#define KVM_GET_CLOCK ...
+#define KVM_SET_CLOCK ...
+#define KVM_ENABLE_CAP ...
 
 #define KVM_MEM_LOG_DIRTY_PAGES ...
 #define KVM_MEM_READONLY ...
@@ -91,6 +102,9 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_IOEVENTFD_FLAG_DATAMATCH ...
 #define KVM_IOEVENTFD_FLAG_DEASSIGN ...
 #define KVM_PIT_SPEAKER_DUMMY ...
+#define KVM_CLOCK_REALTIME ...
+#define KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE ...
+#define KVM_DIRTY_LOG_INITIALLY_SET ...
 
 #define KVM_CAP_IRQCHIP ...
 #define KVM_CAP_USER_MEMORY ...
@@ -113,8 +127,14 @@ struct kvm_pit_config { uint32_t flags; ...; };
 #define KVM_CAP_IMMEDIATE_EXIT ...
 #define KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 ...
 #define KVM_CAP_DIRTY_LOG_RING ...
+#define KVM_CAP_DIRTY_LOG_RING_ACQ_REL ...
 #define KVM_CAP_SYNC_REGS ...
 #define KVM_CAP_IRQFD_RESAMPLE ...
+#define KVM_CAP_TSC_CONTROL ...
+#define KVM_CAP_KVMCLOCK_CTRL ...
+#define KVM_CAP_SREGS2 ...
+#define KVM_CAP_XSAVE2 ...
+#define KVM_CAP_X86_TRIPLE_FAULT_EVENT ...
 
 #define TVMM_KICK ...
 #define TVMM_PIO_IN ...
@@ -152,6 +172,8 @@ struct tvmm_vcpu {
     uint64_t exits, exits_in_c;
     struct tvmm_uart *uart;
     struct tvmm_bus *bus;
+    struct tvmm_rings *rings;
+    uint32_t index;
     ...;
 };
 void tvmm_release_bus(struct tvmm_vcpu *vcpu);
@@ -168,10 +190,21 @@ uint32_t tvmm_internal_data(struct tvmm_vcpu *vcpu, uint32_t *suberror, uint64_t
 
 void tvmm_route_to_msi(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint64_t address, uint32_t data);
 void tvmm_route_to_pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t irqchip, uint32_t pin);
+void tvmm_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 long tvmm_ioctl(int fd, unsigned long request, void *argument);
 long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument);
 int tvmm_compare_exchange(uint8_t *at, uint8_t *expected, const uint8_t *desired, uint32_t size);
 int tvmm_uart_access(struct tvmm_uart *uart, uint32_t offset, int is_in, uint8_t *data);
+
+/* dirty.h */
+#define TVMM_DIRTY_PAGE_SHIFT ...
+struct tvmm_dirty_block { uint8_t *base; uint64_t pages; uint64_t *words; };
+struct tvmm_device_log { uint32_t on; uint32_t count; struct tvmm_dirty_block blocks[]; };
+int tvmm_device_log_start(struct tvmm_device_log *log);
+void tvmm_device_log_stop(struct tvmm_device_log *log);
+void tvmm_device_log_free(struct tvmm_device_log *log);
+uint64_t tvmm_device_log_take(struct tvmm_device_log *log, uint32_t index, uint64_t *into);
+void tvmm_device_log_mark(struct tvmm_device_log *log, const void *hva, uint64_t length);
 
 /* vring.h */
 #define TVMM_RING_INDIRECT_MAX ...
@@ -212,7 +245,7 @@ enum tvmm_ring_error {
 };
 struct iovec { void *iov_base; size_t iov_len; };
 struct tvmm_region { uint64_t gpa, size; uint8_t *hva; uint32_t flags; ...; };
-struct tvmm_memory_map { uint32_t count; struct tvmm_region regions[]; };
+struct tvmm_memory_map { uint32_t count; struct tvmm_device_log *log; struct tvmm_region regions[]; };
 struct tvmm_chain {
     uint32_t id, first, readable_count, writable_count;
     uint64_t readable_bytes, writable_bytes;
@@ -311,7 +344,7 @@ struct tvmm_net {
     struct tvmm_spin spin, hunger;
     uint32_t mergeable, attached;
     int32_t failure;
-    uint32_t queue, bad_chain;
+    uint32_t queue, bad_chain, stopped;
     struct tvmm_net_counters counters;
     struct tvmm_net_filter filter;
     ...;
@@ -353,7 +386,8 @@ struct tvmm_blk_limits {
 };
 struct tvmm_blk_range { uint64_t offset, length; uint32_t unmap; ...; };
 struct tvmm_blk_request {
-    uint32_t id, operation, code, adjacent;
+    struct tvmm_blk_request *next;
+    uint32_t id, operation, code, adjacent, stable;
     uint8_t *status;
     uint64_t offset, length, done;
     struct iovec *iovecs;
@@ -384,9 +418,10 @@ struct tvmm_blk {
     struct tvmm_blk_limits limits;
     struct tvmm_blk_counters counters;
     struct tvmm_blk_notice notice;
-    uint32_t broken, call_pending;
+    uint32_t broken, given_up, call_pending;
     int32_t stopped;
     uint32_t at_engine;
+    struct tvmm_blk_request *kept;
     ...;
 };
 struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
@@ -400,6 +435,7 @@ int tvmm_blk_active(const struct tvmm_blk *blk);
 void tvmm_blk_resume(struct tvmm_blk *blk);
 void tvmm_blk_set_capacity(struct tvmm_blk *blk, uint64_t sectors);
 void tvmm_blk_set_write_through(struct tvmm_blk *blk, uint32_t on);
+int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *request);
 enum tvmm_blk_verdict tvmm_blk_parse(const struct tvmm_blk_limits *limits, const struct tvmm_chain *chain,
                                      const struct iovec *iovecs, struct tvmm_blk_request *request);
 void tvmm_blk_forget(struct tvmm_blk_request *request);
@@ -407,3 +443,100 @@ uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int tvmm_in_memory(int fd);
 int tvmm_can_punch(int fd, uint64_t end);
+
+/* pages.h */
+#define TVMM_PAGE ...
+#define TVMM_PAGE_KEY ...
+struct tvmm_page_block { uint8_t *base; uint64_t pages; uint64_t *written; };
+struct tvmm_ram_pages { uint32_t count; struct tvmm_page_block blocks[]; };
+struct tvmm_bitmap_block { uint64_t pages; uint64_t *words; };
+struct tvmm_bitmap { uint32_t count; struct tvmm_bitmap_block blocks[]; };
+uint64_t tvmm_bits_count(const uint64_t *words, uint64_t count);
+uint64_t tvmm_bits_merge(uint64_t *into, const uint64_t *from, uint64_t count);
+void tvmm_bits_set(uint64_t *words, uint64_t first, uint64_t count);
+int tvmm_page_is_zero(const uint8_t *page);
+uint64_t tvmm_page_hash(const uint8_t *page, const uint64_t *key);
+int tvmm_ram_populate(const struct tvmm_ram_pages *ram, const struct tvmm_waker *waker);
+
+/* dirty_log.h */
+#define TVMM_CLEAR_PAGES ...
+struct tvmm_log_slot { uint32_t slot, block; uint64_t first, pages; uint64_t *scratch; };
+struct tvmm_dirty_log {
+    int vm_fd;
+    uint32_t manual;
+    uint64_t clears, clear_ns, cleared_pages;
+    uint32_t count;
+    struct tvmm_log_slot slots[];
+};
+int64_t tvmm_log_sync(struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap);
+int tvmm_log_clear(struct tvmm_dirty_log *log, uint32_t block, uint64_t first, uint64_t pages, const uint64_t *words);
+struct tvmm_ring { uint64_t count; ...; };
+struct tvmm_rings { uint64_t full_exits, strays; uint32_t overflowed, count; struct tvmm_ring rings[]; ...; };
+struct tvmm_rings *tvmm_rings_new(int vm_fd, uint32_t size, uint32_t vcpus);
+void tvmm_rings_free(struct tvmm_rings *rings);
+int tvmm_rings_map(struct tvmm_rings *rings, uint32_t index, int vcpu_fd);
+void tvmm_rings_track(struct tvmm_rings *rings, struct tvmm_bitmap *pending, struct tvmm_log_slot *slots,
+                      uint32_t slot_count);
+int64_t tvmm_rings_sync(struct tvmm_rings *rings, struct tvmm_bitmap *bitmap);
+int tvmm_rings_full(struct tvmm_rings *rings, uint32_t index);
+
+/* lanes.h */
+#define TVMM_LANE_MAGIC ...
+#define TVMM_LANE_HEADER ...
+#define TVMM_LANE_COUNT_MAX ...
+#define TVMM_LANE_BATCH ...
+enum tvmm_lane_kind { TVMM_LANE_PAGES, TVMM_LANE_ZEROS, TVMM_LANE_ROUND_END, ... };
+enum tvmm_lane_stop {
+    TVMM_LANE_STOP_ROUND_END,
+    TVMM_LANE_STOP_CLOSED,
+    TVMM_LANE_STOP_WOKEN,
+    TVMM_LANE_STOP_STALLED,
+    TVMM_LANE_STOP_FAILED,
+    TVMM_LANE_STOP_REFUSED,
+    TVMM_LANE_STOP_MORE,
+    ...
+};
+enum tvmm_lane_refusal {
+    TVMM_LANE_FINE,
+    TVMM_LANE_BAD_MAGIC,
+    TVMM_LANE_BAD_KIND,
+    TVMM_LANE_BAD_ENCODING,
+    TVMM_LANE_BAD_BLOCK,
+    TVMM_LANE_BAD_COUNT,
+    TVMM_LANE_BAD_PAYLOAD,
+    TVMM_LANE_BAD_NUMBER,
+    TVMM_LANE_BAD_ORDER,
+    TVMM_LANE_BAD_RANGE,
+    TVMM_LANE_TRUNCATED,
+    ...
+};
+struct tvmm_lane_counters { uint64_t normal, zero, unchanged, bytes, frames; };
+struct tvmm_lane_group {
+    struct tvmm_ram_pages *ram;
+    struct tvmm_bitmap *bitmap;
+    struct tvmm_dirty_log *log;
+    uint64_t *hashes, *key;
+    uint32_t chunk_pages, stop;
+    uint64_t cursor, bandwidth, next_ns;
+    ...;
+};
+struct tvmm_lane { int32_t failure; struct tvmm_lane_counters counters; ...; };
+struct tvmm_intake {
+    struct tvmm_ram_pages *ram;
+    struct tvmm_waker *waker;
+    int fd;
+    int32_t failure;
+    uint32_t refusal;
+    uint64_t refused_value, refused_limit, number;
+    struct tvmm_lane_counters counters;
+    uint32_t part, have;
+    ...;
+};
+struct tvmm_lane *tvmm_lane_new(struct tvmm_lane_group *group, struct tvmm_waker *waker, int fd);
+void tvmm_lane_free(struct tvmm_lane *lane);
+enum tvmm_lane_stop tvmm_lane_send(struct tvmm_lane *lane, uint64_t number, uint32_t stall_ms);
+uint64_t tvmm_lane_pack(struct tvmm_lane *lane, uint8_t *buffer, uint64_t size, uint64_t number, uint32_t *ended);
+uint64_t tvmm_lanes_charge(struct tvmm_lane_group *group, uint64_t bytes);
+enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t stall_ms);
+enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length,
+                                     uint64_t *consumed);

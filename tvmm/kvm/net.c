@@ -57,7 +57,7 @@ void tvmm_net_start(struct tvmm_net *net, uint32_t index, struct tvmm_vring *rin
         net->rx_expect = TVMM_NET_FRAME_MAX;
         net->bad_chain = 0;
     }
-    if (index != TVMM_NET_CONTROL)
+    if (index != TVMM_NET_CONTROL && ring->kicks_wanted)
         tvmm_vring_disable_kicks(ring);
 }
 

@@ -99,6 +99,13 @@ static void copy_pieces(const struct iovec *iovecs, uint64_t offset, uint8_t *da
     }
 }
 
+/* The first `length` bytes of some iovecs have been written, or may have been. What of them is the server's own buffer is
+ * in no block of the log. */
+static void mark_pieces(const struct tvmm_net *net, const struct iovec *iovecs, uint64_t length)
+{
+    tvmm_mark_iovecs(tvmm_ring_log(net->queues[TVMM_NET_RX].ring), iovecs, UINT32_MAX, length);
+}
+
 /* The frame of `length` bytes is in the next chains: mark them as used, and say in its header how many they are. The
  * pool has the room. */
 static void use_chains(struct tvmm_net *net, uint64_t length)
@@ -147,18 +154,11 @@ static uint64_t frame_room(const struct tvmm_net *net)
     return net->mergeable ? net->rx_room : net->rx_batch->chains[net->rx_next].writable_bytes;
 }
 
-/* 0: there was none. */
-static int receive_frame(struct tvmm_net *net)
+/* What to do with `length` bytes that were read into net->iovecs, where the guest's part has `room`. 0: no frame. */
+static int take_frame(struct tvmm_net *net, ssize_t length, uint64_t room)
 {
-    uint64_t room;
     uint8_t destination[6];
-    int count = (int)aim(net, &room);
-    ssize_t length = readv(net->fd, net->iovecs, count);
 
-    if (length < 0) {
-        read_failed(net);
-        return 0;
-    }
     if (length < (ssize_t)TVMM_NET_FRAME_MIN) {
         net->counters.rx_errors++;
         /* The other end of a socket is closed; a TAP has no such frames. */
@@ -183,13 +183,35 @@ static int receive_frame(struct tvmm_net *net)
     return 1;
 }
 
+/* 0: there was none. */
+static int receive_frame(struct tvmm_net *net)
+{
+    uint64_t room;
+    int count = (int)aim(net, &room);
+    ssize_t length = readv(net->fd, net->iovecs, count);
+
+    if (length < 0) {
+        /* EAGAIN, which is what most of these are, comes before the first byte. */
+        if (errno != EAGAIN)
+            mark_pieces(net, net->iovecs, room);
+        read_failed(net);
+        return 0;
+    }
+    int taken = take_frame(net, length, room);
+    /* Whatever became of the frame, it was written; and by now the header is complete. */
+    mark_pieces(net, net->iovecs, (uint64_t)length < room ? (uint64_t)length : room);
+    return taken;
+}
+
 /* The frame that waits, if there is room now. 0: it waits on. */
 static int deliver_held(struct tvmm_net *net)
 {
     const struct tvmm_batch *batch = net->rx_batch;
     if (frame_room(net) >= net->held_length) {
-        copy_pieces(batch->iovecs + batch->chains[net->rx_next].first, 0, net->held, net->held_length, 1);
+        const struct iovec *first = batch->iovecs + batch->chains[net->rx_next].first;
+        copy_pieces(first, 0, net->held, net->held_length, 1);
         use_chains(net, net->held_length);
+        mark_pieces(net, first, net->held_length);
     } else if (!net->mergeable || tvmm_vring_ready(net->queues[TVMM_NET_RX].ring)) {
         /* The pool is full of buffers so small that no frame like this ever fits. */
         net->counters.rx_no_room++;

@@ -39,6 +39,10 @@ class Waker:
         """The thread must have ended."""
         lib.tvmm_waker_close(self.raw)
 
+    def fileno(self) -> int:
+        """For poll: readable from `wake` until `clear`."""
+        return int(self.raw.event_fd)
+
     def wake(self) -> None:
         """From any thread: the server comes back with `SERVE_CONTROL`, and `wait` returns."""
         lib.tvmm_waker_wake(self.raw)

@@ -4,6 +4,7 @@
 #endif
 #include "shim.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,14 @@ long tvmm_ioctl_number(int fd, unsigned long request, unsigned long argument)
 {
     long result = ioctl(fd, request, argument);
     return result < 0 ? -errno : result;
+}
+
+/* This processor's own CPUID, which is what user code of a guest sees where KVM has no hardware virtualization. A leaf
+ * beyond the last one reads as zeros; the instruction would answer with another leaf. */
+void tvmm_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4])
+{
+    memset(registers, 0, 4 * sizeof *registers);
+    __get_cpuid_count(leaf, subleaf, &registers[0], &registers[1], &registers[2], &registers[3]);
 }
 
 /* cffi cannot name the union inside. */
@@ -367,6 +376,10 @@ uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
             vcpu->reply = run->mmio.data;
             vcpu->reply_size = size;
             return with_bus(vcpu, TVMM_MMIO_READ | size << 8);
+        }
+        if (run->exit_reason == KVM_EXIT_DIRTY_RING_FULL && vcpu->rings && !tvmm_rings_full(vcpu->rings, vcpu->index)) {
+            vcpu->exits_in_c++;
+            continue;
         }
         vcpu->data = run->exit_reason;
         return TVMM_OTHER;

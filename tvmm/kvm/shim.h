@@ -6,12 +6,26 @@
 #ifndef TVMM_SHIM_H
 #define TVMM_SHIM_H
 
+#include "dirty_log.h"
+
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+/* Calls that the kernel headers of a build host may be too old for (before 6.1); KVM is asked for each at run time. */
+#ifndef KVM_CLOCK_REALTIME
+#define KVM_CLOCK_REALTIME (1 << 2)
+#endif
+#ifndef KVM_CAP_XSAVE2
+#define KVM_CAP_XSAVE2 208
+#define KVM_GET_XSAVE2 _IOR(KVMIO, 0xcf, struct kvm_xsave)
+#endif
+#ifndef KVM_CAP_X86_TRIPLE_FAULT_EVENT
+#define KVM_CAP_X86_TRIPLE_FAULT_EVENT 218
+#endif
 
 /* What tvmm_step() returns. A port access is its own table key, so that the interpreter has nothing to take apart:
  * `port << 8 | size` for OUT, the same with TVMM_PIO_IN for IN. Everything else is one of the codes above that, with the
@@ -53,6 +67,8 @@ struct tvmm_vcpu {
     uint64_t exits, exits_in_c;
     struct tvmm_uart *uart;
     struct tvmm_bus *bus;
+    struct tvmm_rings *rings; /* NULL without dirty rings */
+    uint32_t index;           /* of its ring */
     int holds_bus;
     struct kvm_run *run;
     size_t run_size;

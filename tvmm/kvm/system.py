@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tvmm.vcpu.cpuid import CpuidEntry
 
-__all__ = ["KVM_PATH", "Kvm", "kernel_mode_is_emulated"]
+__all__ = ["KVM_PATH", "Kvm", "host_cpuid", "kernel_mode_is_emulated"]
 
 KVM_PATH = "/dev/kvm"
 KVM_API_VERSION = 12
@@ -35,6 +35,14 @@ def kernel_mode_is_emulated() -> bool:
     """
     loaded = os.path.exists
     return loaded("/sys/module/kvm_pvm") and not (loaded("/sys/module/kvm_intel") or loaded("/sys/module/kvm_amd"))
+
+
+def host_cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX of this processor's CPUID instruction; zeros for a leaf that it does not have."""
+    registers = ffi.new("uint32_t[4]")
+    lib.tvmm_cpuid(leaf, subleaf, registers)
+    eax, ebx, ecx, edx = registers
+    return int(eax), int(ebx), int(ecx), int(edx)
 
 
 class Kvm:
@@ -78,6 +86,14 @@ class Kvm:
     def check_extension(self, name: str) -> int:
         """KVM_CHECK_EXTENSION for capability `name` (without ``KVM_CAP_``): 0 when it is lacking."""
         return ioctl_number(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, f"KVM_CAP_{name}"))
+
+    @property
+    def has_tsc_control(self) -> bool:
+        """Whether a guest's time stamp counter can have another frequency than the host's.
+
+        A KVM without hardware virtualization gives guests the host's counter whatever it says.
+        """
+        return self.check_extension("TSC_CONTROL") > 0 and not kernel_mode_is_emulated()
 
     def create_vm(self) -> Vm:
         """KVM_CREATE_VM. Raises `HostError` when the kernel refuses."""

@@ -6,7 +6,10 @@ import os
 
 from tvmm.kvm.calls import ffi, lib
 
-__all__ = ["TransmitRing"]
+__all__ = ["RING_SLACK", "TransmitRing"]
+
+RING_SLACK = 4096
+"""Bytes that fit beyond the capacity, as in shim.c."""
 
 
 class TransmitRing:
@@ -20,8 +23,8 @@ class TransmitRing:
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.raw = lib.tvmm_uart_new(port, capacity, self.event_fd)
         self.lost = 0
-        self._buffer = ffi.new("uint8_t[]", capacity)
-        self._capacity = capacity
+        self._buffer = ffi.new("uint8_t[]", capacity + RING_SLACK)
+        self._capacity = capacity + RING_SLACK
 
     def close(self) -> None:
         """Free it. No vCPU may run any more."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 from tvmm.errors import HostError
@@ -36,6 +38,26 @@ OTHER: int = lib.TVMM_OTHER
 FAILED: int = lib.TVMM_FAILED
 
 XSAVE_SIZE = 4096
+"""Of KVM_GET_XSAVE, and the least of KVM_GET_XSAVE2."""
+
+MSR_ENTRY = struct.Struct("<I4xQ")
+MSRS_HEADER = struct.Struct("<I4x")
+"""`struct kvm_msr_entry` and what comes before the entries in `struct kvm_msrs`."""
+
+MSRS_PER_CALL = 255
+"""KVM refuses 256 (MAX_IO_MSRS) and more in one call."""
+
+CPUID_HEADER, CPUID_ENTRY = struct.Struct("<I4x"), struct.Struct("<7I12x")
+
+STRUCTURES = {
+    "regs": ("KVM_GET_REGS", "KVM_SET_REGS", "struct kvm_regs"),
+    "sregs": ("KVM_GET_SREGS", "KVM_SET_SREGS", "struct kvm_sregs"),
+    "sregs2": ("KVM_GET_SREGS2", "KVM_SET_SREGS2", "struct kvm_sregs2"),
+    "debugregs": ("KVM_GET_DEBUGREGS", "KVM_SET_DEBUGREGS", "struct kvm_debugregs"),
+    "events": ("KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EVENTS", "struct kvm_vcpu_events"),
+    "lapic": ("KVM_GET_LAPIC", "KVM_SET_LAPIC", "struct kvm_lapic_state"),
+}
+"""What `get_structure` and `set_structure` move."""
 DR6_RESET, DR7_RESET = 0xFFFF_0FF0, 0x400
 
 step = lib.tvmm_step
@@ -48,9 +70,14 @@ class KvmVcpu:
     Registers are read and set only while no thread is in `step`; the caller sees to that.
     """
 
-    def __init__(self, fd: int, index: int, run_size: int) -> None:
+    def __init__(
+        self, fd: int, index: int, run_size: int, *, xsave2_size: int = 0, has_sregs2: bool = False
+    ) -> None:
+        """`xsave2_size` is what the VM says about KVM_CAP_XSAVE2: bytes of that image, 0 where there is none."""
         self.fd = fd
         self.index = index
+        self.has_sregs2 = has_sregs2
+        self._xsave2_size = xsave2_size
         error = ffi.new("int *")
         self.raw = lib.tvmm_vcpu_new(fd, run_size, error)
         if not self.raw:
@@ -187,6 +214,56 @@ class KvmVcpu:
         ffi.memmove(state, image, min(len(image), XSAVE_SIZE))
         ioctl(self.fd, "KVM_SET_XSAVE", state)
 
+    # --- the same as bytes, for records: the layouts are part of the kernel's ABI ---
+
+    def get_structure(self, name: str) -> bytes:
+        """One of `STRUCTURES` as the kernel lays it out."""
+        call, _, kind = STRUCTURES[name]
+        image = bytearray(ffi.sizeof(kind))
+        ioctl(self.fd, call, ffi.from_buffer(image))
+        return bytes(image)
+
+    def set_structure(self, name: str, image: bytes) -> None:
+        """Set one of `STRUCTURES`. Raises `ValueError` for a wrong length, `OSError` when KVM refuses."""
+        _, call, kind = STRUCTURES[name]
+        if len(image) != ffi.sizeof(kind):
+            raise ValueError(f"{name} has {len(image)} bytes, not {ffi.sizeof(kind)}")
+        ioctl(self.fd, call, ffi.from_buffer(image))
+
+    @property
+    def xsave_size(self) -> int:
+        """Bytes of `get_xsave_image`."""
+        return max(self._xsave2_size, XSAVE_SIZE)
+
+    def get_xsave_image(self) -> bytes:
+        """KVM_GET_XSAVE2, or KVM_GET_XSAVE where there is none: all state components in the standard format."""
+        image = bytearray(self.xsave_size)
+        ioctl(self.fd, "KVM_GET_XSAVE2" if self._xsave2_size else "KVM_GET_XSAVE", ffi.from_buffer(image))
+        return bytes(image)
+
+    def set_xsave_image(self, image: bytes) -> None:
+        """KVM_SET_XSAVE, which reads `xsave_size` bytes whatever it gets. Raises `ValueError` for another length."""
+        if len(image) != self.xsave_size:
+            raise ValueError(f"the xsave image has {len(image)} bytes, not {self.xsave_size}")
+        ioctl(self.fd, "KVM_SET_XSAVE", ffi.from_buffer(image))
+
+    def get_cpuid_image(self) -> bytes:
+        """KVM_GET_CPUID2 as an array of `struct kvm_cpuid_entry2`, 40 bytes each."""
+        from tvmm.kvm.system import MAX_CPUID_ENTRIES
+
+        image = bytearray(CPUID_HEADER.size + MAX_CPUID_ENTRIES * CPUID_ENTRY.size)
+        CPUID_HEADER.pack_into(image, 0, MAX_CPUID_ENTRIES)
+        ioctl(self.fd, "KVM_GET_CPUID2", ffi.from_buffer(image))
+        (count,) = CPUID_HEADER.unpack_from(image)
+        return bytes(image[CPUID_HEADER.size : CPUID_HEADER.size + count * CPUID_ENTRY.size])
+
+    def set_cpuid_image(self, image: bytes) -> None:
+        """KVM_SET_CPUID2 with what `get_cpuid_image` gave. Raises `ValueError` unless it is whole entries."""
+        count, rest = divmod(len(image), CPUID_ENTRY.size)
+        if rest:
+            raise ValueError(f"{len(image)} bytes of CPUID are not a number of entries")
+        ioctl(self.fd, "KVM_SET_CPUID2", ffi.from_buffer(CPUID_HEADER.pack(count) + image))
+
     def get_xcr0(self) -> int:
         """XCR0 out of KVM_GET_XCRS."""
         xcrs = self._get("KVM_GET_XCRS", "kvm_xcrs")
@@ -221,27 +298,41 @@ class KvmVcpu:
         return cpuid_entries(table)
 
     def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
-        """KVM_GET_MSRS; those after the first that KVM refuses are left out."""
-        table = ffi.new("struct kvm_msrs *", {"entries": len(indices)})
-        table.nmsrs = len(indices)
-        for position, index in enumerate(indices):
-            table.entries[position].index = index
-        done = ioctl(self.fd, "KVM_GET_MSRS", table)
-        return {int(table.entries[position].index): int(table.entries[position].data) for position in range(done)}
+        """KVM_GET_MSRS; those after the first that KVM refuses are left out. At most `MSRS_PER_CALL`."""
+        entries = b"".join([MSR_ENTRY.pack(index, 0) for index in indices])
+        image = bytearray(MSRS_HEADER.pack(len(indices)) + entries)
+        done = ioctl(self.fd, "KVM_GET_MSRS", ffi.from_buffer(image))
+        end = MSRS_HEADER.size + done * MSR_ENTRY.size
+        return dict(MSR_ENTRY.iter_unpack(memoryview(image)[MSRS_HEADER.size : end]))
 
     def set_msrs(self, values: Iterable[tuple[int, int]]) -> int:
-        """KVM_SET_MSRS: how many of them, from the front, were accepted. KVM stops at the first that it refuses."""
-        pairs = list(values)
-        table = ffi.new("struct kvm_msrs *", {"entries": len(pairs)})
-        table.nmsrs = len(pairs)
-        for position, (index, value) in enumerate(pairs):
-            table.entries[position].index = index
-            table.entries[position].data = value
-        return ioctl(self.fd, "KVM_SET_MSRS", table)
+        """KVM_SET_MSRS: how many of them, from the front, were accepted. KVM stops at the first that it refuses.
+
+        At most `MSRS_PER_CALL`.
+        """
+        entries = [MSR_ENTRY.pack(index, value) for index, value in values]
+        return ioctl(self.fd, "KVM_SET_MSRS", ffi.from_buffer(MSRS_HEADER.pack(len(entries)) + b"".join(entries)))
 
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ: the guest's time stamp counter frequency."""
         return ioctl_number(self.fd, "KVM_GET_TSC_KHZ")
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ. Only where `Kvm.has_tsc_control`: elsewhere a refused frequency may be reported later."""
+        ioctl_number(self.fd, "KVM_SET_TSC_KHZ", khz)
+
+    def tell_clock_was_stopped(self) -> bool:
+        """KVM_KVMCLOCK_CTRL: the guest's watchdogs are not to count the time that it was paused.
+
+        False where the guest has no paravirtual clock, or this KVM no such call.
+        """
+        try:
+            ioctl_number(self.fd, "KVM_KVMCLOCK_CTRL")
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTTY):
+                return False
+            raise
+        return True
 
 
 def _cpuid_table(entries: Sequence[CpuidEntry]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import struct
+import time
+from typing import TYPE_CHECKING, Any
 
 from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, ioctl, ioctl_number, lib
@@ -18,9 +20,15 @@ __all__ = ["Vm"]
 IRQCHIP_COUNT = 3
 """Master PIC, slave PIC, IOAPIC."""
 
+RING_ENTRY_BYTES = 16
+"""A struct kvm_dirty_gfn."""
+
 TSS_PAGES = 0xFFFB_D000
 IDENTITY_MAP_PAGE = 0xFFFB_C000
 """Pages that KVM on Intel takes for real mode; they must lie in the hole, where no RAM is."""
+
+CLOCK_DATA = struct.Struct("<QI4xQ24x")
+"""`struct kvm_clock_data`: clock, flags, realtime; older kernel headers do not name the last."""
 
 
 class Vm:
@@ -29,13 +37,56 @@ class Vm:
     def __init__(self, fd: int, run_size: int) -> None:
         self.fd = fd
         self._run_size = run_size
+        # What a VM can do, which may be less than what KVM can.
+        self._xsave2_size = self.check_extension("XSAVE2")
+        self._has_sregs2 = self.check_extension("SREGS2") > 0
+        self._clock_flags = self.check_extension("ADJUST_CLOCK")
         self._mapped: dict[int, object] = {}
+        self._regions: dict[int, Any] = {}
 
     def close(self) -> None:
         """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def check_extension(self, name: str) -> int:
+        """KVM_CHECK_EXTENSION on this VM for capability `name` (without ``KVM_CAP_``): 0 when it is lacking."""
+        return ioctl_number(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, f"KVM_CAP_{name}"))
+
+    def report_triple_faults(self) -> bool:
+        """Let a vCPU's events say whether a triple fault is on its way (KVM_CAP_X86_TRIPLE_FAULT_EVENT).
+
+        False where this KVM cannot: it is then lost if a vCPU is saved at that moment.
+        """
+        if not self.check_extension("X86_TRIPLE_FAULT_EVENT"):
+            return False
+        request = ffi.new("struct kvm_enable_cap *", {"cap": lib.KVM_CAP_X86_TRIPLE_FAULT_EVENT, "args": [1]})
+        ioctl(self.fd, "KVM_ENABLE_CAP", request)
+        return True
+
+    def get_clock(self) -> tuple[int, int]:
+        """KVM_GET_CLOCK: the paravirtual clock and the host's real-time clock at that moment, both in nanoseconds.
+
+        A kernel that does not tell them together (before 5.16, or without a stable TSC) lets us read the second one.
+        """
+        image = bytearray(CLOCK_DATA.size)
+        ioctl(self.fd, "KVM_GET_CLOCK", ffi.from_buffer(image))
+        clock_ns, flags, realtime_ns = CLOCK_DATA.unpack(image)
+        return clock_ns, realtime_ns if flags & lib.KVM_CLOCK_REALTIME else time.time_ns()
+
+    def set_clock(self, clock_ns: int, realtime_ns: int | None = None) -> None:
+        """KVM_SET_CLOCK: the paravirtual clock is `clock_ns` from now on.
+
+        With `realtime_ns`: it was so when the host's real-time clock said that, and what has passed since is added; if
+        that moment is still to come, nothing is.
+        """
+        flags = 0
+        if realtime_ns is not None:
+            flags = self._clock_flags & lib.KVM_CLOCK_REALTIME
+            if not flags:
+                clock_ns += max(0, time.time_ns() - realtime_ns)
+        ioctl(self.fd, "KVM_SET_CLOCK", ffi.from_buffer(CLOCK_DATA.pack(clock_ns, flags, realtime_ns or 0)))
 
     def release_memory(self) -> None:
         """Let go of the memory that was mapped into slots; no vCPU may run again."""
@@ -45,6 +96,7 @@ class Vm:
         for buffer in self._mapped.values():
             ffi.release(buffer)
         self._mapped.clear()
+        self._regions.clear()
 
     def create_irqchip(self) -> None:
         """PIC, IOAPIC and LAPICs, and the i8254 timer with port 0x61, all in the kernel."""
@@ -77,6 +129,52 @@ class Vm:
                 f"KVM refuses {len(memory)} bytes of memory at {gpa:#x}: {error.strerror}"
             ) from error
         self._mapped[slot] = buffer
+        self._regions[slot] = region
+
+    def set_dirty_logging(self, slot: int, *, on: bool) -> None:
+        """Have KVM note which pages of a slot are written, or not (KVM_MEM_LOG_DIRTY_PAGES). Raises `OSError`.
+
+        Only the flag of the slot changes; vCPUs may run.
+        """
+        region = self._regions[slot]
+        before = region.flags
+        region.flags = before | lib.KVM_MEM_LOG_DIRTY_PAGES if on else before & ~lib.KVM_MEM_LOG_DIRTY_PAGES
+        try:
+            ioctl(self.fd, "KVM_SET_USER_MEMORY_REGION", region)
+        except OSError:
+            region.flags = before
+            raise
+
+    def protect_manually(self, *, on: bool) -> bool:
+        """Whether dirty bits stay set until KVM_CLEAR_DIRTY_LOG (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), from the next slot
+        on that is logged; all of them are set at first where KVM can do that. False if KVM cannot do either.
+        """
+        offered = ioctl_number(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+        wanted = lib.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | lib.KVM_DIRTY_LOG_INITIALLY_SET
+        flags = offered & wanted if on else 0
+        if offered:
+            self._enable("MANUAL_DIRTY_LOG_PROTECT2", flags)
+        return bool(flags)
+
+    def enable_dirty_ring(self, entries: int) -> None:
+        """Give each vCPU made from now on a ring of what it wrote, in place of the slots' bitmaps.
+
+        `entries` is a power of two. Raises `HostError` when KVM has no rings or not of that size.
+        """
+        limit = ioctl_number(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) // RING_ENTRY_BYTES
+        if not limit:
+            raise HostError("KVM on this host has no dirty rings", "leave out dirty-ring")
+        if entries > limit:
+            raise HostError(f"KVM on this host has dirty rings of {limit} entries at most, not {entries}")
+        try:
+            self._enable("DIRTY_LOG_RING_ACQ_REL", entries * RING_ENTRY_BYTES)
+        except OSError as error:
+            raise HostError(f"KVM makes no dirty rings of {entries} entries: {error.strerror}") from error
+
+    def _enable(self, name: str, argument: int) -> None:
+        request = ffi.new("struct kvm_enable_cap *", {"cap": getattr(lib, f"KVM_CAP_{name}")})
+        request.args[0] = argument
+        ioctl(self.fd, "KVM_ENABLE_CAP", request)
 
     def set_irqfd(self, gsi: int, event_fd: int, *, assign: bool = True, resample_fd: int = -1) -> None:
         """Connect an eventfd with interrupt `gsi`: each write is one edge, or one message (KVM_IRQFD).
@@ -120,18 +218,20 @@ class Vm:
         return [*images, bytes(ffi.buffer(pit))]
 
     def set_chips(self, images: list[bytes]) -> None:
-        """Put back what `get_chips` gave."""
+        """Put back what `get_chips` gave. Raises `ValueError` for other lengths."""
+        sizes = [ffi.sizeof("struct kvm_irqchip")] * IRQCHIP_COUNT + [ffi.sizeof("struct kvm_pit_state2")]
+        if [len(image) for image in images] != sizes:
+            raise ValueError(f"images of chips are to have {sizes} bytes")
         for image in images[:IRQCHIP_COUNT]:
-            state = ffi.new("struct kvm_irqchip *")
-            ffi.memmove(state, image, len(image))
-            ioctl(self.fd, "KVM_SET_IRQCHIP", state)
-        pit = ffi.new("struct kvm_pit_state2 *")
-        ffi.memmove(pit, images[IRQCHIP_COUNT], len(images[IRQCHIP_COUNT]))
-        ioctl(self.fd, "KVM_SET_PIT2", pit)
+            ioctl(self.fd, "KVM_SET_IRQCHIP", ffi.from_buffer(image))
+        ioctl(self.fd, "KVM_SET_PIT2", ffi.from_buffer(images[IRQCHIP_COUNT]))
 
     def create_vcpu(self, index: int) -> KvmVcpu:
         """KVM_CREATE_VCPU with APIC id `index`. Raises `HostError` when the kernel refuses."""
         try:
-            return KvmVcpu(ioctl_number(self.fd, "KVM_CREATE_VCPU", index), index, self._run_size)
+            fd = ioctl_number(self.fd, "KVM_CREATE_VCPU", index)
         except OSError as error:
             raise HostError(f"KVM makes no vCPU {index}: {error.strerror}") from error
+        return KvmVcpu(
+            fd, index, self._run_size, xsave2_size=self._xsave2_size, has_sregs2=self._has_sregs2
+        )

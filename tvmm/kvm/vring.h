@@ -10,6 +10,8 @@
 #ifndef TVMM_VRING_H
 #define TVMM_VRING_H
 
+#include "dirty.h"
+
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -60,7 +62,7 @@ enum tvmm_ring_error {
 #define TVMM_REGION_READ_ONLY 1u
 
 /* Regions ascend and do not overlap; those that continue each other in both address spaces have been made one. A map does
- * not change while a ring uses it. */
+ * not change while a ring uses it. `log`: where writes to this memory are marked; may be NULL. */
 struct tvmm_region {
     uint64_t gpa, size;
     uint8_t *hva;
@@ -69,6 +71,7 @@ struct tvmm_region {
 
 struct tvmm_memory_map {
     uint32_t count;
+    struct tvmm_device_log *log;
     struct tvmm_region regions[];
 };
 
@@ -138,5 +141,8 @@ int tvmm_vring_should_notify(struct tvmm_vring *ring);
 int tvmm_vring_ready(const struct tvmm_vring *ring);
 void tvmm_vring_disable_kicks(struct tvmm_vring *ring);
 int tvmm_vring_enable_kicks(struct tvmm_vring *ring);
+
+/* Where a device marks what it has written into the buffers of a ring that has been configured. */
+static inline struct tvmm_device_log *tvmm_ring_log(const struct tvmm_vring *ring) { return ring->map->log; }
 
 #endif

@@ -42,6 +42,7 @@ from tvmm.kvm.vring_records import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from tvmm.kvm.device_log import DeviceLog
     from tvmm.memory.regions import Region
 
 __all__ = ["IOVECS_MAX", "Batch", "Chain", "MemoryMap", "Vring"]
@@ -81,8 +82,12 @@ class MappedRam(Protocol):
 class MemoryMap:
     """Guest-physical to host addresses, for C. Close it before the RAM: it keeps the blocks' buffers exported."""
 
-    def __init__(self, ram: MappedRam) -> None:
-        """The regions of `ram` as they are now; after a change make another one and restore the rings with it."""
+    def __init__(self, ram: MappedRam, log: DeviceLog | None = None) -> None:
+        """The regions of `ram` as they are now; after a change make another one and restore the rings with it.
+
+        What rings and devices write with this map is marked in `log`, which is closed after it.
+        """
+        self._log = log
         self._buffers = {name: ffi.from_buffer("uint8_t[]", block.view) for name, block in ram.blocks.items()}
         runs: list[Region] = []
         for region in ram.regions:
@@ -101,11 +106,29 @@ class MemoryMap:
             }
             for run in runs
         ]
-        self.raw = ffi.new("struct tvmm_memory_map *", {"count": len(regions), "regions": regions})
+        fields = {"count": len(regions), "log": log.raw if log is not None else ffi.NULL, "regions": regions}
+        self.raw = ffi.new("struct tvmm_memory_map *", fields)
+
+    def fill(self, pieces: Iterable[memoryview], data: bytes) -> int:
+        """Write `data` into pieces of guest memory, as `Batch.writable` gives them, in their order, and mark it.
+
+        How many bytes that were: all, or as many as there is room for.
+        """
+        at = 0
+        for piece in pieces:
+            if at == len(data):
+                break
+            part = data[at : at + len(piece)]
+            piece[: len(part)] = part
+            at += len(part)
+            if self._log is not None and self._log.on:
+                self._log.mark_written(piece[: len(part)])
+        return at
 
     def close(self) -> None:
         """Let go of the RAM. No ring may be used with this map any more."""
         self.raw.count = 0
+        self.raw.log = ffi.NULL
         for buffer in self._buffers.values():
             ffi.release(buffer)
         self._buffers.clear()
@@ -156,7 +179,7 @@ class Batch:
         return self._views(chain.first, chain.readable_count)
 
     def writable(self, chain: Chain) -> list[memoryview]:
-        """Guest RAM for the device to fill, from its beginning on without gaps."""
+        """Guest RAM for the device to fill, from its beginning on without gaps, by `MemoryMap.fill`."""
         return self._views(chain.first + chain.readable_count, chain.writable_count)
 
     def set_length(self, index: int, length: int) -> None:
@@ -177,7 +200,8 @@ class Vring:
     """The device's half of one virtqueue, split or packed. A new one is not configured, and empty."""
 
     def __init__(self, memory: MemoryMap) -> None:
-        self._memory = memory
+        self.memory = memory
+        """Where its buffers are."""
         self.raw = _new_ring()
         self._one = ffi.new("struct tvmm_used *")
 
@@ -322,7 +346,7 @@ class Vring:
         lib.tvmm_vring_reset(raw)
         raw.size, raw.descriptor_area, raw.driver_area, raw.device_area, _ = config
         raw.features = config.features & RING_FEATURES
-        if lib.tvmm_vring_configure(raw, self._memory.raw) < 0:
+        if lib.tvmm_vring_configure(raw, self.memory.raw) < 0:
             lib.tvmm_vring_reset(raw)
             raise HostError(f"the host has no memory for a queue of {config.size}", "free some and start again")
 

@@ -88,7 +88,9 @@ static inline int packed_available(const struct tvmm_vring *ring, uint32_t flags
 static inline void write_kick_event(struct tvmm_vring *ring, uint32_t event)
 {
     ring->kick_event = (uint16_t)event;
-    store16(ring->device + SPLIT_ENTRIES + 8 * (size_t)ring->size, event);
+    uint8_t *at = ring->device + SPLIT_ENTRIES + 8 * (size_t)ring->size;
+    store16(at, event);
+    tvmm_mark(tvmm_ring_log(ring), at, 2);
 }
 
 #endif

@@ -9,10 +9,11 @@
 
 /* --- giving chains back ------------------------------------------------------------------------------------------- */
 
-/* What makes the entries of a packed ring visible: the flags of the first of them, stored last. */
+/* What makes the entries of a packed ring visible: the flags of the first of them, stored last. `moved`: ring positions
+ * that the entries stand for. */
 struct publication {
     uint8_t *flags;
-    uint32_t value;
+    uint32_t value, moved;
 };
 
 /* One entry, behind which the ring moves by `slots` positions. */
@@ -28,16 +29,19 @@ static void write_used(struct tvmm_vring *ring, struct publication *first, uint3
         uint32_t flags = (ring->used_wrap ? DESC_AVAIL | DESC_USED : 0) | (length ? DESC_WRITE : 0);
         store32(desc + 8, length);
         store16(desc + 12, id);
-        if (first->flags)
+        if (first->flags) {
             store16_release(desc + 14, flags);
-        else
-            *first = (struct publication){desc + 14, flags};
+        } else {
+            first->flags = desc + 14;
+            first->value = flags;
+        }
         ring->next_used += slots;
         if (ring->next_used >= ring->size) {
             ring->next_used -= ring->size;
             ring->used_wrap ^= 1;
         }
     }
+    first->moved += slots;
     ring->counters.used_entries++;
     ring->unsignalled = ring->unsignalled + slots < EVERYTHING ? ring->unsignalled + slots : EVERYTHING;
 }
@@ -73,11 +77,26 @@ static void flush_in_order(struct tvmm_vring *ring, struct publication *first)
     }
 }
 
+/* The entries behind which the ring has moved by `moved` positions, at most once around; it may be round its end. */
+static void mark_entries(const struct tvmm_vring *ring, uint32_t moved)
+{
+    int packed = ring_has(ring, TVMM_RING_F_PACKED);
+    uint8_t *entries = packed ? ring->descriptors : ring->device + SPLIT_ENTRIES;
+    size_t entry_size = packed ? DESC_SIZE : 8;
+    uint32_t end = packed ? ring->next_used : ring->next_used & (ring->size - 1);
+    uint32_t before = moved < end ? moved : end, behind = moved - before;
+
+    tvmm_mark(tvmm_ring_log(ring), entries + entry_size * (end - before), entry_size * before);
+    tvmm_mark(tvmm_ring_log(ring), entries + entry_size * (ring->size - behind), entry_size * behind);
+    if (!packed)
+        tvmm_mark(tvmm_ring_log(ring), ring->device + SPLIT_INDEX, 2);
+}
+
 /* All of them or none: -(1 + index) of the first that is not in flight or is longer than what the device may write. */
 int tvmm_vring_push(struct tvmm_vring *ring, const struct tvmm_used *used, uint32_t count)
 {
     uint32_t ids = !ring->in_flight ? 0 : ring_has(ring, TVMM_RING_F_PACKED) ? TVMM_RING_PACKED_IDS : ring->size;
-    struct publication first = {NULL, 0};
+    struct publication first = {NULL, 0, 0};
 
     for (uint32_t index = 0; index < count; index++) {
         struct tvmm_in_flight *entry = used[index].id < ids ? &ring->in_flight[used[index].id] : NULL;
@@ -106,6 +125,8 @@ int tvmm_vring_push(struct tvmm_vring *ring, const struct tvmm_used *used, uint3
         store16_release(ring->device + SPLIT_INDEX, ring->next_used);
     else if (first.flags)
         store16_release(first.flags, first.value);
+    if (tvmm_marks(tvmm_ring_log(ring)) && first.moved)
+        mark_entries(ring, first.moved);
     return 0;
 }
 
@@ -159,17 +180,27 @@ int tvmm_vring_ready(const struct tvmm_vring *ring)
     return load16_acquire(ring->driver + SPLIT_INDEX) != (uint16_t)ring->next_avail;
 }
 
+/* The packed ring's event suppression record, or the split ring's flags. */
+static void write_suppression(struct tvmm_vring *ring, uint32_t value)
+{
+    if (ring_has(ring, TVMM_RING_F_PACKED))
+        store32(ring->device, value);
+    else
+        store16(ring->device + SPLIT_FLAGS, value);
+    tvmm_mark(tvmm_ring_log(ring), ring->device, 4);
+}
+
 void tvmm_vring_disable_kicks(struct tvmm_vring *ring)
 {
     if (ring_stopped(ring))
         return;
     ring->kicks_wanted = 0;
     if (ring_has(ring, TVMM_RING_F_PACKED))
-        store32(ring->device, EVENT_DISABLE << 16);
+        write_suppression(ring, EVENT_DISABLE << 16);
     else if (ring_has(ring, TVMM_RING_F_EVENT_IDX))
         write_kick_event(ring, ring->next_avail - 1);
     else
-        store16(ring->device + SPLIT_FLAGS, SPLIT_NO_NOTIFY);
+        write_suppression(ring, SPLIT_NO_NOTIFY);
 }
 
 /* 1: the caller may sleep until a kick. 0: there is work already, and kicks are disabled again. */
@@ -180,11 +211,11 @@ int tvmm_vring_enable_kicks(struct tvmm_vring *ring)
     int event_idx = ring_has(ring, TVMM_RING_F_EVENT_IDX);
     ring->kicks_wanted = 1;
     if (ring_has(ring, TVMM_RING_F_PACKED))
-        store32(ring->device, event_idx ? EVENT_DESCRIPTOR << 16 | ring->avail_wrap << 15 | ring->next_avail : 0);
+        write_suppression(ring, event_idx ? EVENT_DESCRIPTOR << 16 | ring->avail_wrap << 15 | ring->next_avail : 0);
     else if (event_idx)
         write_kick_event(ring, ring->next_avail);
     else
-        store16(ring->device + SPLIT_FLAGS, 0);
+        write_suppression(ring, 0);
     /* The wish before the look: the driver that added a buffer in between sees the one or we see the other. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!tvmm_vring_ready(ring))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tvmm.errors import HostError, MemoryAccessError
 from tvmm.memory.layout import ram_ranges
@@ -18,12 +18,23 @@ from tvmm.memory.regions import Region, RegionTable
 if TYPE_CHECKING:
     from tvmm.config.memory import MemoryConfig
 
-__all__ = ["GuestRam", "RamBlock"]
+__all__ = ["DirtyLog", "GuestRam", "RamBlock"]
 
 MAIN_BLOCK = "pc.ram"
 HUGE_SHIFT = 26
 """Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
 MADV_POPULATE_WRITE = 23
+
+
+class DirtyLog(Protocol):
+    """Who wants to hear of what tvmm writes into RAM, as `DeviceLog` has it."""
+
+    @property
+    def on(self) -> bool:
+        """Whether it wants to hear now."""
+
+    def mark(self, block_name: str, offset: int, length: int) -> None:
+        """These bytes of a block have been written."""
 
 
 class RamBlock:
@@ -80,6 +91,8 @@ class GuestRam:
         self._prealloc = config.prealloc
         self.blocks: dict[str, RamBlock] = {}
         self.regions = RegionTable()
+        self.dirty_log: DirtyLog | None = None
+        """Hears of each write through this object, after it."""
         block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
         self.blocks[MAIN_BLOCK] = block
         offset = 0
@@ -105,6 +118,8 @@ class GuestRam:
             block.zero()
         if self._prealloc:
             self.blocks[MAIN_BLOCK].populate()
+        for block in self.blocks.values():
+            self._mark(block.name, 0, block.size)
 
     def read(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""
@@ -117,7 +132,10 @@ class GuestRam:
         )
 
     def window(self, gpa: int, length: int) -> memoryview:
-        """The bytes themselves, writable; raises `MemoryAccessError` unless they are RAM of one block in one run."""
+        """The bytes themselves, writable; raises `MemoryAccessError` unless they are RAM of one block in one run.
+
+        Who writes there calls `mark_written` afterwards.
+        """
         pieces = self.regions.spans(gpa, length)
         if len(pieces) != 1:
             raise MemoryAccessError(f"{length} bytes at {gpa:#x} are not in one piece")
@@ -133,7 +151,17 @@ class GuestRam:
         done = 0
         for region, offset, count in pieces:
             self.blocks[region.block].view[offset : offset + count] = source[done : done + count]
+            self._mark(region.block, offset, count)
             done += count
+
+    def mark_written(self, gpa: int, length: int) -> None:
+        """`length` bytes at `gpa` have been written past `write`; raises `MemoryAccessError` unless they are RAM."""
+        for region, offset, count in self.regions.spans(gpa, length):
+            self._mark(region.block, offset, count)
+
+    def _mark(self, block_name: str, offset: int, length: int) -> None:
+        if self.dirty_log is not None and self.dirty_log.on:
+            self.dirty_log.mark(block_name, offset, length)
 
 
 def _memory_error(name: str, size: int, huge_page: int, error: Exception) -> HostError:

@@ -81,7 +81,10 @@ class KvmAssistCpu:
         found = translate(self._ram, self._paging, address, write=True)
         for slot, value in found.marks:
             self._ram.write(slot, bytes((value,)))
-        return compare_exchange(self._ram.window(found.gpa, len(expected)), expected, desired)
+        old = compare_exchange(self._ram.window(found.gpa, len(expected)), expected, desired)
+        if old == expected:
+            self._ram.mark_written(found.gpa, len(expected))
+        return old
 
     def inject(self, vector: int, error_code: int | None) -> None:
         """See `AssistCpu`."""

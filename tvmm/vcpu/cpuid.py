@@ -5,7 +5,7 @@ hardware virtualization, user code sees the host's own CPUID whatever is set her
 
 Models: `host` is all that KVM supports, `max` adds what KVM emulates although the processor lacks it
 (slow), and `minimal` is the x86-64 baseline with the paravirtual features that Linux boots fastest
-with; it is the same on every host, so a guest of this model can migrate anywhere.
+with; it is the same on every host of one vendor, so a guest of this model can migrate between all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tvmm.vcpu.cpu_features import FeatureBit
 
-__all__ = ["MODELS", "CpuidEntry", "brand", "describe", "feature_named", "policy"]
+__all__ = ["MODELS", "CpuidEntry", "brand", "describe", "feature_named", "policy", "vendor_of"]
 
 
 class CpuidEntry(NamedTuple):
@@ -128,6 +128,12 @@ def brand(entries: Sequence[CpuidEntry]) -> str:
         if 0x8000_0002 <= entry.function <= 0x8000_0004:
             data += b"".join(value.to_bytes(4, "little") for value in entry[3:])
     return data.split(b"\0")[0].decode("ascii", "replace").strip()
+
+
+def vendor_of(entries: Sequence[CpuidEntry]) -> str:
+    """The vendor's name in leaf 0; empty if there is none."""
+    leaves = {(entry.function, entry.index): list(entry) for entry in entries if entry.function == 0}
+    return _vendor(leaves).strip(b"\0").decode("ascii", "replace")
 
 
 _AMD = (b"AuthenticAMD", b"HygonGenuine")

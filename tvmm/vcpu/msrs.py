@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["MSRS", "Msr", "name_of", "reset_values", "restore_order", "saved"]
+__all__ = ["MAY_BE_REFUSED", "MSRS", "Msr", "name_of", "reset_values", "restore_order", "saved"]
 
 
 class Msr(NamedTuple):
@@ -137,6 +137,25 @@ MSRS: dict[int, Msr] = {
 
 EXTRA = (0x277, 0x2FF, 0xC000_0103, 0x6E0, 0xDA0, *(index for index, _ in _FIXED_MTRRS), *_variable_mtrrs())
 """Saved although older kernels do not list them. XSS is tried, and is 0 where it cannot be set."""
+
+_COUNTERS = "performance counters: a measurement that runs in the guest goes wrong, nothing else"
+_NESTED = "what the host's nested virtualization can do; a guest that uses it is not moved"
+
+MAY_BE_REFUSED: dict[int, str] = {
+    0x34: "counts interrupts of firmware that the guest cannot act on",
+    0xCE: "KVM only says in it whether CPUID can be made to fault",
+    0xE1: "limits how long a processor may doze, which every host decides for itself",
+    0x1FC: "KVM stores it and acts on nothing in it",
+    0x4B56_4D05: "only allows the host to spin before it lets a halted vCPU sleep",
+    0xC001_0015: "KVM stores a few bits of it and acts on none that a guest of ours can see",
+    **dict.fromkeys((*range(0xC1, 0xC9), *range(0x186, 0x18E), *range(0x309, 0x30D)), _COUNTERS),
+    **dict.fromkeys((*range(0x38D, 0x391), *range(0x4C1, 0x4C9)), _COUNTERS),
+    **dict.fromkeys((*range(0xC001_0000, 0xC001_0008), *range(0xC001_0200, 0xC001_020C)), _COUNTERS),
+    **dict.fromkeys(range(0xC000_0300, 0xC000_0304), _COUNTERS),
+    **dict.fromkeys(range(0x480, 0x494), _NESTED),
+}
+"""MSRs that another host may refuse, and why the guest can go on without each. One with value 0 always may be: it is
+what a new vCPU has."""
 
 _FIRST = (0x10, 0x3B)
 _LAST = (0x6E0, 0x4B56_4D00, 0x4B56_4D01, 0x11, 0x12)

@@ -20,6 +20,9 @@ APIC_LVT_LINT1 = 0x360
 LVT_EXTINT = 0x700
 LVT_NMI = 0x400
 
+EVENT_FLAGS = slice(20, 24)
+"""Of `struct kvm_vcpu_events`."""
+
 XCR0_RESET = 1
 XSAVE_BYTES = 4096
 FCW_RESET, MXCSR_RESET = 0x37F, 0x1F80
@@ -87,10 +90,9 @@ def back_to_power_on(cpu: KvmVcpu, state: PowerOn, msrs: list[tuple[int, int]]) 
     """
     for msr in msrs:  # One by one: KVM stops at the first of several that it refuses.
         cpu.set_msrs([msr])
-    events = cpu.get_events()
-    events.exception.injected = events.exception.pending = 0
-    events.interrupt.injected = events.nmi.injected = events.nmi.pending = events.nmi.masked = 0
-    cpu.set_events(events)
+    # No event waits any more; the flags that say which fields this KVM has stay.
+    events = cpu.get_structure("events")
+    cpu.set_structure("events", events[EVENT_FLAGS].rjust(EVENT_FLAGS.stop, b"\0").ljust(len(events), b"\0"))
     cpu.set_sregs(state.sregs)
     write_registers(cpu, Registers())
     cpu.set_xcr0(XCR0_RESET)

@@ -9,6 +9,7 @@ is acknowledged after KVM_RUN returned EINTR has nothing half done in it.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -63,6 +64,7 @@ class Vcpu:
         self._wake = threading.Event()
         self._wanted = RunState.PAUSED
         self._held_by: Any = None
+        self._nap_until = 0.0
         self._changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -106,6 +108,13 @@ class Vcpu:
             if self._wanted is RunState.FINISHED:
                 return
             self._want(after(self._wanted, RunEvent.RESUME))
+
+    def nap(self, seconds: float) -> None:
+        """Keep the guest out for so long, unless it is to be paused meanwhile: a brake for one that writes too fast."""
+        with self._lock:
+            if self._wanted is RunState.RUNNING:
+                self._nap_until = time.monotonic() + seconds
+                self.kvm.kick()
 
     def _want(self, state: RunState) -> None:
         """With the lock held. The kick comes before the wake-up, so that a thread that waits for a device does not
@@ -164,9 +173,14 @@ class Vcpu:
                     self._set_state(wanted)
             if wanted is RunState.FINISHED:
                 return False
-            if wanted is RunState.RUNNING:
+            nap = self._nap_until - time.monotonic() if self._nap_until else 0.0
+            if wanted is not RunState.RUNNING:
+                self._wake.wait()
+            elif nap > 0:
+                self._wake.wait(nap)
+            else:
+                self._nap_until = 0.0
                 return True
-            self._wake.wait()
 
     def _loop(self) -> None:
         """Run the guest until finished.

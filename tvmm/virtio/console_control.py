@@ -129,6 +129,10 @@ class Ports:
     def __getitem__(self, port: int) -> PortState:
         return self._ports[port]
 
+    def described(self) -> list[tuple[int, PortSettings]]:
+        """Number and settings of each port that is there."""
+        return [(number, self._settings[number]) for number, port in enumerate(self._ports) if port.stage != ABSENT]
+
     # -- the host's side ---------------------------------------------------------------------------------
 
     def add(self, port: int, settings: PortSettings) -> None:

@@ -21,7 +21,7 @@ from struct import pack
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ConfigError
-from tvmm.records import check_record, check_uint
+from tvmm.records import check_bytes, check_record, check_uint
 from tvmm.virtio import net_control as control
 from tvmm.virtio.device import ConfigState, VirtioDevice
 from tvmm.virtio.features import DEFAULT_RING, NET_ID
@@ -76,17 +76,26 @@ class NetSettings(NamedTuple):
 
 
 class NetState(NamedTuple):
-    """What the driver set by commands; its own address is in the configuration space."""
+    """What the driver set by commands; its own address is in the configuration space.
 
+    `address` is the one after a reset: a guest keeps it wherever it moves.
+    """
+
+    address: bytes
     config: ConfigState
     pairs: int
     offloads: int
     filter: FilterState
 
 
+def _is_address(mac: bytes) -> bool:
+    """Whether an interface can have it: six bytes, not all zero, of no group."""
+    return len(mac) == 6 and not mac[0] & 1 and any(mac)
+
+
 def _check(settings: NetSettings) -> None:
     """Raise `ConfigError` for an interface that cannot be."""
-    if len(settings.mac) != 6 or settings.mac[0] & 1 or not any(settings.mac):
+    if not _is_address(settings.mac):
         raise ConfigError("virtio-net needs a MAC address of six bytes that is not a multicast one")
     if not 1 <= settings.pairs <= MAX_PAIRS:
         raise ConfigError(f"virtio-net with {settings.pairs} pairs of queues: 1 to {MAX_PAIRS} are possible")
@@ -131,6 +140,8 @@ def _config(settings: NetSettings) -> bytes:
 class Net(VirtioDevice):
     """An interface's registers. `offloads` and `pairs` change with control commands: the runner looks after each.
 
+    `address` is the interface's own, which it has after each reset: that of `settings`, until a state brings another.
+
     Raises `ConfigError` for settings that make none.
     """
 
@@ -144,13 +155,14 @@ class Net(VirtioDevice):
         changeable = b"\xff" * 6 + bytes([LINK_UP | ANNOUNCE])
         super().__init__(queues, _features(settings), config, changeable, ring)
         self.settings = settings
+        self.address = settings.mac
         self.filter = RxFilter(settings.mac)
         self._after_reset()
 
     def _after_reset(self) -> None:
         self.pairs = 1
         self.offloads = 0
-        self.filter.reset()
+        self.filter.reset(self.address)
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -168,7 +180,7 @@ class Net(VirtioDevice):
         """The own address and all filters as at first; the link is the host's and stays."""
         super().reset()
         self._after_reset()
-        self._config[MAC : MAC + 6] = self.settings.mac
+        self._config[MAC : MAC + 6] = self.address
         self._config[STATUS] &= LINK_UP
 
     # -- queues ------------------------------------------------------------------------------------------
@@ -254,11 +266,14 @@ class Net(VirtioDevice):
 
     def state(self) -> NetState:
         """What the driver set, as a record."""
-        return NetState(self.config_state(), self.pairs, self.offloads, self.filter.state())
+        return NetState(self.address, self.config_state(), self.pairs, self.offloads, self.filter.state())
 
     def restore(self, state: NetState, accepted: int) -> None:
         """Take over `state`; raises `ValueError` with the name of a bad field and then changes nothing."""
         check_record(state, NetState)
+        address = check_bytes("address", state.address, 6, 6)
+        if not _is_address(address):
+            raise ValueError("address is none that an interface can have")
         config = self.check_config(state.config)
         if config.space[MAC] & 1:
             raise ValueError("space has a multicast address")
@@ -269,6 +284,7 @@ class Net(VirtioDevice):
         if offloads & ~(accepted & OFFLOADS):
             raise ValueError("offloads has some that were not negotiated")
         self.filter.check(state.filter)
+        self.address = address
         self.load_config(config)
         self.filter.restore(state.filter)
         self.filter.own = self.mac

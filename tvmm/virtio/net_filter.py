@@ -36,15 +36,15 @@ class RxFilter:
     """
 
     def __init__(self, own: bytes) -> None:
-        self._first = self.own = own
+        self.own = own
         self._modes = 0
         self._unicast: frozenset[bytes] = frozenset()
         self._multicast: frozenset[bytes] = frozenset()
         self._any_unicast = self._any_multicast = True
 
-    def reset(self) -> None:
-        """As at first."""
-        self.own = self._first
+    def reset(self, own: bytes) -> None:
+        """As at first, for an interface with the address `own`."""
+        self.own = own
         self._load(FilterState(any_unicast=True, any_multicast=True))
 
     def set_mode(self, mode: str, on: bool) -> None:

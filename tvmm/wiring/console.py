@@ -48,6 +48,7 @@ class ConsoleDevice:
             backend = await stack.enter_async_context(open_backend(port.chardev, actions))
             self._paths[number] = backend.path
             hub = SerialHub(end, backend)
+            end.queued_input, end.put_back_input = hub.queued_input, hub.put_back_input
             if port.chardev.kind in ("pty", "unix", "tcp"):
                 hub.watch_holders(end.set_open)
             self._hubs.append(hub)

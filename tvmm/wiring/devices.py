@@ -47,9 +47,10 @@ class Devices:
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
         """Called from any thread with a QMP event, and a word of RunState if the machine is to stop for it."""
+        self.config = board.config
         self._board = board
         self._reset_control = reset_control
-        memory = MemoryMap(board.ram)
+        memory = MemoryMap(board.ram, board.device_log)
         stack.callback(memory.close)
         self.host = SlotHost(board.vm, memory, board.bus_lock, stack)
 
@@ -121,6 +122,32 @@ class Devices:
         """Return when every device has let go of its queues, before a reset of the board. No vCPU runs."""
         for slot in self.slots:
             await slot.stop()
+
+    # -- disks in the hands of one machine ------------------------------------------------------------------
+
+    def flush_disks(self) -> None:
+        """Have what was written on disks and servers. Waits for them. Raises `HostError`."""
+        for disk in self.disks.values():
+            disk.image.flush()
+
+    def release_disks(self) -> None:
+        """Let go of the locks."""
+        for disk in self.disks.values():
+            disk.image.unlock()
+
+    def forget_disks(self) -> None:
+        """Drop what this host's page cache has of them: it may be older than what another host wrote."""
+        for disk in self.disks.values():
+            disk.image.forget()
+
+    def take_disks(self) -> None:
+        """Lock all, or none. Raises `ImageError` if somebody else has one."""
+        try:
+            for disk in self.disks.values():
+                disk.image.lock()
+        except BaseException:
+            self.release_disks()
+            raise
 
     def reset(self) -> None:
         """Transports, functions and devices as after power-on. Under the bus lock."""

@@ -34,6 +34,7 @@ class DiskDevice:
         self._runner = runner
         self._devices = devices
         self.resize = runner.resize
+        self.image = runner.image
         runner.on_io_error = self._io_error
 
     def _io_error(self, error: IoError) -> None:
@@ -90,7 +91,12 @@ class DiskDevice:
 def make_disk(devices: Devices, options: DiskConfig) -> None:
     """Put it into a slot of `devices`. Raises `UserError`."""
     image = DiskImage(
-        options.file, read_only=options.readonly, direct=options.o_direct, locking=options.locking
+        options.file,
+        read_only=options.readonly,
+        direct=options.o_direct,
+        locking=options.locking,
+        # A guest that is to arrive has its disks still, somewhere else.
+        lock_now=devices.config.incoming is None,
     )
     try:
         model = Blk(blk_settings(image, options), ring_features(options))

@@ -26,6 +26,7 @@ class MmioSlot(Slot):
     """The device number `number` of those in memory. Raises `ConfigError` if there are no more pins."""
 
     transport_name = "mmio"
+    virtio: VirtioMmio
 
     def __init__(self, name: str, device: VirtioDevice, host: SlotHost, mmio: MmioBus, number: int) -> None:
         super().__init__(name, device, host)
@@ -58,3 +59,12 @@ class MmioSlot(Slot):
     def reset(self) -> None:
         """See `Slot`."""
         self.virtio.reset()
+
+    def redeliver(self) -> None:
+        """See `Slot`. The driver may have acknowledged the status of an interrupt whose edge has not reached it yet."""
+        ready = [index for index, queue in enumerate(self.transport.queues) if queue.setup().ready]
+        for index in ready:
+            self.transport.used(index)
+        if not (ready and self.transport.live):
+            self.interrupt(None, self.transport.isr)
+        self.runner.arrived()

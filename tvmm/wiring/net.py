@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from tvmm.control.target import NetInfo
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.wiring.devices import Devices
 
-__all__ = ["NetDevice", "make_net"]
+__all__ = ["NetDevice", "make_net", "rarp_request"]
+
+BROADCAST, ETHERTYPE_RARP = b"\xff" * 6, b"\x80\x35"
+RARP_REQUEST = 3
+SHORTEST_FRAME = 60
 
 
 class NetDevice:
@@ -57,6 +62,28 @@ class NetDevice:
             able = self._runner.announce()
         if not able:
             raise UserError(f"the guest's driver of {self._options.id} cannot announce itself", "ping from the guest")
+
+
+    def announce_arrival(self, *, by_guest: bool) -> None:
+        """Show switches where the guest is now, by a frame that it could have sent itself.
+
+        `by_guest`: have it do that too, if it can: it knows its other addresses.
+        """
+        with self._bus_lock:
+            if by_guest:
+                self._runner.announce()
+            mac, up = self._model.mac, self._model.link_up
+        if up:
+            self._runner.inject(rarp_request(mac))
+
+
+def rarp_request(mac: bytes) -> bytes:
+    """The frame with which QEMU and others announce a guest that has moved: who is `mac`? (RFC 903)
+
+    Nobody answers any more; every switch on the way learns where the address is.
+    """
+    body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, RARP_REQUEST, mac, bytes(4), mac, bytes(4))
+    return (BROADCAST + mac + ETHERTYPE_RARP + body).ljust(SHORTEST_FRAME, b"\0")
 
 
 def _addresses(table: bytes) -> tuple[bytes, ...]:

@@ -20,11 +20,12 @@ from tvmm.kvm.irq import LevelLine, take_events
 from tvmm.memory.layout import PCI_ECAM, PCI_IO, PCI_MMIO32, Range, pci_mmio64, ram_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
     from tvmm.bus import Device, MmioBus, PortBus
     from tvmm.devices.pci_bars import Bar
+    from tvmm.devices.pci_host import PciHostState
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.kvm.vm import Vm
     from tvmm.wiring.pci_slot import PciSlot
@@ -101,6 +102,11 @@ class PciBus:
             gsi = self.host.gsi(slot.where.slot, function.config.interrupt_pin)
             function.write(INTERRUPT_LINE, 1, gsi)
 
+    @property
+    def slots(self) -> Sequence[PciSlot]:
+        """Devices, in the order of their places."""
+        return self._slots
+
     def slots_with_pins(self) -> tuple[int, ...]:
         """For the interrupt tables."""
         return tuple(slot.where.slot for slot in self._slots)
@@ -112,6 +118,24 @@ class PciBus:
     def line(self, gsi: int) -> LevelLine:
         """The line of one of PCI's four GSIs."""
         return self._lines[gsi]
+
+    # -- saving, under the bus lock --------------------------------------------------------------------------
+
+    def restore(self, state: PciHostState) -> None:
+        """Take over the host bridge's record, after those of all functions. Raises `ValueError` that names a field."""
+        self.host.restore(state)
+        for gsi in self._lines:
+            up = any(
+                slot.function.intx and self.host.gsi(slot.where.slot, slot.function.config.interrupt_pin) == gsi
+                for slot in self._slots
+            )
+            if up != self.host.level(gsi):
+                raise ValueError("levels is not what the functions' pins say")
+
+    def redeliver(self) -> None:
+        """Raise the lines that have a cause."""
+        for gsi in self._lines:
+            self.host.resample(gsi)
 
     # -- pins ---------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tvmm.virtio.queues import NO_VECTOR
 from tvmm.wiring.slot import Slot, SlotHost, event_error
 
 if TYPE_CHECKING:
+    from tvmm.devices.pci_function import PciFunctionState
     from tvmm.virtio.device import VirtioDevice
     from tvmm.virtio.runner.base import Runner
     from tvmm.wiring.pci_bus import PciBus
@@ -46,6 +47,7 @@ class PciSlot(Slot):
     """The device in the next free slot of `bus`. Raises `ConfigError` if there is none."""
 
     transport_name = "pci"
+    virtio: VirtioPci
 
     def __init__(self, name: str, device: VirtioDevice, host: SlotHost, bus: PciBus) -> None:
         super().__init__(name, device, host)
@@ -150,3 +152,28 @@ class PciSlot(Slot):
     def reset(self) -> None:
         """See `Slot`; the function is reset with its bus."""
         self.virtio.reset()
+
+    # -- saving ---------------------------------------------------------------------------------------------
+
+    def restore_function(self, state: PciFunctionState) -> None:
+        """Configuration space, BARs with the doorbells in them, vectors in KVM. Under the bus lock.
+
+        Raises `ValueError` with the name of a bad field, or `OSError` if KVM refuses what follows from the record.
+        """
+        self.function.restore(state)
+        for vector in self.msix.vectors():
+            self._vector_changed(*vector)
+        self._msix_was = self.msix.enabled
+        self._command_changed(self.function.config.command)
+
+    def redeliver(self) -> None:
+        """See `Slot`. Vectors that are masked have their pending bits, and the pin has its level."""
+        transport = self.transport
+        if transport.live and self.msix.enabled:
+            wanted = {queue.vector for queue in transport.queues if queue.setup().ready}
+            if transport.device.unseen_change:
+                wanted.add(transport.config_vector)
+            for number in sorted(wanted - {NO_VECTOR}):
+                if not self.msix.vector(number).masked:
+                    self._send(number)
+        self.runner.arrived()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvmm.errors import HostError
 from tvmm.kvm.irq import new_event
+from tvmm.records import check_record
+from tvmm.virtio.device import Activation
 from tvmm.virtio.runner.base import Ends
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.kvm.vm import Vm
     from tvmm.kvm.vring import MemoryMap
-    from tvmm.virtio.device import Activation, QueueSetup, VirtioDevice
+    from tvmm.virtio.device import QueueSetup, VirtioDevice
+    from tvmm.virtio.mmio import VirtioMmio
+    from tvmm.virtio.pci import VirtioPci
     from tvmm.virtio.runner.base import Runner
     from tvmm.virtio.shell import Kick
     from tvmm.virtio.transport import Transport
 
-__all__ = ["Slot", "SlotHost"]
+__all__ = ["Slot", "SlotHost", "SlotState"]
 
 
 class SlotHost:
@@ -37,6 +41,13 @@ class SlotHost:
         self.memory = memory
         self.bus_lock = bus_lock
         self.stack = stack
+
+
+class SlotState(NamedTuple):
+    """A device: `registers` is the record of its transport with that of the model in it, `run` its runner's."""
+
+    registers: Any
+    run: Any
 
 
 class Slot:
@@ -53,6 +64,7 @@ class Slot:
         """Kicks by queue that came as accesses and not by eventfd."""
         self.kick_fds: Sequence[int] = [self._event() for _ in device.queue_sizes]
         self.transport: Transport
+        self.virtio: VirtioPci | VirtioMmio
         self.runner: Runner
 
     def _event(self) -> int:
@@ -132,6 +144,54 @@ class Slot:
 
     def reset(self) -> None:
         """As after power-on; the runner has been stopped. Under the bus lock."""
+        raise NotImplementedError
+
+    # -- saving: no vCPU runs, and the runner is held -------------------------------------------------------
+
+    async def settle_resets(self) -> None:
+        """Return when no reset of the device or of a queue is under way."""
+        import trio
+
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def ended() -> None:
+            token.run_sync_soon(done.set)
+
+        with self.host.bus_lock:
+            busy = self.transport.call_when_ready(ended)
+        if busy:
+            await done.wait()
+
+    def save(self) -> SlotState:
+        """All of it but the PCI function."""
+        with self.host.bus_lock:
+            return SlotState(self.virtio.state(), self.runner.save())
+
+    async def restore(self, state: SlotState) -> None:
+        """Go on from it when the runner is released. A PCI function has been restored before.
+
+        Raises `ValueError` with the name of a bad field, or `UserError`: the device is of no use then.
+        """
+        check_record(state, SlotState)
+        with self.host.bus_lock:
+            self.virtio.restore(state.registers)
+            transport = self.transport
+            if transport.resetting or any(queue.resetting for queue in transport.queues):
+                raise ValueError("resetting is set, and a machine is saved when resets are over")
+            for index in range(len(self.exits)):
+                self.on_vector(index)
+            activation = transport.activation()
+            if not transport.live:
+                idle = tuple(setup._replace(ready=False) for setup in activation.queues)
+                activation = Activation(0, idle)
+        await self.runner.restore(activation, state.run)
+
+    def redeliver(self) -> None:
+        """Interrupts that may have been on their way, once more; drivers can do with one too many. Under the bus lock.
+
+        Between an eventfd and the interrupt controller there is a queue of the host's kernel, which is not saved.
+        """
         raise NotImplementedError
 
 

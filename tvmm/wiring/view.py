@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
+    from tvmm.virtio.runner.image import DiskImage
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
 
@@ -23,6 +24,10 @@ class DiskPart(Protocol):
 
     def info(self) -> DiskInfo:
         """What there is to tell."""
+
+    @property
+    def image(self) -> DiskImage:
+        """What is behind it, to be handed over."""
 
     async def resize(self, size_bytes: int) -> None:
         """Give file and device another size. Raises `UserError`."""
@@ -39,6 +44,9 @@ class NetPart(Protocol):
 
     def announce(self) -> None:
         """Have the driver tell the network where it is. Raises `UserError` if it cannot."""
+
+    def announce_arrival(self, *, by_guest: bool) -> None:
+        """Show switches where the guest is now; `by_guest`: have it do that itself too, if it can."""
 
 
 class DeviceView:

@@ -31,7 +31,7 @@ def test_the_filter_agrees_with_its_twin(
 ) -> None:
     """For all modes and tables, those that were never set and those that are full among them."""
     twin = RxFilter(own)
-    twin.reset()
+    twin.reset(own)
     if tables is not None:
         twin.set_table(*tables)
     for mode in modes:

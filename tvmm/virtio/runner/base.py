@@ -7,7 +7,11 @@ once; what takes time is told by a callback, again under the bus lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from tvmm.kvm.vring_records import RING_FEATURES, VringConfig, VringState
+from tvmm.kvm.vring_records import check_state as check_ring
+from tvmm.records import check_flag, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from tvmm.kvm.vring import MemoryMap, Vring
     from tvmm.virtio.device import Activation, QueueSetup
 
-__all__ = ["Ends", "Holder", "Runner", "hold_all"]
+__all__ = ["Ends", "Holder", "QueueRun", "Runner", "check_runs", "hold_all", "ring_config"]
 
 
 class Ends(NamedTuple):
@@ -56,6 +60,37 @@ async def hold_all(holders: Sequence[Holder]) -> None:
         raise
 
 
+class QueueRun(NamedTuple):
+    """One queue, to be saved. `served` is False for one that is not set up, or was given up until a reset."""
+
+    ring: VringState = VringState()
+    served: bool = False
+
+
+def ring_config(setup: QueueSetup, features: int) -> VringConfig:
+    """What the ring of a queue is configured with, as the driver has set it up."""
+    return VringConfig(setup.size, setup.desc, setup.driver, setup.device, features & RING_FEATURES)
+
+
+def check_runs(runs: object, activation: Activation) -> tuple[QueueRun, ...]:
+    """`runs` if the queues of a device with this activation can be in it. Raises `ValueError` that names a field."""
+    if type(runs) is not tuple or len(runs) != len(activation.queues):
+        raise ValueError(f"queues is not a tuple of {len(activation.queues)} records")
+    for setup, run in zip(activation.queues, runs, strict=True):
+        check_record(run, QueueRun)
+        try:
+            check_ring(run.ring)
+        except ValueError as error:
+            raise ValueError(f"queues: ring {setup.queue}: {error}") from None
+        served = check_flag("queues: served", run.served)
+        if run.ring.config is None:
+            if served:
+                raise ValueError(f"queues: served queue {setup.queue} without a ring")
+        elif not setup.ready or run.ring.config != ring_config(setup, activation.features):
+            raise ValueError(f"queues: config of ring {setup.queue} is not what the driver has set up")
+    return runs
+
+
 class Runner(Protocol):
     """Serves the queues of one device."""
 
@@ -80,6 +115,20 @@ class Runner(Protocol):
 
     def set_call(self, index: int, fd: int) -> None:
         """Where the interrupts of a queue go: an eventfd, or `CALL_PYTHON` or `CALL_NONE` of `tvmm.kvm.serve`."""
+
+    def save(self) -> Any:
+        """All that is on its way between rings and backend, as a record. Held, with no reset under way."""
+
+    async def restore(self, activation: Activation, state: Any) -> None:
+        """Go on from `state` at the next `release`, which looks at every queue once. Held, with no queue in use.
+
+        The model has been restored, and `activation` is what it is live with: without features and ready queues if it
+        is not.
+        Raises `ValueError` with the name of a bad field, or `HostError`: the device is of no use then.
+        """
+
+    def arrived(self) -> None:
+        """After `restore`, when interrupts get through: tell the driver what is otherwise on this side."""
 
     async def run(self) -> None:
         """All threads and tasks of the device, until cancelled."""

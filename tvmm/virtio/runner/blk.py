@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -17,11 +18,11 @@ import trio
 from tvmm.errors import ImageError
 from tvmm.kvm.blk import BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
 from tvmm.kvm.vring import Vring
-from tvmm.kvm.vring_records import VringConfig
+from tvmm.records import check_record, check_uint
 from tvmm.virtio.blk import BlkSettings
 from tvmm.virtio.blk_request import SECTOR
-from tvmm.virtio.runner.base import hold_all
-from tvmm.virtio.runner.blk_queue import DiskQueue
+from tvmm.virtio.runner.base import check_runs, hold_all, ring_config
+from tvmm.virtio.runner.blk_queue import ERRNO_MAX, DiskQueue, DiskQueueRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tvmm.virtio.runner.base import Ends
     from tvmm.virtio.runner.image import DiskImage
 
-__all__ = ["BlkInfo", "BlkRunner", "blk_settings"]
+__all__ = ["BlkInfo", "BlkRun", "BlkRunner", "blk_settings"]
 
 SEG_MAX = 254
 """Data segments of a request, as QEMU has it: with header and status a chain of 256."""
@@ -90,6 +91,13 @@ class BlkInfo(NamedTuple):
     counters: BlkCounters
     """Of all queues together."""
     queues: tuple[BlkCounters, ...]
+
+
+class BlkRun(NamedTuple):
+    """What is saved. `sync_error`: the errno of a sync that failed, after which the image promises nothing any more."""
+
+    queues: tuple[DiskQueueRun, ...]
+    sync_error: int = 0
 
 
 class BlkRunner:
@@ -164,7 +172,7 @@ class BlkRunner:
     def start_queue(self, setup: QueueSetup) -> None:
         """See `Runner`."""
         queue = self._queues[setup.queue]
-        config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
+        config = ring_config(setup, self._features)
         limits = BlkQueueLimits(*self._model.limits())
         queue.server.set_capacity(limits.capacity)
         queue.thread.post(lambda: queue.start(config, limits))
@@ -207,6 +215,34 @@ class BlkRunner:
         on = self._model.write_through
         for queue in self._queues:
             queue.server.set_write_through(on)
+
+    # -- saving, held --------------------------------------------------------------------------------------
+
+    def save(self) -> BlkRun:
+        """See `Runner`."""
+        memory = self._ends.memory
+        return BlkRun(tuple(queue.save(memory) for queue in self._queues), int(self._file.raw.sync_error))
+
+    async def restore(self, activation: Activation, state: BlkRun) -> None:
+        """See `Runner`."""
+        check_record(state, BlkRun)
+        if type(state.queues) is not tuple:
+            raise ValueError("queues is not a tuple")
+        for run in state.queues:
+            check_record(run, DiskQueueRun)
+        check_runs(tuple(run.queue for run in state.queues), activation)
+        self._file.raw.sync_error = check_uint("sync_error", state.sync_error, ERRNO_MAX)
+        self._features = activation.features
+        self._cache_mode_changed()
+        limits = BlkQueueLimits(*self._model.limits())
+        if limits.capacity * SECTOR > self.image.size:
+            raise ValueError("capacity is more than the image has here")
+        for queue, run in zip(self._queues, state.queues, strict=True):
+            queue.server.set_capacity(limits.capacity)
+            await queue.thread.call(partial(queue.restore, run, limits, self._ends.memory))
+
+    def arrived(self) -> None:
+        """See `Runner`: nothing to tell."""
 
     # -- life ----------------------------------------------------------------------------------------------
 

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvmm.errors import HostError
+from tvmm.kvm.blk_state import KeptRequest, check_kept, keep_again, kept_requests
 from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
+from tvmm.records import check_flag, check_uint
+from tvmm.virtio.runner.base import QueueRun
 from tvmm.virtio.runner.thread import ServerThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError
-    from tvmm.kvm.vring import Vring
+    from tvmm.kvm.vring import MemoryMap, Vring
     from tvmm.kvm.vring_records import VringConfig
 
-__all__ = ["DiskQueue", "QueueOwner"]
+__all__ = ["DiskQueue", "DiskQueueRun", "QueueOwner"]
+
+BROKEN_MAX, ERRNO_MAX = 4, 4095
+
+
+class DiskQueueRun(NamedTuple):
+    """What is saved of a queue. `broken`: why it takes no more, by number as C has it, and `given_up`: that was said.
+
+    `stopped` is the errno that it waits over, with what is to be repeated in `kept`; nothing else is in flight, but in
+    a queue that is broken.
+    """
+
+    queue: QueueRun = QueueRun()
+    broken: int = 0
+    given_up: bool = False
+    stopped: int = 0
+    kept: tuple[KeptRequest, ...] = ()
 
 
 class QueueOwner(Protocol):
@@ -112,3 +131,39 @@ class DiskQueue:
         """See `QueueServer`."""
         if self.server.drain():
             self._owner.interrupt(self.index)
+
+    # Held: by whoever saves the machine, and on the thread.
+
+    def save(self, memory: MemoryMap) -> DiskQueueRun:
+        """As a record."""
+        raw = self.server.raw
+        return DiskQueueRun(
+            QueueRun(self.ring.state(), self.server.has_ring),
+            int(raw.broken),
+            bool(raw.given_up),
+            self.server.stopped,
+            kept_requests(self.server, memory),
+        )
+
+    def restore(self, state: DiskQueueRun, limits: BlkQueueLimits, memory: MemoryMap) -> None:
+        """Go on from it; its `queue` has been checked. Raises `ValueError` and `HostError`."""
+        run = state.queue
+        broken = check_uint("queues: broken", state.broken, BROKEN_MAX)
+        given_up = check_flag("queues: given_up", state.given_up)
+        stopped = check_uint("queues: stopped", state.stopped, ERRNO_MAX)
+        chains = {chain.id: chain for chain in run.ring.in_flight}
+        kept = check_kept(state.kept, chains, memory, read_only=bool(limits.read_only))
+        if not run.served and (broken or given_up or stopped or kept):
+            raise ValueError("queues: broken or stopped without being served")
+        if kept and not stopped:
+            raise ValueError("queues: kept requests, and stopped says over nothing")
+        lost = {chain.id for chain in run.ring.in_flight if not chain.done} - {request.id for request in kept}
+        if run.served and not broken and lost:
+            raise ValueError("queues: in_flight has chains that nothing would ever bring back")
+        self.ring.restore(run.ring)
+        if run.served:
+            self.server.start(self.ring, limits)
+            keep_again(self.server, kept, memory)
+            self.server.raw.broken, self.server.raw.given_up = broken, given_up
+            self.server.raw.stopped = stopped
+

@@ -7,21 +7,23 @@ the sender until the guest has posted buffers and, with MULTIPORT, opened the po
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from tvmm.records import check_bytes, check_record, check_uint
 from tvmm.virtio.console_control import ABSENT, MESSAGE_LENGTH
+from tvmm.virtio.runner.base import QueueRun
 from tvmm.virtio.runner.task import TaskRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tvmm.virtio.console import Console
-    from tvmm.virtio.device import QueueSetup
+    from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
 
-__all__ = ["ConsoleRunner", "PortEnd"]
+__all__ = ["ConsoleRun", "ConsoleRunner", "PortEnd", "PortRun"]
 
 CHUNK = 64 << 10
 """Bytes of one port's output that wait for its reader. A chain may be longer: it is taken in parts."""
@@ -30,12 +32,41 @@ EMERGENCY_BYTES = 4096
 """Emergency output that waits: a guest may write it a byte at a time without end. What is more is dropped, counted."""
 
 
+MAX_WAITING = 1 << 20
+"""Bytes of input in a record: more than queues here take, and a peer is not to have this side keep without end."""
+
+CHAIN_LIMIT = 1 << 32
+"""Bytes of a chain (2.7.5)."""
+
+
+class PortRun(NamedTuple):
+    """A port that is there. `taken` bytes of the first chain of output have been passed on, the rest is to come.
+
+    `emergency` is output past the queues that nobody has taken. What was taken out of a chain that the driver has back
+    is with this host's reader. `waiting` is input that the guest has posted no buffers for.
+    """
+
+    number: int
+    taken: int = 0
+    emergency: bytes = b""
+    waiting: bytes = b""
+
+
+class ConsoleRun(NamedTuple):
+    """What is saved."""
+
+    queues: tuple[QueueRun, ...]
+    ports: tuple[PortRun, ...]
+
+
 class ConsoleRunner(TaskRunner):
     """Serves `model`; `ports` are the ends of its ports by number, open on the host's side until told otherwise."""
 
     def __init__(self, model: Console, ends: Ends, name: str = "console") -> None:
         super().__init__(name, ends, len(model.queue_sizes))
         self.model = model
+        self.saved = False
+        self._size: tuple[int, int] | None = None
         self.ports = {
             number: PortEnd(self, number) for number in range(model.max_ports) if model.ports[number].stage != ABSENT
         }
@@ -48,6 +79,7 @@ class ConsoleRunner(TaskRunner):
 
     def resize(self, columns: int, rows: int) -> None:
         """The terminal's window has another size."""
+        self._size = columns, rows
         with self.ends.bus_lock:
             self.model.resize(columns, rows)
         self.look_at_control()
@@ -85,6 +117,39 @@ class ConsoleRunner(TaskRunner):
         """Serve this queue too; control messages may wait for it."""
         super().start_queue(setup)
         self.look_at_control()
+
+    # -- saving, held ------------------------------------------------------------------------------------
+
+    def save(self) -> ConsoleRun:
+        """See `Runner`. From here to the next `release` nothing more is passed on: it is in the record."""
+        self.saved = True
+        return ConsoleRun(self.save_queues(), tuple(port.save() for port in self.ports.values()))
+
+    async def restore(self, activation: Activation, state: ConsoleRun) -> None:
+        """See `Runner`."""
+        check_record(state, ConsoleRun)
+        if type(state.ports) is not tuple or len(state.ports) != len(self.ports):
+            raise ValueError("ports is not a tuple of as many records as there are ports")
+        for run, end in zip(state.ports, self.ports.values(), strict=True):
+            end.check(run)
+        with self.ends.bus_lock:
+            self.restore_queues(activation, state.queues)
+            for run, end in zip(state.ports, self.ports.values(), strict=True):
+                end.load(run)
+            self.saved = True
+        await trio.lowlevel.checkpoint()
+
+    def arrived(self) -> None:
+        """Which ports are open on the host's side, and the terminal's size, are those of this side."""
+        for number, port in self.ports.items():
+            self.model.ports.set_open(number, port.is_open)
+        if self._size is not None:
+            self.model.resize(*self._size)
+
+    def release(self) -> None:
+        """See `Runner`. Who goes on has not gone away."""
+        self.saved = False
+        super().release()
 
     # -- under the bus lock ------------------------------------------------------------------------------
 
@@ -127,7 +192,13 @@ class PortEnd:
 
     def __init__(self, runner: ConsoleRunner, number: int) -> None:
         self.number = number
+        self.is_open = True
+        """Whether somebody on this side has the port open."""
         self.dropped_bytes = 0
+        self.queued_input: Callable[[], bytes] = lambda: b""
+        """Input that waits behind what is being sent; `put_back_input` has it sent on the side it was saved for."""
+        self.put_back_input: Callable[[bytes], None] = lambda data: None
+        self._sends: list[list[bytes]] = []
         self._runner = runner
         self._receive, self._transmit = runner.model.queues_of(number)
         self._emergency_bytes = bytearray()
@@ -146,6 +217,7 @@ class PortEnd:
 
     def set_open(self, is_open: bool) -> None:
         """Somebody on the host has the other end open, or nobody any more; the driver is told."""
+        self.is_open = is_open
         with self._runner.ends.bus_lock:
             self._runner.model.ports.set_open(self.number, is_open)
         self._runner.look_at_control()
@@ -191,7 +263,29 @@ class PortEnd:
         """The driver has taken a queue back: what is left of a chain is not to come."""
         self._taken_of_first = 0
 
+    def save(self) -> PortRun:
+        """As a record. Held."""
+        waiting = b"".join(left for (left,) in self._sends) + self.queued_input()
+        return PortRun(self.number, self._taken_of_first, bytes(self._emergency_bytes), waiting[:MAX_WAITING])
+
+    def check(self, state: PortRun) -> None:
+        """Raise `ValueError` with the name of a bad field for what `load` would not take."""
+        check_record(state, PortRun)
+        if check_uint("ports: number", state.number, 0xFFFF) != self.number:
+            raise ValueError("ports: number is not that of a port here")
+        check_uint("ports: taken", state.taken, CHAIN_LIMIT - 1)
+        check_bytes("ports: emergency", state.emergency, 0, EMERGENCY_BYTES)
+        check_bytes("ports: waiting", state.waiting, 0, MAX_WAITING)
+
+    def load(self, state: PortRun) -> None:
+        """Take over a record that was checked."""
+        self._taken_of_first = state.taken
+        self._emergency_bytes[:] = state.emergency
+        self.put_back_input(state.waiting)
+
     def _pull(self) -> bytes:
+        if self._runner.saved:
+            return b""
         parts = [bytes(self._emergency_bytes)]
         self._emergency_bytes.clear()
         room = CHUNK - len(parts[0])
@@ -216,15 +310,20 @@ class PortEnd:
 
     async def send(self, data: bytes) -> None:
         """Give `data` to the guest, as fast as it reads. Several senders take turns, each with all of its bytes."""
-        await trio.lowlevel.checkpoint()
-        async with self._sending:
-            while data:
-                self._input_room = trio.Event()
-                with self._runner.ends.bus_lock:
-                    count = self._give(data)
-                data = data[count:]
-                if not count:
-                    await self._input_room.wait()
+        left = [data]
+        self._sends.append(left)
+        try:
+            await trio.lowlevel.checkpoint()
+            async with self._sending:
+                while left[0]:
+                    self._input_room = trio.Event()
+                    with self._runner.ends.bus_lock:
+                        count = self._give(left[0])
+                    left[0] = left[0][count:]
+                    if not count:
+                        await self._input_room.wait()
+        finally:
+            self._sends.remove(left)
 
     async def send_break(self) -> None:
         """Nothing: a virtio port has no break condition."""

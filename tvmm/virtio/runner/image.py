@@ -42,23 +42,29 @@ class DiskImage:
     lines for the user.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False, direct: bool = False, locking: bool = True) -> None:
-        """Raises `ImageError` for a file that is no disk or is in use, `HostError` if the host refuses."""
+    def __init__(
+        self, path: str, *, read_only: bool = False, direct: bool = False, locking: bool = True, lock_now: bool = True
+    ) -> None:
+        """Raises `ImageError` for a file that is no disk or is in use, `HostError` if the host refuses.
+
+        Without `lock_now` somebody else has it still, and `lock` comes later.
+        """
         self.path = path
         self.read_only = read_only
         self.direct = direct
         self.warnings: list[str] = []
         self.plain_fd = -1
+        self._locking = locking
         self._locked = False
         _check_kind(path)
         self.fd = _open(path, read_only=read_only, direct=direct)
         try:
-            self._examine(locking)
+            self._examine(lock_now)
         except BaseException:
             self.close()
             raise
 
-    def _examine(self, locking: bool) -> None:
+    def _examine(self, lock_now: bool) -> None:
         path, about = self.path, os.fstat(self.fd)
         # Opened without waiting, for the case that it has become a FIFO since the check.
         _refuse_kind(path, about.st_mode)
@@ -70,8 +76,8 @@ class DiskImage:
                 f"disk image {path} has {self.size} bytes, which is no whole number of sectors of {SECTOR}",
                 f"'truncate -s %{SECTOR} {path}' makes it one",
             )
-        if locking:
-            self._lock()
+        if lock_now:
+            self.lock()
         self.plain_fd = self._reopen() if self.direct else self.fd
         self.in_memory = not self.is_device and in_memory(self.fd)
         self.memory_align, self.offset_align = self._alignment() if self.direct else (1, 1)
@@ -88,10 +94,8 @@ class DiskImage:
 
     def close(self) -> None:
         """Close it, and let go of the lock."""
-        if self._locked:
-            # The kernel takes an io_uring apart later, and that long it has the file open, with its lock.
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
-            self._locked = False
+        # The kernel takes an io_uring apart later, and that long it has the file open, with its lock.
+        self.unlock()
         if self.plain_fd not in (-1, self.fd):
             os.close(self.plain_fd)
         if self.fd >= 0:
@@ -129,8 +133,42 @@ class DiskImage:
 
     # -- what the host has ---------------------------------------------------------------------------------
 
+    def lock(self) -> None:
+        """A lock of this open file, which also keeps off another machine in this process, and QEMU.
+
+        Nothing to do if it is locked, or was opened without locking. Raises `ImageError` if somebody else has it, or if
+        it is not of the size any more that it had when it was opened.
+        """
+        if self._locked or not self._locking:
+            return
+        self._lock()
+        there = self._measure()
+        if there < self.size or (not self.is_device and there != self.size):
+            self.unlock()
+            raise ImageError(f"disk image {self.path} had {self.size} bytes and has {there} now", "start again")
+
+    def unlock(self) -> None:
+        """Somebody else may have it; what was written is in the host's page cache at least."""
+        if self._locked:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, *WHOLE_FILE))
+            self._locked = False
+
+    def flush(self) -> None:
+        """Have what was written on the disk, or on the server. Raises `HostError`."""
+        if self.read_only:
+            return
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise HostError(
+                f"disk image {self.path} cannot be written back: {error.strerror}", "look at the host's disk"
+            ) from error
+
+    def forget(self) -> None:
+        """Drop what the page cache has of it: somebody on another host may have written since it was opened."""
+        os.posix_fadvise(self.plain_fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def _lock(self) -> None:
-        """A lock of this open file, which also keeps off another machine in this process, and QEMU."""
         kind = fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, *WHOLE_FILE))

@@ -7,6 +7,8 @@ What the host needs time for (attaching queues, offloads) is done there, without
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -15,21 +17,24 @@ from tvmm.errors import HostError, UserError
 from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
 from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
 from tvmm.kvm.vring import Vring
-from tvmm.kvm.vring_records import VringConfig
+from tvmm.records import check_bits, check_record
 from tvmm.virtio.features import Net as Feature
 from tvmm.virtio.net import Net, NetBackend
-from tvmm.virtio.runner.base import hold_all
+from tvmm.virtio.runner.base import QueueRun, check_runs, hold_all, ring_config
 from tvmm.virtio.runner.net_orders import Orders, Wishes, wishes_of
 from tvmm.virtio.runner.thread import ServerThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tvmm.kvm.vring_records import VringConfig
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
 
-__all__ = ["NetInfo", "NetRunner", "Wire"]
+__all__ = ["NetInfo", "NetRun", "NetRunner", "Wire"]
 
+HEADER_BYTES = 12
+"""Of a frame on the wire (5.1.6); all zeros: nothing is left to be done to it."""
 BAD_BUFFER = "a receive buffer is readable, or has no room for a header"
 
 
@@ -73,6 +78,16 @@ class NetInfo(NamedTuple):
     failure: str
     counters: tuple[NetCounters, ...]
     spins: tuple[SpinCounters, ...]
+
+
+class NetRun(NamedTuple):
+    """What is saved. `given_up`: a bit for each queue whose driver broke the rules, and was told.
+
+    A frame that waits for room in the driver's buffers is not: frames may be lost.
+    """
+
+    queues: tuple[QueueRun, ...]
+    given_up: int = 0
 
 
 class PairServer:
@@ -136,16 +151,20 @@ class NetRunner:
 
     def activate(self, activation: Activation) -> None:
         """Serve what is ready; pairs that the driver has not asked for yet have no frames."""
-        model = self._model
-        self._features = activation.features
-        self._places = {index: divmod(index, 2) for index in range(2 * model.usable_pairs)}
-        if model.control_queue is not None:
-            self._places[model.control_queue] = (0, CONTROL)
-        wishes = wishes_of(model)
+        self._assign(activation.features)
+        wishes = wishes_of(self._model)
         self._threads[0].post(lambda: self._begin(wishes))
         for setup in activation.queues:
             if setup.ready:
                 self.start_queue(setup)
+
+    def _assign(self, features: int) -> None:
+        """Which pair serves which queue."""
+        model = self._model
+        self._features = features
+        self._places = {index: divmod(index, 2) for index in range(2 * model.usable_pairs)}
+        if model.control_queue is not None:
+            self._places[model.control_queue] = (0, CONTROL)
 
     def reset(self, done: Callable[[], None]) -> None:
         """One thread after the other lets go; `done` comes from pair 0's."""
@@ -172,7 +191,7 @@ class NetRunner:
         place = self._places.get(setup.queue)
         if place is not None:
             number, local = place
-            config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
+            config = ring_config(setup, self._features)
             self._threads[number].post(lambda: self._start(self._servers[number], local, setup.queue, config))
 
     def stop_queue(self, index: int, done: Callable[[], None]) -> None:
@@ -209,6 +228,11 @@ class NetRunner:
     def announce(self) -> bool:
         """Have the guest tell the network where it is now; False if it cannot."""
         return self._model.ask_to_announce()
+
+    def inject(self, frame: bytes) -> None:
+        """Have the wire carry a frame as if the driver had sent it. One that it does not take is lost."""
+        with suppress(OSError):
+            os.writev(self._wire.fds[0], [bytes(HEADER_BYTES), frame])
 
     def info(self) -> NetInfo:
         """As it is."""
@@ -252,6 +276,64 @@ class NetRunner:
         """The threads have ended; the wire is not ours."""
         for pair in self._pairs:
             pair.close()
+
+    # -- saving, held ----------------------------------------------------------------------------------------
+
+    def save(self) -> NetRun:
+        """See `Runner`."""
+        served = {index for server in self._servers for index in server.indices.values()}
+        given_up = sum(
+            1 << index
+            for server in self._servers
+            for local, index in server.indices.items()
+            if server.pair.raw.stopped >> local & 1
+        )
+        return NetRun(
+            tuple(QueueRun(ring.state(), index in served) for index, ring in enumerate(self.rings)), given_up
+        )
+
+    async def restore(self, activation: Activation, state: NetRun) -> None:
+        """See `Runner`. The wire is set up as the driver wants it, which takes the host some time."""
+        check_record(state, NetRun)
+        runs = check_runs(state.queues, activation)
+        check_bits("given_up", state.given_up, sum(1 << index for index, run in enumerate(runs) if run.served))
+        with self._ends.bus_lock:
+            self._assign(activation.features)
+            wishes, up = wishes_of(self._model), self._model.link_up
+        if any(run.served and (index not in self._places or run.ring.in_flight) for index, run in enumerate(runs)):
+            raise ValueError("queues: in_flight is not empty, or a queue is served that the driver does not have")
+        await self._threads[0].call(lambda: self._set_up_wire(wishes if activation.features else None, up))
+        for index, run in enumerate(runs):
+            number = self._places.get(index, (0, 0))[0]
+            given_up = bool(state.given_up >> index & 1)
+            await self._threads[number].call(partial(self._go_on, index, run, given_up))
+
+    def _set_up_wire(self, wishes: Wishes | None, up: bool) -> None:
+        for pair in self._pairs:
+            pair.set_link(up)
+        self._show_carrier(up)
+        if wishes is not None:
+            self._begin(wishes)
+
+    def _go_on(self, index: int, run: QueueRun, given_up: bool) -> None:
+        try:
+            self.rings[index].restore(run.ring)
+        except ValueError as error:
+            raise ValueError(f"queues: ring {index}: {error}") from None
+        if not run.served:
+            return
+        number, local = self._places[index]
+        server = self._servers[number]
+        if local == RX:
+            server.pair.set_mergeable(bool(self._features & Feature.MRG_RXBUF))
+        server.indices[local] = index
+        with self._ends.bus_lock:
+            server.pair.start(local, self.rings[index], self._ends.kick_fds[index], self._calls[index])
+        if given_up:
+            server.pair.raw.stopped |= 1 << local
+
+    def arrived(self) -> None:
+        """Nothing to tell."""
 
     # -- on the servers' threads ---------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Orders:
             command += piece[: MAX_COMMAND - len(command)]
             if len(command) == MAX_COMMAND:
                 break
-        self._batch.writable(chain)[0][:1] = bytes([self._execute(bytes(command))])
+        ring.memory.fill(self._batch.writable(chain), bytes([self._execute(bytes(command))]))
         ring.push(chain.id, 1)
         return ""
 

@@ -7,22 +7,25 @@ buffers back meanwhile. What is left then goes to the next request; no byte is g
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tvmm.errors import ConfigError, HostError
+from tvmm.records import check_record
 from tvmm.virtio.rng import MAX_FILL, fill_length
+from tvmm.virtio.runner.base import QueueRun
 from tvmm.virtio.runner.task import TaskRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tvmm.kvm.vring import Chain
+    from tvmm.virtio.device import Activation
     from tvmm.virtio.rng import Rng
     from tvmm.virtio.runner.base import Ends
 
-__all__ = ["KERNEL_SOURCE", "RngRunner"]
+__all__ = ["KERNEL_SOURCE", "RngRun", "RngRunner"]
 
 KERNEL_SOURCE = "/dev/urandom"
 """Stands for getrandom(2), which needs no descriptor."""
@@ -37,6 +40,12 @@ RETRY_SECONDS = 1.0
 
 POLL_SECONDS = 0.05
 """When to ask a source again that has nothing, and of which epoll(7) does not know, such as /dev/hwrng."""
+
+
+class RngRun(NamedTuple):
+    """What is saved. Bytes that were got and not given stay here: they are this host's, and random elsewhere too."""
+
+    queues: tuple[QueueRun, ...]
 
 
 class RngRunner(TaskRunner):
@@ -123,6 +132,19 @@ class RngRunner(TaskRunner):
         self.given_bytes += at
         self.put_back(REQUESTS, len(requests) - len(used))
         self.push(REQUESTS, used)
+
+    # -- saving, held ------------------------------------------------------------------------------------
+
+    def save(self) -> RngRun:
+        """See `Runner`."""
+        return RngRun(self.save_queues())
+
+    async def restore(self, activation: Activation, state: RngRun) -> None:
+        """See `Runner`."""
+        check_record(state, RngRun)
+        with self.ends.bus_lock:
+            self.restore_queues(activation, state.queues)
+        await trio.lowlevel.checkpoint()
 
     # -- source ------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import trio
 from tvmm.errors import HostError
 from tvmm.kvm.serve import CALL_NONE, CALL_PYTHON
 from tvmm.kvm.vring import Batch, Vring
-from tvmm.kvm.vring_records import VringConfig
+from tvmm.virtio.runner.base import QueueRun, check_runs, ring_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ class TaskRunner:
 
     def start_queue(self, setup: QueueSetup) -> None:
         """Serve this queue too; the features are those of the activation."""
-        config = VringConfig(setup.size, setup.desc, setup.driver, setup.device, self._features)
+        config = ring_config(setup, self._features)
         ring = self._rings[setup.queue]
         self._serving.add(setup.queue)
         try:
@@ -166,6 +166,28 @@ class TaskRunner:
         self._epoll.close()
         os.close(self._waker)
 
+    # -- saving, held ------------------------------------------------------------------------------------
+
+    def save_queues(self) -> tuple[QueueRun, ...]:
+        """The queues as records."""
+        return tuple(QueueRun(ring.state(), index in self._serving) for index, ring in enumerate(self._rings))
+
+    def restore_queues(self, activation: Activation, runs: object) -> None:
+        """Go on from what `save_queues` gave. Raises `ValueError` with the name of a bad field."""
+        checked = check_runs(runs, activation)
+        if any(run.served and run.ring.in_flight for run in checked):
+            raise ValueError("queues: in_flight is not empty, and nothing would ever come back")
+        for index, (ring, run) in enumerate(zip(self._rings, checked, strict=True)):
+            try:
+                ring.restore(run.ring)
+            except ValueError as error:
+                raise ValueError(f"queues: ring {index}: {error}") from None
+        self._features = activation.features
+        self._serving = {index for index, run in enumerate(checked) if run.served}
+
+    def arrived(self) -> None:
+        """Nothing to tell."""
+
     # -- for `attend` and other tasks of the device, under the bus lock ----------------------------------
 
     def serves(self, index: int) -> bool:
@@ -194,13 +216,7 @@ class TaskRunner:
 
     def scatter(self, chain: Chain, data: bytes) -> None:
         """Write `data`, no more than there is room for, into a chain of `batch`."""
-        at = 0
-        for piece in self.batch.writable(chain):
-            part = data[at : at + len(piece)]
-            piece[: len(part)] = part
-            at += len(part)
-            if at == len(data):
-                return
+        self.ends.memory.fill(self.batch.writable(chain), data)
 
     def gather(self, chain: Chain, start: int, limit: int) -> bytes:
         """Up to `limit` bytes, from byte `start` on, that the driver put into a chain of `batch`."""

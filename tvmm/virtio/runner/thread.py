@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import outcome
 import trio
 
 from tvmm.kvm.serve import SERVE_CONTROL, Waker
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["QueueServer", "ServerThread"]
+
+T = TypeVar("T")
 
 
 class QueueServer(Protocol):
@@ -70,6 +73,21 @@ class ServerThread:
         """Have `command` run on the thread, after those posted before."""
         self._commands.append(command)
         self._waker.wake()
+
+    async def call(self, command: Callable[[], T]) -> T:
+        """What `command` returns or raises, run on the thread after what was posted before. Not cut short."""
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        results: list[outcome.Outcome[T]] = []
+
+        def posted() -> None:
+            results.append(outcome.capture(command))
+            token.run_sync_soon(done.set)
+
+        self.post(posted)
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        return results[0].unwrap()
 
     def suspend(self) -> None:
         """As `hold`, without waiting for it."""

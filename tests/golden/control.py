@@ -1,0 +1,89 @@
+"""The control connection of version 1: each message, opening and reply in a file, and all that a source once said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmm.migration.messages import (
+    Answer,
+    Block,
+    Cancel,
+    Commit,
+    Failure,
+    Goodbye,
+    Hello,
+    Query,
+    Ready,
+    Refuse,
+    RoundDone,
+    Running,
+    State,
+    Welcome,
+)
+from tvmm.migration.wire import Kind, Opening, Reply, Security
+from tvmm.state import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MESSAGES", "OPENINGS", "RECORDED", "REPLIES", "SESSION", "TOKEN", "golden_bytes", "path_of"]
+
+FOLDER = Path(__file__).parent / "control-1"
+SESSION = bytes(range(16))
+TOKEN = bytes(range(0x80, 0x90))
+
+MESSAGES: Mapping[str, Any] = {
+    "hello": Hello(
+        SESSION,
+        "web",
+        (("ram", "64M"), ("disk0", "1G, virtio, höher")),
+        b"cpu\x00\xff",
+        (Block("pc.ram", 16384), Block("vga.vram", 4096)),
+        64,
+        "zstd",
+        True,
+    ),
+    "hello-defaults": Hello(SESSION, "", (), b"", (), 1),
+    "state": State(
+        (Section("serial0", 1, 1, b"\x00state"), Section("virtio/disk0", 0xFFFF, 2, b"")),
+        True,
+        300,
+        (b"h" * 32, b"i" * 32),
+    ),
+    "state-defaults": State((), False, 0),
+    "commit": Commit(),
+    "cancel": Cancel("the user wants it back"),
+    "goodbye": Goodbye(),
+    "query": Query(SESSION),
+    "welcome": Welcome(1, TOKEN),
+    "refuse": Refuse(("the destination lacks avx512f", "ram is 2M"), "start it with the options of the source"),
+    "round-done": RoundDone((1 << 32) - 1, 123_456_789),
+    "ready": Ready(1_000_000, 2_000_000),
+    "running": Running(128),
+    "failure": Failure("section serial0: it is damaged", "try again"),
+    "answer-running": Answer("running"),
+    "answer-abandoned": Answer("abandoned"),
+    "answer-unknown": Answer("unknown"),
+}
+
+OPENINGS = {
+    "control": Opening(Kind.CONTROL, Security.PLAIN, 1, 1),
+    "lane": Opening(Kind.LANE, Security.TLS, 1, 3, TOKEN, 63),
+    "query": Opening(Kind.QUERY, Security.PAIR, 1, 0xFFFF),
+}
+
+REPLIES = {reply.name.lower().replace("_", "-"): reply for reply in Reply}
+
+RECORDED = ("control", "lane0", "lane1", "ram-sha256")
+"""Of a whole migration: each connection from its opening on, and the hash of what RAM was in the end."""
+
+
+def path_of(kind: str, name: str) -> Path:
+    """`kind` is ``message``, ``opening``, ``reply`` or ``recorded``."""
+    return FOLDER / f"{kind}-{name}.bin"
+
+
+def golden_bytes(kind: str, name: str) -> bytes:
+    """As they are out there."""
+    return path_of(kind, name).read_bytes()

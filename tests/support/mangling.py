@@ -1,0 +1,247 @@
+"""A relay in front of a destination that changes what it passes on, piece by piece, as a seed has it.
+
+A piece is what the two sides would call one: an opening, a message, a frame of pages, a compressed piece, a record of
+TLS. Pieces are damaged, cut short, dropped, sent twice or in another order; others are put between them, connections
+are cut or stall. Each connection and direction draws from a generator of its own, so that a seed does the same again
+as far as the two sides do.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from tests.support.plain_lanes import HEADER
+from tvmm.control.listener import unix_listener
+from tvmm.migration.messages import (
+    Answer,
+    Cancel,
+    Commit,
+    Failure,
+    Goodbye,
+    Query,
+    Ready,
+    Refuse,
+    RoundDone,
+    Running,
+    State,
+    Welcome,
+)
+from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Kind, Opening, pack
+from tvmm.state import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FORGED", "JUNK", "MangledWire", "Mangler", "piece_lengths"]
+
+PIECE_MAX = 1 << 24
+"""A longer piece is passed on in parts: some bytes were not a length at all."""
+TLS_HEADER = struct.Struct(">BHH")
+
+FORGED = {
+    "to destination": (
+        State((Section("serial0", 1, 1, b"x"),), True, 0),
+        State((), False, 1 << 40),
+        Commit(),
+        Cancel("a\x1b[2Jforged"),
+        Goodbye(),
+        Query(b"s" * 16),
+        Ready(),
+    ),
+    "to source": (
+        Welcome(1, bytes(16)),
+        Welcome(9, b""),
+        Refuse(("no\x1b[2J",) * 3),
+        RoundDone(0, -5),
+        RoundDone(1 << 63, 1 << 63),
+        Ready((1 << 64) - 1, -(1 << 63)),
+        Running((1 << 64) - 1),
+        Failure("x" * 100_000, "\x1b"),
+        Answer("running"),
+        Answer("abandoned"),
+        Answer("nonsense"),
+        Commit(),
+    ),
+}
+"""Messages that a liar may put in, some of which the other side never sends."""
+JUNK = (
+    b"",
+    b"\0" * 64,
+    b"\xff" * 64,
+    struct.pack("<I", 1 << 20) + b"\x06\xff",
+    struct.pack("<I", (1 << 32) - 1) + b"x" * 100,
+    struct.pack("<I", 3) + b"\x06\x81\x06",
+    HEADER.pack(b"TVPL", 1, 0, 0, 1024, 1024 * 4100, 0),
+    HEADER.pack(b"TVPL", 1, 0, 0, 1 << 31, (1 << 32) - 1, 0),
+    HEADER.pack(b"TVPL", 3, 0, 0, 0, 0, (1 << 64) - 1),
+    HEADER.pack(b"TVPL", 3, 0, 0, 0, 0, 0),
+)
+
+
+class Piece(NamedTuple):
+    """How long the header of a piece is, and what is behind one."""
+
+    header: int
+    rest: Callable[[bytes], int]
+
+
+piece_lengths = {
+    "message": Piece(4, lambda header: int(struct.unpack("<I", header)[0])),
+    "frame": Piece(HEADER.size, lambda header: int(HEADER.unpack(header)[5])),
+    "record": Piece(TLS_HEADER.size, lambda header: int(TLS_HEADER.unpack(header)[2])),
+}
+
+
+class Cut(Exception):
+    """The connection ends here."""
+
+
+class Mangler:
+    """What happens to the pieces of one direction of one connection; `rate` of them are touched."""
+
+    def __init__(self, random: Random, rate: float, direction: str, *, lies: bool) -> None:
+        self._random = random
+        self._rate = rate
+        self._forged = tuple(pack(message) for message in FORGED[direction]) if lies else ()
+        self._kept: bytes | None = None
+        self.touched = 0
+
+    def pieces(self, piece: bytes) -> list[bytes]:
+        """What to send in place of `piece`. Raises `Cut`; an empty list is followed by others."""
+        random = self._random
+        kept, self._kept = self._kept, None
+        behind = [] if kept is None else [kept]
+        if random.random() >= self._rate:
+            return [piece, *behind]
+        self.touched += 1
+        choice = random.randrange(12 if self._forged else 10)
+        if choice in (0, 1, 2):
+            return [self._damaged(piece), *behind]
+        if choice == 3:
+            return [piece[: random.randrange(len(piece) + 1)], *behind]
+        if choice == 4:
+            return behind
+        if choice == 5:
+            return [piece, piece, *behind]
+        if choice == 6:
+            self._kept = piece
+            return behind
+        if choice == 7:
+            return [random.choice(JUNK), piece, *behind]
+        if choice == 8:
+            raise Cut
+        if choice == 9:
+            return [piece, random.choice(JUNK), *behind]
+        return [random.choice(self._forged), *([piece] if choice == 10 else []), *behind]
+
+    def _damaged(self, piece: bytes) -> bytes:
+        random, data = self._random, bytearray(piece)
+        # Most of what matters is in front.
+        limit = len(data) if random.randrange(3) else min(len(data), 40)
+        for _ in range(random.choice((1, 1, 1, 4, 30))):
+            data[random.randrange(limit)] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
+        return bytes(data)
+
+
+class MangledWire:
+    """Listens at unix socket `path` and passes on to `target`. `on_piece` is called for each piece."""
+
+    def __init__(
+        self,
+        path: str,
+        target: str,
+        seed: object,
+        rate: float,
+        *,
+        lies: bool = False,
+        lane_pieces: str = "frame",
+        tls: bool = False,
+        on_piece: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path, self._target = path, target
+        self._seed, self._rate, self._lies = seed, rate, lies
+        self._kinds = {Kind.LANE: lane_pieces}
+        self._tls = tls
+        self._on_piece = on_piece
+        self._count = 0
+        self._manglers: list[tuple[Kind | None, Mangler]] = []
+
+    def touched(self, *, lanes: bool) -> int:
+        """How many pieces were not passed on as they came: of lanes, or of all others."""
+        return sum(each.touched for kind, each in self._manglers if (kind is Kind.LANE) == lanes)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Relay until cancelled."""
+        async with unix_listener(Path(self._path)) as listener:
+            task_status.started()
+            await trio.serve_listeners(self._relay, [listener])
+
+    def _mangler(self, kind: Kind | None, number: int, direction: str) -> Mangler:
+        lies = self._lies and kind in (Kind.CONTROL, Kind.QUERY)
+        made = Mangler(Random(f"{self._seed}/{kind}/{number}/{direction}"), self._rate, direction, lies=lies)
+        self._manglers.append((kind, made))
+        return made
+
+    async def _relay(self, client: trio.SocketStream) -> None:
+        self._count += 1
+        number = self._count
+        try:
+            server = await trio.open_unix_socket(self._target)
+        except OSError:
+            await trio.aclose_forcefully(client)
+            return
+        try:
+            opening = await self._exactly(client, OPENING_BYTES)
+            kind = Opening.from_bytes(opening).kind
+            first = self._mangler(None, number, "to destination")
+            for piece in first.pieces(opening):
+                await server.send_all(piece)
+            reply = self._mangler(None, number, "to source")
+            for piece in reply.pieces(await self._exactly(server, REPLY_BYTES)):
+                await client.send_all(piece)
+            way = "record" if self._tls else self._kinds.get(kind, "message")
+            async with trio.open_nursery() as nursery:
+                for origin, end, direction in ((client, server, "to destination"), (server, client, "to source")):
+                    mangler = self._mangler(kind, number, direction)
+                    nursery.start_soon(self._pump, origin, end, mangler, piece_lengths[way])
+        except* (Cut, trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            pass
+        finally:
+            # At once: a task that is cancelled would close one of them.
+            client.socket.close()
+            server.socket.close()
+
+    async def _exactly(self, stream: trio.abc.Stream, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = await stream.receive_some(count - len(data))
+            if not part:
+                raise Cut
+            data += part
+        return data
+
+    async def _pump(self, origin: trio.abc.Stream, end: trio.SocketStream, mangler: Mangler, piece: Piece) -> None:
+        data = bytearray()
+        while part := await origin.receive_some(1 << 16):
+            data += part
+            while (length := self._length(data, piece)) and length <= len(data):
+                self._on_piece()
+                for changed in mangler.pieces(bytes(data[:length])):
+                    await end.send_all(changed)
+                del data[:length]
+        await end.send_all(data)
+        with suppress(OSError):
+            await end.send_eof()
+
+    def _length(self, data: bytearray, piece: Piece) -> int:
+        """Of the first piece in `data`; 0 as long as that is not known."""
+        if len(data) < piece.header:
+            return 0
+        length = piece.header + piece.rest(bytes(data[: piece.header]))
+        return length if length <= PIECE_MAX else len(data)

@@ -1,0 +1,156 @@
+"""Pages of guest RAM, for migration: where their bytes lie, and one bit for each.
+
+Blocks have numbers, which are their places in the list that the two sides of a migration agreed on.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from tvmm.errors import HostError
+from tvmm.kvm.calls import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tvmm.kvm.serve import Waker
+
+__all__ = ["PAGE", "PageBitmap", "RamPages", "ram_hash"]
+
+PAGE = int(lib.TVMM_PAGE)
+HASH_PIECE = 1 << 22
+"""Bytes between two looks at whether a hash is still wanted: about 3 ms."""
+
+
+class RamPages:
+    """The bytes of RAM blocks, for C. Keeps the blocks' buffers exported until `close`, which comes before theirs."""
+
+    def __init__(self, blocks: Iterable[tuple[str, memoryview]], *, fresh: bool = False) -> None:
+        """(name, bytes) of each block in order; whole pages, or `ValueError`.
+
+        `fresh`: all of it is zero now and nobody but the lanes' receivers writes to it, so that a zero page need not be
+        looked at as long as nothing else came for it. Else a read of memory that was never used would allocate it.
+        """
+        named = list(blocks)
+        for name, view in named:
+            if not len(view) or len(view) % PAGE:
+                raise ValueError(f"block {name} has {len(view)} bytes, which are no whole pages")
+        self.names = tuple(name for name, _ in named)
+        self.pages = tuple(len(view) // PAGE for _, view in named)
+        self._buffers = [ffi.from_buffer("uint8_t[]", view) for _, view in named]
+        self._written = [
+            ffi.new("uint64_t[]", _words(pages)) if fresh else ffi.NULL for pages in self.pages
+        ]
+        table = [
+            {"base": base, "pages": pages, "written": written}
+            for base, pages, written in zip(self._buffers, self.pages, self._written, strict=True)
+        ]
+        self.raw = ffi.new("struct tvmm_ram_pages *", {"count": len(table), "blocks": table})
+
+    @property
+    def total(self) -> int:
+        """Pages of all blocks."""
+        return sum(self.pages)
+
+    def populate(self, waker: Waker) -> None:
+        """Have the host allocate all of it, on a thread of its own while pages are awaited, or while they come.
+
+        A page that has to be allocated when it arrives costs two to twenty times as much as the copy. Raises
+        `InterruptedError` when `waker` is woken, and `HostError` if the host cannot: then pages are allocated as they
+        come.
+        """
+        error = -int(lib.tvmm_ram_populate(self.raw, waker.raw))
+        if error == errno.EINTR:
+            raise InterruptedError("the memory is no longer wanted")
+        if error:
+            raise HostError(f"the host does not allocate the guest's memory in advance: {os.strerror(error)}")
+
+    def close(self) -> None:
+        """Let go of the RAM; idempotent. No lane may be at work, nor be used again."""
+        self.raw.count = 0
+        for buffer in self._buffers:
+            ffi.release(buffer)
+        self._buffers.clear()
+
+
+class PageBitmap:
+    """One bit for each page of each block, all clear. Bits are set and taken atomically, by any thread."""
+
+    def __init__(self, names: Sequence[str], pages: Sequence[int]) -> None:
+        """The blocks' names and their sizes in pages, in order."""
+        self.names, self.pages = tuple(names), tuple(pages)
+        self._words = {
+            name: ffi.new("uint64_t[]", _words(count)) for name, count in zip(self.names, self.pages, strict=True)
+        }
+        table = [
+            {"pages": count, "words": self._words[name]} for name, count in zip(self.names, self.pages, strict=True)
+        ]
+        self.raw = ffi.new("struct tvmm_bitmap *", {"count": len(table), "blocks": table})
+
+    @classmethod
+    def of(cls, ram: RamPages) -> PageBitmap:
+        """For the pages of `ram`."""
+        return cls(ram.names, ram.pages)
+
+    def count(self) -> int:
+        """How many bits are set."""
+        return sum(int(lib.tvmm_bits_count(words, len(words))) for words in self._words.values())
+
+    def fill(self) -> None:
+        """Set all of them."""
+        for name, count in zip(self.names, self.pages, strict=True):
+            lib.tvmm_bits_set(self._words[name], 0, count)
+
+    def clear(self) -> None:
+        """Clear all of them. No lane may be at work."""
+        for words in self._words.values():
+            ffi.memmove(words, bytes(ffi.sizeof(words)), ffi.sizeof(words))
+
+    def mark(self, name: str, first: int, count: int = 1) -> None:
+        """Set the bits of `count` pages of a block. Raises `ValueError` if it has no such pages."""
+        if first < 0 or count < 0 or first + count > self.pages[self.names.index(name)]:
+            raise ValueError(f"block {name} has no {count} pages from {first} on")
+        lib.tvmm_bits_set(self._words[name], first, count)
+
+    def test(self, name: str, page: int) -> bool:
+        """Whether a page's bit is set."""
+        return bool(self._words[name][page // 64] >> page % 64 & 1)
+
+    def merge(self, other: PageBitmap) -> int:
+        """Set what is set in `other`, which is of the same blocks. How many bits are new."""
+        if (other.names, other.pages) != (self.names, self.pages):
+            raise ValueError("the bitmaps are of different blocks")
+        return sum(
+            int(lib.tvmm_bits_merge(words, other._words[name], len(words))) for name, words in self._words.items()
+        )
+
+    def words(self, name: str) -> memoryview:
+        """A block's words, 64 bits each, bit 0 of word 0 first; writable. Bits behind the last page must stay clear."""
+        return memoryview(ffi.buffer(self._words[name])).cast("Q")
+
+
+def ram_hash(view: memoryview, waker: Waker | None = None) -> bytes:
+    """SHA-256 of a block's bytes, without the interpreter lock. Raises `InterruptedError` when `waker` is woken."""
+    digest = hashlib.sha256()
+    for start in range(0, len(view), HASH_PIECE):
+        if waker is not None and waker.raw.wanted:
+            raise InterruptedError("the hash is no longer wanted")
+        digest.update(view[start : start + HASH_PIECE])
+    return digest.digest()
+
+
+def _words(pages: int) -> int:
+    return (pages + 63) // 64
+
+
+def log_slot_table(slots: Sequence[tuple[int, int, int, int]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """`struct tvmm_log_slot` initialisers from (slot, block, first page, pages), and what they point to."""
+    scratch = [ffi.new("uint64_t[]", _words(pages)) for _, _, _, pages in slots]
+    table = [
+        {"slot": slot, "block": block, "first": first, "pages": pages, "scratch": words}
+        for (slot, block, first, pages), words in zip(slots, scratch, strict=True)
+    ]
+    return table, scratch
