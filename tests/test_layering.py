@@ -15,6 +15,8 @@ IO_MODULES = {"trio", "cffi", "os", "socket", "threading", "mmap", "fcntl", "sel
 PURE = (
     "errors.py",
     "records.py",
+    "state.py",
+    "state_codec.py",
     "bus.py",
     "boot/",
     "devices/",
@@ -27,6 +29,9 @@ PURE = (
     "vcpu/cpuid.py",
     "vcpu/cpu_features.py",
     "vcpu/msrs.py",
+    "vcpu/state.py",
+    "vcpu/chips.py",
+    "vcpu/compat.py",
     "vcpu/assist/",
     "chardev/history.py",
     "chardev/escape.py",
@@ -34,8 +39,15 @@ PURE = (
     "control/qmp.py",
     "control/verbs.py",
     "control/device_verbs.py",
+    "control/migration_info.py",
+    "control/migration_verbs.py",
     "control/target.py",
+    "migration/status.py",
     "virtio/",
+    "migration/authority.py",
+    "migration/bundle.py",
+    "migration/pairing.py",
+    "migration/tls_errors.py",
 )
 """Modules without IO: state machines, tables, parsers."""
 
@@ -103,6 +115,13 @@ def test_cffi_only_in_kvm() -> None:
 def test_pyroute2_only_in_net() -> None:
     """Network set-up is one package's affair."""
     assert not [name for name in MODULES if "pyroute2" in tops(ROOT / name) and not name.startswith("net/")]
+
+
+def test_cryptography_only_in_migration() -> None:
+    """Certificates are one package's affair."""
+    users = [name for name in MODULES if "cryptography" in tops(ROOT / name)]
+    assert users
+    assert all(name.startswith("migration/") for name in users)
 
 
 FAMILIES = ("virtio", "vnc", "migration", "devices")

@@ -30,15 +30,16 @@ tvmm tvmm.board tvmm.boot tvmm.boot.acpi tvmm.boot.aml tvmm.boot.dsdt tvmm.boot.
 tvmm.boot.gdt tvmm.boot.loader tvmm.boot.mptable tvmm.boot.pvh tvmm.bus tvmm.chardev tvmm.chardev.descriptor
 tvmm.chardev.expect tvmm.chardev.factory tvmm.chardev.feed tvmm.chardev.guest_end tvmm.chardev.history
 tvmm.chardev.port tvmm.chardev.stdio tvmm.chardev.terminal tvmm.cli tvmm.cli.output tvmm.cli.run tvmm.cli.session
-tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.kernel tvmm.config.machine tvmm.config.memory
+tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.kernel tvmm.config.keys tvmm.config.machine tvmm.config.memory
 tvmm.config.options tvmm.config.serial tvmm.config.units tvmm.control tvmm.control.directory tvmm.control.prompt
 tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.i8042
 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.rtc tvmm.devices.rtc_calendar tvmm.devices.rtc_cmos
 tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib
-tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes tvmm.kvm.system tvmm.kvm.uart
-tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.memory tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.outcome
-tvmm.records tvmm.run_control tvmm.serial_port tvmm.tasks tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid
-tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers tvmm.vcpu.runstate tvmm.vcpu.thread
+tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.device_log tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes tvmm.kvm.system
+tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.memory tvmm.memory.layout tvmm.memory.ram
+tvmm.memory.regions tvmm.moves tvmm.outcome tvmm.records tvmm.run_control tvmm.serial_port tvmm.supervisor tvmm.tasks
+tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers
+tvmm.vcpu.runstate tvmm.vcpu.thread
 """.split()
 
 OTHERS = "_cffi_backend mmap termios".split()

@@ -30,8 +30,10 @@ from tvmm.config.machine import MachineConfig
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
 from tvmm.kvm.prompt import prompt_thread
-from tvmm.outcome import SHUTDOWN_REASONS, STATUS_CRASHED, Outcome
+from tvmm.moves import Moves
+from tvmm.outcome import SHUTDOWN_REASONS, Outcome
 from tvmm.run_control import RunControl
+from tvmm.supervisor import Supervisor
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitDispatcher
 from tvmm.vcpu.thread import Vcpu
@@ -39,7 +41,7 @@ from tvmm.vcpu.thread import Vcpu
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from re import Pattern
     from types import TracebackType
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from tvmm.control.registry import MachinePaths
     from tvmm.control.target import VirtioDevices
     from tvmm.memory.ram import GuestRam
+    from tvmm.migration.status import MigrationParameters, MigrationStatus
 
 __all__ = ["Machine"]
 
@@ -67,7 +70,15 @@ class Machine:
         self.backend_path = ""
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
+        self.reset_listeners: list[Callable[[], None]] = []
+        """Called when RAM has been zeroed, and the kernel loaded anew, by a reset."""
         self.on_warning: Callable[[str], None] = lambda message: None
+        self.moves = Moves(self)
+        self.nursery: trio.Nursery
+        self.control_clients: Callable[[], int] = lambda: 0
+        """How many are connected to its sockets."""
+        self.before_resume: Callable[[], None] = lambda: None
+        """Called when the user lets a machine go on; raises `UserError` if it cannot."""
         self.virtio: VirtioDevices | None = None  # set with the board, if there are any
         self.board: Board
         """The hardware; there is none before the block is entered."""
@@ -75,11 +86,7 @@ class Machine:
         self._ended = trio.Event()
         self._settled = trio.Event()
         self.control_ready = trio.Event()
-        self._requests: list[tuple[int, GuestRequest | Outcome]] = []
-        self._asked: list[GuestRequest | Outcome] = []
-        """What vCPUs have asked for and nobody has carried out yet; they are held for it."""
-        self._life_number = 0
-        self._request_news = trio.Event()
+        self.supervisor = Supervisor(self)
         self._deadline_news = trio.Event()
 
     # --- life ---
@@ -99,7 +106,7 @@ class Machine:
         if self._prepared is not None:
             self.board = self._prepared
         else:
-            self.board = await trio.to_thread.run_sync(Board, self.config)
+            self.board = await trio.to_thread.run_sync(self._make_board)
         try:
             self._wire()
             with collapse():
@@ -120,24 +127,29 @@ class Machine:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.board.close)
 
+    def _make_board(self) -> Board:
+        return Board(self.config, load=self.config.incoming is None)
+
     def _wire(self) -> None:
         """Join board, vCPUs and this machine."""
-        self._token = trio.lowlevel.current_trio_token()
+        self.token = trio.lowlevel.current_trio_token()
         board, config = self.board, self.config
         assist = config.assist == "on" or (config.assist == "auto" and board.emulated_kernel)
         self.exits = ExitDispatcher(board.ports, board.mmio, board.bus_lock, board.ram, assist=assist)
-        self.exits.on_crash = self._crashed
-        self.exits.on_system_event = lambda kind: self._from_guest(GuestRequest(kind))
-        board.on_request = self._from_guest
-        board.on_deadline = lambda: self._token.run_sync_soon(self._wake_clock, idempotent=True)
+        self.exits.on_crash = self.supervisor.crashed
+        self.exits.on_system_event = lambda kind: self.supervisor.from_guest(GuestRequest(kind))
+        board.on_request = self.supervisor.from_guest
+        board.on_deadline = lambda: self.token.run_sync_soon(self._wake_clock, idempotent=True)
         if board.devices is not None:
             from tvmm.wiring.view import DeviceView
 
             self.virtio = DeviceView(board.devices)
-            board.devices.on_warning = lambda message: self._token.run_sync_soon(self.on_warning, message)
-            board.devices.on_event = lambda *event: self._token.run_sync_soon(self._device_event, *event)
+            board.devices.on_warning = lambda message: self.token.run_sync_soon(self.on_warning, message)
+            board.devices.on_event = lambda *event: self.token.run_sync_soon(self._device_event, *event)
         self.vcpus = [Vcpu(kvm, self.exits) for kvm in board.vcpus]
-        self.motion = RunControl(self.vcpus, board.devices, lambda event: self._tell(event, {}))
+        self.motion = RunControl(
+            self.vcpus, board.devices, lambda event: self.tell(event, {}), board.serial.go_on
+        )
         self._serial_end = SerialEnd(board.serial)
 
     async def _start_tasks(
@@ -146,6 +158,8 @@ class Machine:
         """Every task of the machine, by name; `tvmm tasks` lists them."""
         self.meter = stack.enter_context(TaskMeter(nursery))
         self.hub = SerialHub(self._serial_end, backend)
+        self.board.serial.queued_input = lambda: self._serial_end.unsent + self.hub.queued_input()
+        self.board.serial.put_back_input = self.hub.put_back_input
         self._expect = Expect(stack.enter_context(self.hub.follow(holding=False)))
         limiter = trio.CapacityLimiter(len(self.vcpus))
         nursery.start_soon(self.hub.run, name="serial0")
@@ -156,10 +170,20 @@ class Machine:
                 nursery.start_soon(run, name=name)
             for console in self.board.devices.consoles.values():
                 await console.connect(stack, nursery, self._actions())
-        nursery.start_soon(self._supervise, name="supervisor")
+        nursery.start_soon(self.supervisor.run, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")
-        if paths:
+        self.nursery = nursery
+        if self.config.incoming is not None:
+            self.motion.stage = "inmigrate"
+            if paths:
+                from tvmm.control.machine_target import serve_machine
+
+                # Who reads that it waits can ask it: there is no guest to be waited for.
+                await nursery.start(serve_machine, self, str(paths.control), str(paths.console), name="control")
+            if self.config.incoming.address is not None:
+                await nursery.start(self.moves.arrive, name="migration")
+        elif paths:
             nursery.start_soon(self._serve_later, str(paths.control), str(paths.console), name="control")
         if self.config.control:
             from tvmm.control.machine_target import serve_machine
@@ -187,6 +211,15 @@ class Machine:
         for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
             await console.drain(at_most)
 
+    def start_task(self, run: Callable[[], Awaitable[None]], name: str) -> None:
+        """Beside the others, until it or the machine ends."""
+        self.nursery.start_soon(run, name=name)
+
+    def guest_has_arrived(self) -> None:
+        """The guest that was waited for is here."""
+        self._settled.set()
+        self.moves.arrived.set()
+
     async def _serve_later(self, control: str, console: str) -> None:
         """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""
         await self._settled.wait()
@@ -208,7 +241,10 @@ class Machine:
         async with self.motion.lock:
             if self.outcome is not None:
                 raise UserError(f"the machine has ended ({self.outcome.kind})", "start it anew with 'tvmm run'")
+            self._refuse_without_guest()
             self._settled.set()
+            self.before_resume()
+            self.before_resume = lambda: None
             self.motion.start()
 
     async def pause(self) -> None:
@@ -230,10 +266,32 @@ class Machine:
                     if self.outcome is None:
                         self.motion.start()
 
+    def _refuse_without_guest(self) -> None:
+        if self.motion.stage == "inmigrate":
+            raise UserError("the machine waits for a guest that 'tvmm migrate' sends", "it runs when that is here")
+
     async def run(self) -> Outcome:
-        """`resume`, and `wait` for the end."""
-        await self.resume()
+        """`resume`, and `wait` for the end. A machine that waits for a guest runs when that has arrived."""
+        if self.config.incoming is None:
+            await self.resume()
         return await self.wait()
+
+    async def wait_arrival(self) -> None:
+        """Until the guest that this machine was made for (`incoming`) is here."""
+        await self.moves.arrived.wait()
+
+    async def migrate(self, uri: str, parameters: MigrationParameters | None = None) -> MigrationStatus:
+        """Move the guest to a machine that waits at `uri` (``tcp:HOST:PORT``, ``unix:PATH``), and return how it went.
+
+        Raises `UserError` if it did not: then the guest is here as before, unless the error says otherwise.
+        """
+        from tvmm.migration.status import MigrationParameters
+
+        await self.moves.start_migration(uri, (parameters or MigrationParameters()).check())
+        status = await self.moves.wait_migration()
+        if status.state != "completed":
+            raise UserError(status.error or "the migration was cancelled", status.error_hint)
+        return status
 
     async def wait(self) -> Outcome:
         """Until the machine has ended: powered off, crashed, quit."""
@@ -244,22 +302,27 @@ class Machine:
 
     async def reset(self) -> None:
         """Pull the reset line: all hardware as after power-on, the kernel loaded anew."""
+        self._refuse_without_guest()
         async with self.motion.lock:
             await self.motion.hold()
-            await self._reset_board()
-        self._tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+            await self.reset_board()
+        self.tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
     def powerdown(self) -> None:
-        """Press the power button; the guest may or may not heed it. Raises `UserError` if it cannot: it is paused."""
+        """Press the power button; the guest may or may not heed it. Raises `UserError` if it cannot: it is paused, or
+        not here yet.
+        """
+        if self.motion.stage == "inmigrate":
+            raise UserError("the machine waits for a guest and has none to power off", "'tvmm stop' ends it")
         if not self.motion.running:
             raise UserError("a paused guest does not notice its power button", "resume it first")
         with self.board.bus_lock:
             self.board.pm.press_power_button()
-        self._tell("POWERDOWN", {})
+        self.tell("POWERDOWN", {})
 
     def quit(self) -> None:
         """End the machine now, whatever the guest does."""
-        self._post(Outcome("quit"))
+        self.supervisor.post(Outcome("quit"))
 
     async def shutdown(self) -> Outcome:
         """Press the power button, give the guest `powerdown_timeout_s` to heed it, then quit."""
@@ -275,79 +338,38 @@ class Machine:
             return "internal-error" if self.outcome.kind == "crashed" else "shutdown"
         return self.motion.state
 
-    # --- what the guest asks for ---
+    # --- for the supervisor ---
 
-    def _from_guest(self, request: GuestRequest) -> None:
-        """On a vCPU's thread: stop all of them, so that nothing after the request runs, and tell the supervisor."""
-        self._asked.append(request)
-        self.motion.hold_now()
-        self._token.run_sync_soon(self._post, request)
-
-    def _crashed(self, report: str) -> None:
-        """On a vCPU's thread."""
-        outcome = Outcome("crashed", STATUS_CRASHED, report)
-        self._asked.append(outcome)
-        self.motion.hold_now()
-        self._token.run_sync_soon(self._post, outcome)
-
-    async def _reset_board(self) -> None:
+    async def reset_board(self) -> None:
         """With the transition lock held and no vCPU running."""
         if self.board.devices is not None:
             await self.board.devices.stop()
         await trio.to_thread.run_sync(self.board.reset)
-        # What the guest asked for before belongs to the life that is over.
-        self._life_number += 1
+        for listener in self.reset_listeners:
+            listener()
+        self.supervisor.begin_life()
         self.motion.release()
-
-    def _post(self, request: GuestRequest | Outcome) -> None:
-        self._requests.append((self._life_number, request))
-        self._request_news.set()
-
-    async def _supervise(self) -> None:
-        """Carry out what guest and user ask for, one after the other, until the machine has ended."""
-        while self.outcome is None:
-            await self._request_news.wait()
-            self._request_news = trio.Event()
-            while self._requests and self.outcome is None:
-                life, request = self._requests.pop(0)
-                await self._carry_out(life, request)
-                if request in self._asked:
-                    self._asked.remove(request)
-
-    async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
-        async with self.motion.lock:
-            await self.motion.hold()
-            if isinstance(request, Outcome):
-                self._end(request)
-            elif life != self._life_number:
-                self.motion.release()
-            elif request.kind == "io-error":
-                await self.motion.stop(request.kind)
-            elif request.kind == "reset" and self.config.reboot:
-                await self._reset_board()
-                self._tell("RESET", {"guest": True, "reason": "guest-reset"})
-            else:
-                self._end(Outcome(request.kind, request.code))
 
     def _device_event(self, name: str, data: dict[str, object], stop: str) -> None:
         """A device's QMP event; with `stop`, a word of RunState, it cannot go on without the user."""
-        self._tell(name, data)
+        self.tell(name, data)
         if stop:
-            self._post(GuestRequest(stop))
+            self.supervisor.post(GuestRequest(stop))
 
-    def _tell(self, name: str, data: dict[str, object]) -> None:
+    def tell(self, name: str, data: dict[str, object]) -> None:
         for listener in self.listeners:
             listener(name, data)
 
-    def _end(self, outcome: Outcome) -> None:
+    def end(self, outcome: Outcome) -> None:
+        """For the supervisor: this is how it ended. No vCPU runs."""
         self.outcome = outcome
         self.motion.end()
         self._serial_end.finish()
         self._ended.set()
         if outcome.kind == "crashed":
-            self._tell("GUEST_PANICKED", {"action": "shutdown"})
-        guest = outcome.kind != "quit"
-        self._tell("SHUTDOWN", {"guest": guest, "reason": SHUTDOWN_REASONS[outcome.kind]})
+            self.tell("GUEST_PANICKED", {"action": "shutdown"})
+        reason = SHUTDOWN_REASONS[outcome.kind]
+        self.tell("SHUTDOWN", {"guest": reason.startswith("guest-"), "reason": reason})
 
     async def inspect(self, look: Callable[[], T]) -> T:
         """What `look` returns while no vCPU runs; the guest goes on afterwards as if nothing had been."""
@@ -357,13 +379,13 @@ class Machine:
                 return look()
             finally:
                 # What the guest has asked for comes before anything else that it does.
-                if not self._asked:
+                if not self.supervisor.vcpus_wait:
                     self.motion.release()
 
     async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:
         """`inspect` the machine while it runs, and end it with `outcome` if `condition` holds."""
         if self.motion.running and await self.inspect(condition):
-            self._post(outcome)
+            self.supervisor.post(outcome)
 
     async def _run_clock(self) -> None:
         """Wakes devices that wait for the time: RTC alarm, update and periodic interrupts, PM timer carry."""

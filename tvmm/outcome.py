@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SHUTDOWN_REASONS", "STATUS_CRASHED", "Outcome"]
+__all__ = ["SHUTDOWN_REASONS", "STATUS_CRASHED", "STATUS_MIGRATED", "Outcome"]
 
 STATUS_CRASHED = 3
+STATUS_MIGRATED = 4
 
 
 class Outcome(NamedTuple):
-    """`kind` is ``poweroff``, ``reset`` (and it was not to start again), ``halted``, ``crashed``, ``debug-exit`` or
-    ``quit``; `status` the exit status that goes with it; `report` says more, in lines, where there is more to say.
+    """`kind` is ``poweroff``, ``reset`` (and it was not to start again), ``halted``, ``crashed``, ``debug-exit``,
+    ``migrated`` (the guest goes on elsewhere) or ``quit``; `status` the exit status that goes with it; `report` says
+    more, in lines, where there is more to say: of a guest that moved the first says where to.
     """
 
     kind: str
@@ -26,5 +28,7 @@ SHUTDOWN_REASONS = {
     "crashed": "guest-panic",
     "debug-exit": "guest-shutdown",
     "quit": "host-qmp-quit",
+    "migrated": "host-qmp-quit",
 }
-"""QEMU's ShutdownCause for each kind of outcome."""
+"""QEMU's ShutdownCause for each kind of outcome. A QEMU whose guest has moved stays until somebody ends it, as if that
+were done at once."""

@@ -55,6 +55,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
         ("tvmm info --v", ["--virtio"]),
         ("tvmm run --assist o", ["off", "on"]),
         ("tvmm stop --f", ["--force"]),
+        ("tvmm run --incoming t", ["tcp:127.0.0.1:"]),
         ("tvmm completion z", ["zsh"]),
     ],
 )

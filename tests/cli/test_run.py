@@ -109,6 +109,8 @@ def ending(kind: str, status: int = 0, report: str = "", number: int = 0) -> End
         (ending("quit"), 0),
         (ending("quit", number=signal.SIGTERM), 143),
         (ending("poweroff", number=signal.SIGTERM), 0),
+        (ending("migrated", 4, "tcp:b:4444"), 4),
+        (ending("migrated", 4, number=signal.SIGTERM), 4),
         (ending("crashed", 3, number=signal.SIGINT), 3),
         (Ending(None, signal.SIGINT), 130),
     ],
@@ -130,6 +132,9 @@ def test_exit_status(end: Ending, status: int) -> None:
         (ending("crashed", 3, "triple fault on vCPU 0\nrip 0x1000"), [
             "the guest crashed: triple fault on vCPU 0", "rip 0x1000"]),
         (ending("debug-exit", 3), ["the guest ended the machine through isa-debug-exit with status 3"]),
+        (ending("migrated", 4, "tcp:b:4444\nin 2.1s, paused for 6.1ms"), [
+            "the guest has moved to tcp:b:4444", "in 2.1s, paused for 6.1ms"]),
+        (ending("migrated", 4), ["the guest has moved"]),
         (ending("vanished"), ["the machine ended: vanished"]),
     ],
 )  # fmt: skip

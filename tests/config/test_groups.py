@@ -32,6 +32,8 @@ MEMORY = {
     "1G,hugepages=off": MemoryConfig(GIB),
     "1G,prealloc=on,shared=on": MemoryConfig(GIB, prealloc=True, shared=True),
     "prealloc=yes": MemoryConfig(prealloc=True),
+    "1G,dirty-ring=4096": MemoryConfig(GIB, dirty_ring=4096),
+    "dirty-ring=0": MemoryConfig(),
     "2M": MemoryConfig(MINIMUM_BYTES),
 }
 
@@ -48,6 +50,10 @@ BAD_MEMORY = {
     "1G,hugepages=perhaps": "hugepages=on, off, 2M or 1G",
     "1G,prealoc=on": "did you mean 'prealloc'",
     "1G,prealloc=2": "neither on nor off",
+    "dirty-ring=512": "a power of two from 1024 to 65536",
+    "dirty-ring=131072": "a power of two from 1024 to 65536",
+    "dirty-ring=5000": "a power of two from 1024 to 65536",
+    "dirty-ring=4k": "no number of entries",
 }
 
 

@@ -245,6 +245,10 @@ def test_every_option_can_stand_in_a_file() -> None:
         "entry": "'auto'",
         "decompress": "'auto'",
         "assist": "'auto'",
+        "incoming": "'defer'",
+        "tls": "true",
+        "pair": "false",
+        "insecure": "false",
     }
     for name in OPTION_NAMES:
         text = f"{name.replace('_', '-')} = {samples.get(name, chr(39) + 'x' + chr(39))}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.control.fake_migration import FakeMigration
 from tvmm.control.server import ControlServer
 from tvmm.control.target import (
     ChardevInfo,
@@ -32,6 +33,9 @@ NEGOTIATION = b'{"execute": "qmp_capabilities"}'
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "migrate": {"uri": "unix:/tmp/peer"},
+    "migrate-incoming": {"uri": "unix:/tmp/here"},
+    "migrate-set-capabilities": {"capabilities": [{"capability": "events", "state": True}]},
     "block_resize": {"device": "disk0", "size": 4096},
     "set_link": {"name": "net0", "up": False},
 }
@@ -52,6 +56,13 @@ class FakeMachine:
         self.sizes = {"disk0": 1 << 30, "disk1": 1 << 20}
         self.links = {"net0": True}
         self.announced: list[str] = []
+        self.migration = FakeMigration(self.emit)
+        self.migration_status = self.migration.migration_status
+        self.migration_parameters = self.migration.migration_parameters
+        self.set_migration_parameters = self.migration.set_migration_parameters
+        self.start_migration = self.migration.start_migration
+        self.cancel_migration = self.migration.cancel_migration
+        self.listen_for_migration = self.migration.listen_for_migration
         self._cpu_count = cpu_count
         self._state = "running"
 

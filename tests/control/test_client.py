@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.control.fakes import FakeMachine, serving
-from tvmm.control.client import CommandError, QmpClient
+from tvmm.control.client import CommandError, LateError, QmpClient
 from tvmm.errors import HostError, ProtocolError
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
@@ -65,6 +65,22 @@ async def test_with_the_real_server(tmp_path: Path) -> None:
     async with serving(machine, path):
         await trio.to_thread.run_sync(talk)
         await machine.ended.wait()
+
+
+async def test_patience_that_ends(tmp_path: Path) -> None:
+    """Who waited in vain for an event has an error of its own, and a session that goes on."""
+
+    def talk(path: str) -> None:
+        with QmpClient(path) as client:
+            with pytest.raises(LateError, match="does not answer"):
+                client.wait_event("STOP", timeout=0.0)
+            client.execute("stop")
+            event = client.wait_event("STOP", timeout=0.0)
+            assert event is not None
+            assert event["event"] == "STOP"
+
+    async with serving(FakeMachine(), tmp_path / "qmp"):
+        await trio.to_thread.run_sync(talk, str(tmp_path / "qmp"))
 
 
 async def test_machine_that_ends(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ SHAPES: dict[str, Any] = {
     "announce-self": {},
     "block_resize": {},
     "cont": {},
+    "migrate": {},
+    "migrate-incoming": {},
+    "migrate-set-capabilities": {},
+    "migrate-set-parameters": {},
+    "migrate_cancel": {},
     "query-block": [
         block("disk0", "a.img", 1 << 30, ro=False, direct=True, no_flush=False),
         block("disk1", "b.img", 1 << 20, ro=True, direct=False, no_flush=True),
@@ -97,6 +102,24 @@ SHAPES: dict[str, Any] = {
     "query-events": [{"name": name} for name in EVENTS],
     "query-kvm": {"enabled": True, "present": True},
     "query-memory-size-summary": {"base-memory": 256 << 20, "plugged-memory": 0},
+    "query-migrate": {},
+    "query-migrate-capabilities": [
+        {"capability": name, "state": True}
+        for name in ("auto-converge", "events", "late-block-activate", "return-path", "multifd")
+    ],
+    "query-migrate-parameters": {
+        "downtime-limit": 300,
+        "max-bandwidth": 0,
+        "max-cpu-throttle": 99,
+        "multifd-channels": 0,
+        "multifd-compression": "none",
+        "tls-creds": "",
+        "tls-hostname": "",
+        "x-insecure": False,
+        "x-timeout": 600_000,
+        "x-tls": False,
+        "x-verify": False,
+    },
     "query-name": {"name": "fake"},
     "query-rx-filter": [
         {
@@ -185,7 +208,7 @@ def test_unknown_argument(name: str) -> None:
     assert "bogus" in json.loads(event.data)["error"]["desc"]
 
 
-WRONG = {"string": 1, "integer": "1", "number": "1", "boolean": 1, "strings": "a", "object": []}
+WRONG = {"string": 1, "integer": "1", "number": "1", "boolean": 1, "strings": "a", "object": [], "objects": [1]}
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from tvmm.config.properties import Property
 
 __all__ = [
+    "address_values",
     "attach",
     "cpu_values",
     "device_values",
     "disk_names",
     "disk_values",
+    "issued_hosts",
     "machine_names",
     "machine_or_disk_names",
     "memory_values",
     "net_values",
+    "pem_files",
     "serial_values",
     "word_values",
 ]
@@ -110,12 +113,40 @@ def memory_values(prefix: str, **context: Any) -> list[str]:
     """A few sizes; behind a comma the options that the group takes."""
     if "," not in prefix:
         return _starting(prefix, ["64M", "256M", "512M", "1G", "2G", "4G"])
-    return _behind_comma(prefix, ["hugepages=2M", "hugepages=1G", "prealloc=on", "shared=on"])
+    return _behind_comma(prefix, ["hugepages=2M", "hugepages=1G", "prealloc=on", "shared=on", "dirty-ring=4096"])
+
+
+def address_values(prefix: str, **context: Any) -> list[str]:
+    """Kinds of migration addresses; behind ``unix:`` the shell's files."""
+    if prefix.startswith("unix:"):
+        from argcomplete.completers import FilesCompleter  # type: ignore[import-not-found, unused-ignore]
+
+        return [f"unix:{path}" for path in FilesCompleter()(prefix.removeprefix("unix:"))]
+    return _starting(prefix, ["tcp:127.0.0.1:", "unix:"])
 
 
 def serial_values(prefix: str, **context: Any) -> list[str]:
     """The ways to connect the serial port."""
     return _starting(prefix, ["stdio", "pty", "none", "file=", "unix=", "tcp="])
+
+
+def pem_files(prefix: str, **context: Any) -> list[str]:
+    """Files in the form that keys are carried in."""
+    from argcomplete.completers import FilesCompleter  # type: ignore[import-not-found, unused-ignore]
+
+    return list(FilesCompleter(["pem"])(prefix))
+
+
+def issued_hosts(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:
+    """The hosts that this host's CA has issued certificates to and not revoked them."""
+    from tvmm.cli.keys import key_directory
+    from tvmm.errors import TvmmError
+
+    try:
+        issued = key_directory(vars(parsed_args) if parsed_args else {}).inventory().issued
+    except TvmmError:
+        return []
+    return _starting(prefix, list(dict.fromkeys(one.facts.subject for one in issued if one.revoked is None)))
 
 
 def word_values(*words: str) -> Callable[..., list[str]]:

@@ -75,10 +75,25 @@ def _ask_overview(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
         "cpus": len(client.execute("query-cpus-fast")),
         "serial": [filename for label, filename in chardevs.items() if label.startswith("serial")],
         "ports": {label: filename for label, filename in chardevs.items() if not label.startswith("serial")},
+        **_migration(client.execute("query-migrate")),
         "control": str(entry.paths.control),
         "console": str(entry.paths.console),
         **client.execute("x-query-info"),
     }
+
+
+def _migration(info: dict[str, Any]) -> dict[str, Any]:
+    """The migration that is under way or was the last, if there is one to tell of."""
+    if not info:
+        return {}
+    known = {
+        "status": info["status"],
+        "phase": info.get("x-phase"),
+        "from" if info.get("x-incoming") else "to": info.get("x-peer"),
+        "listening": info.get("x-listening"),
+        "error": info.get("error-desc"),
+    }
+    return {"migration": {key: value for key, value in known.items() if value}}
 
 
 def _show_overview(answer: dict[str, Any]) -> None:

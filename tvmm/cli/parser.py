@@ -27,6 +27,7 @@ exit status:
   0    the guest powered off, or what was asked for is done
   2    wrong usage, or the host lacks something
   3    the guest crashed
+  4    the guest has moved to another tvmm
   128+n  ended by signal n
   odd    chosen by a guest that wrote to isa-debug-exit
 """
@@ -71,8 +72,11 @@ class Parser(argparse.ArgumentParser):
         flush()
 
     def option_strings(self) -> list[str]:
-        """Every spelling of every option."""
-        return [text for action in self._actions for text in action.option_strings]
+        """Every spelling of every option, also of the commands below a verb."""
+        own = [text for action in self._actions for text in action.option_strings]
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        below = [command for action in commands for command in action.choices.values()]
+        return own + [text for command in below for text in command.option_strings() if text not in own]
 
     def options(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What `arguments` set, by name. Raises `ConfigError`, and SystemExit once it has printed help."""

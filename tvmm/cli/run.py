@@ -30,6 +30,8 @@ _EXAMPLES = """\
   tvmm run --net tap,ip=10.0.2.1/24 --device virtio-console,chardev=unix=/tmp/hvc0
   tvmm run --serial file=boot.log,append=on --device isa-debug-exit
   tvmm run --config web.toml --memory 2G        the file's machine, with other memory
+  tvmm run --memory 1G --incoming tcp:127.0.0.1:4444   wait for a guest with these options
+  tvmm run --incoming tcp:0.0.0.0:4444 --pair   from another host; prints a code for 'tvmm migrate --pair'
   tvmm run --device help                        what devices there are; also --disk help, --net help
 """
 
@@ -85,7 +87,7 @@ def add_arguments(parser: Parser) -> None:
     memory = machine.add_argument(
         "--memory",
         metavar="SIZE[,key=val]",
-        help="guest RAM (default 256M); keys: hugepages=on|2M|1G, prealloc=on, shared=on",
+        help="guest RAM (default 256M); keys: hugepages=on|2M|1G, prealloc=on, shared=on, dirty-ring=N",
     )
     machine.add_argument("--cpus", metavar="N", help=f"number of processors, 1 to {MAX_CPUS} (default 1)")
     cpu = machine.add_argument(
@@ -130,6 +132,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="PATH",
         help="one more QMP control socket (default: only the one that the name leads to)",
     )
+    _add_incoming(parser)
     life = parser.add_argument_group("life cycle")
     life.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction")
     life.add_argument(
@@ -159,6 +162,24 @@ def add_arguments(parser: Parser) -> None:
     attach(assist, word_values(*ASSIST_CHOICES))
 
 
+def _add_incoming(parser: Parser) -> None:
+    """The options about a guest that comes from elsewhere."""
+    from tvmm.cli.completers import address_values, attach
+
+    group = parser.add_argument_group("live migration")
+    incoming = group.add_argument(
+        "--incoming",
+        metavar="ADDRESS",
+        help="do not boot but wait for a guest that 'tvmm migrate' sends, with the same other options as its source: "
+        "tcp:HOST:PORT, unix:PATH, or defer to be told by QMP",
+    )
+    group.add_argument("--pair", action="store_true", help="print a one-time code; who has it may send the guest")
+    group.add_argument("--tls", action="store_true", help="TLS with certificates on both sides (see 'tvmm keys')")
+    group.add_argument("--keys", metavar="DIR", help="the certificates (default: this user's own)")
+    group.add_argument("--insecure", action="store_true", help="without TLS over a network, from whoever comes")
+    attach(incoming, address_values)
+
+
 def run(options: Mapping[str, Any]) -> int:
     """Run the machine until it ends."""
     text = _help(options)
@@ -171,11 +192,19 @@ def run(options: Mapping[str, Any]) -> int:
     import trio
 
     from tvmm.cli.session import supervise
+    from tvmm.errors import IncomingFailed, collapse
     from tvmm.machine import Machine
 
-    machine = Machine(config)
-    machine.on_warning = message
-    ending = trio.run(supervise, machine, config, message)
+    while True:
+        machine = Machine(config)
+        machine.on_warning = message
+        try:
+            with collapse():
+                ending = trio.run(supervise, machine, config, message)
+            break
+        except IncomingFailed as error:
+            # What came of the guest is in this machine's RAM and devices: the next one starts with new ones.
+            message(f"{error}; waiting again")
     for line in farewell(ending):
         message(line, RED if ending.outcome and ending.outcome.kind == "crashed" else "1")
     return exit_status(ending)
@@ -183,6 +212,7 @@ def run(options: Mapping[str, Any]) -> int:
 
 def configure(options: Mapping[str, Any], environment: Mapping[str, str], uid: int, pid: int) -> MachineConfig:
     """The machine that options and configuration file describe, with a name and a place in the registry."""
+    from tvmm.config.keys import default_keys_directory
     from tvmm.control.registry import runtime_directory
 
     given = dict(options)
@@ -196,7 +226,11 @@ def configure(options: Mapping[str, Any], environment: Mapping[str, str], uid: i
     if "serial" not in given and "stdio" not in ports:
         # Not an option beside the others: a console port may want the terminal, and then it has it.
         config = config._replace(serial=SerialConfig("stdio"))
-    return config._replace(name=config.name or f"vm-{pid}", runtime_dir=str(runtime_directory(environment, uid)))
+    return config._replace(
+        name=config.name or f"vm-{pid}",
+        runtime_dir=str(runtime_directory(environment, uid)),
+        keys_dir=default_keys_directory(environment, environment.get("HOME", "")),
+    )
 
 
 def exit_status(ending: Ending) -> int:
@@ -217,6 +251,8 @@ def farewell(ending: Ending) -> list[str]:
     if outcome.kind == "quit":
         return [f"ended by {_signal_name(ending.signal)}" if ending.signal else "the machine was ended"]
     first, *rest = outcome.report.splitlines() or [""]
+    if outcome.kind == "migrated":
+        return [f"the guest has moved to {first}" if first else "the guest has moved", *rest]
     plain = {
         "crashed": "the guest crashed",
         "reset": "the guest reset the machine",

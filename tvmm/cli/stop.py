@@ -55,17 +55,31 @@ def run(options: Mapping[str, Any]) -> int:
     if options.get("force"):
         done = _force(entry, deadline)
     else:
-        done = "powered off"
         with control(entry) as client:
-            _power_off(client, entry, deadline, seconds)
+            done = _stop(client, entry, deadline, seconds)
     _wait_gone(entry, deadline, seconds)
     say(f"{entry.name} {done}")
     return 0
 
 
+def _stop(client: QmpClient, entry: MachineEntry, deadline: float, seconds: float) -> str:
+    """Have the guest power off, or end a machine that waits for one; what was done."""
+    if client.execute("query-status")["status"] == "inmigrate":
+        client.execute("quit")
+        return "ended: it waited for a guest"
+    _power_off(client, entry, deadline, seconds)
+    return "powered off"
+
+
 def _power_off(client: QmpClient, entry: MachineEntry, deadline: float, seconds: float) -> None:
     """Press the power button and wait until the machine hangs up."""
-    if client.execute("query-status")["status"] in ("paused", "prelaunch"):
+    status = client.execute("query-status")["status"]
+    if status in ("finish-migrate", "postmigrate"):
+        raise UserError(
+            f"the guest of {entry.name} is on its way to another tvmm or has arrived there",
+            f"stop it there; 'tvmm stop {entry.name} --force' ends what is left here",
+        )
+    if status in ("paused", "prelaunch"):
         raise UserError(
             f"{entry.name} is paused and cannot power off",
             f"'tvmm resume {entry.name}' it first, or use --force",

@@ -35,6 +35,9 @@ same::
                                         [machine]
                                         reboot = false
 
+A guest that comes from elsewhere is waited for with ``incoming = "tcp:HOST:PORT"`` and its companions ``tls``,
+``keys``, ``pair`` and ``insecure``, or with the table ``[incoming]``, where the address is called ``uri``.
+
 Tables are turned into the command line's spelling, so there is one parser. An option on the command line
 replaces the same option of the file whole, also ``--disk``, ``--net`` and ``--device``. A device that has a
 property called name is named by ``driver`` in its table, as QEMU does. Paths mean what they mean on the command
@@ -49,7 +52,7 @@ from tvmm.config.cpu import CpuConfig
 from tvmm.config.kernel import KernelConfig
 from tvmm.config.machine import OPTION_NAMES, MachineConfig
 from tvmm.config.memory import MemoryConfig
-from tvmm.config.options import join_options, unknown_name
+from tvmm.config.options import join_options, parse_bool, unknown_name
 from tvmm.config.serial import SerialConfig
 from tvmm.errors import ConfigError
 
@@ -66,14 +69,15 @@ _KERNEL_KEYS = {
     "decompress": "decompress",
 }
 _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
-_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "machine")
+_INCOMING_KEYS = {"uri": "incoming", **{name: name for name in ("tls", "keys", "pair", "insecure")}}
+_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "machine", "incoming")
 
 _LISTS = {"disk": "file", "net": "type", "device": "name"}
 """Options that may be given several times, and what stands in front of each value."""
 
 _FORMS = {"disk": "FILE,key=value", "net": "tap,key=value", "device": "NAME,property=value"}
 
-_BOOLEAN_OPTIONS = ("reboot", "paused")
+_BOOLEAN_OPTIONS = ("reboot", "paused", "tls", "pair", "insecure")
 
 
 def read_config(path: str) -> dict[str, object]:
@@ -137,6 +141,8 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return _renamed(table, key, _KERNEL_KEYS)
         if key == "machine":
             return _renamed(table, key, {name: name for name in _MACHINE_KEYS})
+        if key == "incoming":
+            return _renamed(table, key, _INCOMING_KEYS)
         if key in _LISTS:
             raise ConfigError(f"[{written}] is no list", f"write [[{written}]], once for each")
         if key in OPTION_NAMES:
@@ -233,5 +239,13 @@ def _check_each(options: Mapping[str, object]) -> None:
     if "serial" in texts:
         SerialConfig.parse(texts["serial"])
     CpuConfig.parse(texts.get("cpus", 1), texts.get("cpu", "host"))
+    if texts.get("incoming"):
+        from tvmm.config.incoming import DEFER, MigrationAddress
+
+        # The switches may be on the command line, so only the address is known to be wrong.
+        if texts["incoming"] != DEFER:
+            MigrationAddress.parse(texts["incoming"], "incoming", listen=True)
+    for name in ("tls", "pair", "insecure"):
+        parse_bool(texts.get(name, False), name)
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
     MachineConfig.from_options({name: options[name] for name in (*_MACHINE_KEYS, *_LISTS) if name in options})

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.device import DeviceConfig
     from tvmm.config.disk import DiskConfig
+    from tvmm.config.incoming import IncomingConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
 
@@ -58,6 +59,11 @@ OPTION_NAMES = (
     "paused",
     "powerdown_timeout",
     "assist",
+    "incoming",
+    "tls",
+    "keys",
+    "pair",
+    "insecure",
 )
 """What `MachineConfig.parse` takes, and with it the command line and configuration files."""
 
@@ -66,11 +72,13 @@ class MachineConfig(NamedTuple):
     """One machine.
 
     `name` is '' for a machine that nobody needs to find. `control` is the path of the control socket, ''
-    for none other than that in `runtime_dir`, the place for files of running machines ('': the machine is
-    not registered). `reboot`: a reset by the guest starts it again; if False it ends the machine. `paused`:
-    wait for ``resume`` before the first instruction. `powerdown_timeout_s` is how long a guest that was
-    asked to power off may take. `assist`: stand in for KVM where it cannot emulate an instruction of the
-    guest's kernel mode; "auto" does where the host needs it. `devices` are those without a field of their own.
+    for none other than that in `runtime_dir`, the place for files of running machines ('': the machine is not
+    registered). `keys_dir` has the keys for migrations with TLS, where none are named. `reboot`: a reset by the
+    guest starts it again; if False it ends the machine. `paused`: wait for ``resume`` before the first instruction.
+    `powerdown_timeout_s` is how long a guest that was asked to power off may take. `assist`: stand in for KVM where
+    it cannot emulate an instruction of the guest's kernel mode; "auto" does where the host needs it. `devices` are
+    those without a field of their own. `incoming`: do not boot, but wait for a guest from another tvmm; with
+    `paused` it stays paused when it is here.
     """
 
     name: str = ""
@@ -85,10 +93,12 @@ class MachineConfig(NamedTuple):
     powerdown_timeout_s: float = 10.0
     assist: str = "auto"
     runtime_dir: str = ""
+    keys_dir: str = ""
     disks: tuple[DiskConfig, ...] = ()
     nets: tuple[NetConfig, ...] = ()
     consoles: tuple[ConsoleConfig, ...] = ()
     rngs: tuple[RngConfig, ...] = ()
+    incoming: IncomingConfig | None = None
 
     @classmethod
     def parse(
@@ -113,6 +123,12 @@ class MachineConfig(NamedTuple):
         powerdown_timeout: str | float = "10s",
         assist: str = "auto",
         runtime_dir: str | PathLike[str] = "",
+        keys_dir: str | PathLike[str] = "",
+        incoming: str = "",
+        tls: str | bool = False,
+        keys: str | PathLike[str] = "",
+        pair: str | bool = False,
+        insecure: str | bool = False,
     ) -> MachineConfig:
         """A machine from values spelled as on the command line, checked one by one and together.
 
@@ -130,6 +146,8 @@ class MachineConfig(NamedTuple):
             powerdown_timeout_s=parse_duration(powerdown_timeout, "powerdown timeout"),
             assist=assist,
             runtime_dir=str(runtime_dir),
+            keys_dir=str(keys_dir),
+            incoming=_incoming(incoming, tls, str(keys), pair, insecure),
             **_hardware(disk, net, device),
         ).check()
 
@@ -137,7 +155,7 @@ class MachineConfig(NamedTuple):
     def from_options(cls, options: Mapping[str, object]) -> MachineConfig:
         """As `parse`, from a mapping. Raises `ConfigError` also for names that are no option."""
         for name in options:
-            if name not in (*OPTION_NAMES, "runtime_dir"):
+            if name not in (*OPTION_NAMES, "runtime_dir", "keys_dir"):
                 raise unknown_name("option", name, OPTION_NAMES)
         return cls.parse(**options)  # type: ignore[arg-type]
 
@@ -160,16 +178,28 @@ class MachineConfig(NamedTuple):
                 f"control path {self.control!r} is too long for a socket",
                 f"{UNIX_PATH_LIMIT} bytes are the limit",
             )
-        if "\0" in self.control + self.runtime_dir:
+        if "\0" in self.control + self.runtime_dir + self.keys_dir:
             raise ConfigError("control path holds a NUL character")
         if self.control and self.serial.kind == "unix" and self.control == self.serial.path:
             raise ConfigError(f"control and serial both want the socket {self.control!r}", "give them different paths")
         checked = self._replace(devices=tuple(device.check() for device in self.devices))
+        if self.incoming is not None:
+            checked = checked._replace(incoming=self._check_incoming(self.incoming))
         if not (self.disks or self.nets or self.consoles or self.rngs):
             return checked
         from tvmm.config.virtio import check_virtio
 
         return check_virtio(checked)
+
+    def _check_incoming(self, incoming: IncomingConfig) -> IncomingConfig:
+        checked = incoming.check()
+        serial = f"unix:{self.serial.path}" if self.serial.kind == "unix" else ""
+        for what, uri in (("control", f"unix:{self.control}"), ("serial", serial)):
+            if checked.uri == uri:
+                raise ConfigError(
+                    f"incoming and {what} both want the socket {uri[5:]!r}", "give them different paths"
+                )
+        return checked
 
 
 def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
@@ -179,6 +209,21 @@ def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
     from tvmm.config.virtio import parse_hardware
 
     return parse_hardware(*((values,) if isinstance(values, str) else values for values in options))
+
+
+def _incoming(uri: str, tls: str | bool, keys: str, pair: str | bool, insecure: str | bool) -> IncomingConfig | None:
+    """The group that ``--incoming`` and its companions fill, imported only if it is there."""
+    switches = {
+        name: parse_bool(value, name) for name, value in (("tls", tls), ("pair", pair), ("insecure", insecure))
+    }
+    given = [name for name, value in {**switches, "keys": bool(keys)}.items() if value]
+    if not uri:
+        if given:
+            raise ConfigError(f"{given[0]} has no meaning without incoming", "it says who may send a guest here")
+        return None
+    from tvmm.config.incoming import IncomingConfig
+
+    return IncomingConfig(uri, keys=keys, **switches)
 
 
 def check_name(name: str) -> str:

@@ -117,7 +117,7 @@ class NetConfig(NamedTuple):
         return frozenset(wanted | {"ecn"} if self.ecn and wanted & {"tso4", "tso6"} else wanted)
 
     def address(self, machine_name: str, index: int) -> bytes:
-        """The MAC of the guest's side, for device `index` of the machine."""
+        """The MAC of the guest's side, for device `index` of the machine; a guest that arrives may bring its own."""
         return self.mac or mac_for(machine_name, index)
 
     def spelling(self) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["CommandError", "QmpClient"]
+__all__ = ["CommandError", "LateError", "QmpClient"]
 
 LINE_LIMIT = 16 << 20
 """Bytes in one message of the server. A peer that never ends its line would otherwise fill this process."""
@@ -36,6 +36,10 @@ class CommandError(UserError):
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
         self.error_class = error_class
+
+
+class LateError(HostError):
+    """The machine has not answered, or not said anything, in the time that it was given; the session goes on."""
 
 
 class QmpClient:
@@ -76,8 +80,8 @@ class QmpClient:
         """Run one command and return its value.
 
         Argument names are written with `_` where the command has `-`. `timeout`, in seconds, is for this
-        command alone. Raises `CommandError` if the machine refuses, `HostError` if it is gone or does not
-        answer in time.
+        command alone. Raises `CommandError` if the machine refuses, `HostError` if it is gone, and of those
+        `LateError` if it does not answer in time.
         """
         self._last_id += 1
         request: dict[str, Any] = {"execute": name, "id": self._last_id}
@@ -97,7 +101,7 @@ class QmpClient:
     def wait_event(self, *names: str, timeout: float | None = None) -> dict[str, Any] | None:
         """The next event of one of `names` (of any, if none are given), or None when the machine hung up.
 
-        Waits as long as it takes if `timeout` is None; else raises `HostError` after `timeout` seconds.
+        Waits as long as it takes if `timeout` is None; else raises `LateError` after `timeout` seconds.
         Events of other names are taken out on the way.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -198,7 +202,7 @@ class QmpClient:
     def _gone(self) -> HostError:
         return HostError(f"the machine at {self.path} is gone", "'tvmm ps' lists those that run")
 
-    def _late(self) -> HostError:
-        return HostError(
+    def _late(self) -> LateError:
+        return LateError(
             f"the machine at {self.path} does not answer", "its process may be stopped or very busy"
         )

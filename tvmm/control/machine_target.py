@@ -14,7 +14,7 @@ from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tvmm.control.target import Json, VirtioDevices
+    from tvmm.control.target import Json, MigrationTarget, VirtioDevices
     from tvmm.machine import Machine
 
 __all__ = ["MachineTarget", "serve_machine"]
@@ -42,6 +42,13 @@ class MachineTarget:
         self.resize_disk = devices.resize_disk
         self.set_link = devices.set_link
         self.announce = devices.announce
+        moves: MigrationTarget = machine.moves
+        self.migration_status = moves.migration_status
+        self.migration_parameters = moves.migration_parameters
+        self.set_migration_parameters = moves.set_migration_parameters
+        self.start_migration = moves.start_migration
+        self.cancel_migration = moves.cancel_migration
+        self.listen_for_migration = moves.listen_for_migration
 
     @property
     def name(self) -> str:
@@ -122,6 +129,8 @@ async def serve_machine(
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve)
         machine.listeners.append(tell)
+        others = machine.control_clients
+        machine.control_clients = lambda: others() + server.client_count
         if console:
             listener = await nursery.start(_listen, Path(console))
             nursery.start_soon(machine.hub.serve_viewers, [listener])

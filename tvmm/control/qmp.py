@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     ErrorClass: TypeAlias = Literal[
         "GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound", "KVMMissingCap"
     ]
-    Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "strings", "object"]
+    Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "strings", "object", "objects"]
 
 __all__ = [
     "NEGOTIATE",
@@ -56,6 +56,7 @@ __all__ = [
     "State",
     "encode_error",
     "encode_event",
+    "fits",
     "version_info",
 ]
 
@@ -233,9 +234,8 @@ def _check_arguments(signature: tuple[Argument, ...], arguments: Mapping[str, An
     for name, value in arguments.items():
         if name not in known:
             raise _Refused(f"unknown argument {_shown(name)}")
-        fits, wanted = _KINDS[known[name].kind]
-        if not fits(value):
-            raise _Refused(f"argument {name!r} must be {wanted}")
+        if not fits(known[name], value):
+            raise _Refused(f"argument {name!r} must be {_KINDS[known[name].kind][1]}")
     for argument in signature:
         if argument.required and argument.name not in arguments:
             raise _Refused(f"argument {argument.name!r} is missing")
@@ -252,7 +252,16 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an array of strings",
     ),
     "object": (lambda value: type(value) is dict, "an object"),
+    "objects": (
+        lambda value: type(value) is list and all(type(item) is dict for item in value),
+        "an array of objects",
+    ),
 }
+
+
+def fits(argument: Argument, value: object) -> bool:
+    """Whether `value` has the type that `argument` wants."""
+    return _KINDS[argument.kind][0](value)
 
 
 def version_info() -> dict[str, Json]:

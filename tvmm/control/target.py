@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from tvmm.errors import UserError
+from tvmm.migration.status import NO_MIGRATION, MigrationParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeAlias
+
+    from tvmm.migration.status import MigrationStatus
 
     Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
@@ -19,7 +22,9 @@ __all__ = [
     "DiskInfo",
     "FlatRange",
     "MemorySummary",
+    "MigrationTarget",
     "NetInfo",
+    "NoMigration",
     "NoVirtio",
     "QueueInfo",
     "TaskInfo",
@@ -250,8 +255,74 @@ class NoVirtio:
             raise no_such("network device", net_id, ())
 
 
-class ControlTarget(VirtioDevices, Protocol):
-    """A machine, as its control clients see it: what follows, and its `VirtioDevices`.
+class MigrationTarget(Protocol):
+    """The migration of a machine, as control clients see it.
+
+    The machine announces each change of state by the event MIGRATION, with `migration_info.event_data`, and each pass
+    over RAM by MIGRATION_PASS, ``{"pass": n}``. What clients rely on, to be never in doubt about how it ended:
+
+    - ``setup`` is announced before `start_migration` returns, and what was announced before it is about an earlier one;
+    - each migration that was begun ends with one event of a state that is in `status.ENDED`, announced when
+      `migration_status` has the same state and all its figures, and before the machine ends for it.
+    """
+
+    def migration_status(self) -> MigrationStatus:
+        """How the migration goes, out of the machine or into it, or how the last one ended."""
+
+    def migration_parameters(self) -> MigrationParameters:
+        """How the next migration out of the machine goes."""
+
+    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
+        """Give fields of `migration_parameters` other values, checked together by the caller. One under way takes over
+        what it can (limits of bandwidth, pause and time)."""
+
+    async def start_migration(self, uri: str, parameters: MigrationParameters) -> None:
+        """Begin to move the guest to `uri` (``tcp:HOST:PORT``, ``unix:PATH``) and return, before anything can have
+        been refused over there. `parameters` are checked. Raises `UserError` if it cannot begin: one is under way, the
+        guest has moved, the machine waits for a guest."""
+
+    def cancel_migration(self) -> None:
+        """Begin to give up the migration out of the machine, if it can still be given up. The guest goes on here."""
+
+    async def listen_for_migration(self, uri: str) -> None:
+        """Return when the machine, started with ``--incoming defer``, listens at `uri`. Raises `UserError`: it was
+        not started so, it listens already, or it cannot listen there."""
+
+
+class NoMigration:
+    """`MigrationTarget` of a machine that cannot move."""
+
+    def migration_status(self) -> MigrationStatus:
+        """That there was none."""
+        return NO_MIGRATION
+
+    def migration_parameters(self) -> MigrationParameters:
+        """The defaults."""
+        return MigrationParameters()
+
+    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
+        """Raise `UserError`, unless there is nothing to set."""
+        if changes:
+            raise self._refusal()
+
+    async def start_migration(self, uri: str, parameters: MigrationParameters) -> NoReturn:
+        """Raise `UserError`."""
+        raise self._refusal()
+
+    def cancel_migration(self) -> None:
+        """Nothing to do."""
+
+    async def listen_for_migration(self, uri: str) -> NoReturn:
+        """Raise `UserError`."""
+        raise self._refusal()
+
+    @staticmethod
+    def _refusal() -> UserError:
+        return UserError("this machine cannot be moved")
+
+
+class ControlTarget(VirtioDevices, MigrationTarget, Protocol):
+    """A machine, as its control clients see it: what follows, its `VirtioDevices`, and its `MigrationTarget`.
 
     A method raises a `UserError` when the machine is in no state to do what is asked; the client gets its
     text. Methods may be cancelled wherever they wait. The machine announces what happens to it, whoever
@@ -263,7 +334,10 @@ class ControlTarget(VirtioDevices, Protocol):
         """The machine's name."""
 
     def run_state(self) -> str:
-        """A word of QEMU's RunState: `running`, `paused`, `prelaunch`, `inmigrate`, `shutdown`, ..."""
+        """A word of QEMU's RunState: `running`, `paused`, `prelaunch`, `shutdown`, ...
+
+        `inmigrate`: it waits for a guest; `finish-migrate`: its guest is on the last step of its way out;
+        `postmigrate`: its guest has moved, or may have."""
 
     async def pause(self) -> None:
         """Return when no vCPU runs. Nothing to do if none does."""

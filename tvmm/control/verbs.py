@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs
+from tvmm.control import device_verbs, migration_verbs
+from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
 if TYPE_CHECKING:
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "SIGNATURES", "VERBS", "Verb"]
 
-EVENTS = ("STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")
+EVENTS = (
+    "STOP",
+    "RESUME",
+    "RESET",
+    "POWERDOWN",
+    "SHUTDOWN",
+    "GUEST_PANICKED",
+    "BLOCK_IO_ERROR",
+    EVENT,
+    PASS_EVENT,
+)
 """What clients may be told of."""
 
 
@@ -188,6 +199,11 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "cont": Verb(cont),
+    "migrate": Verb(migration_verbs.migrate, migration_verbs.MIGRATE),
+    "migrate-incoming": Verb(migration_verbs.migrate_incoming, (Argument("uri", "string"),)),
+    "migrate-set-capabilities": Verb(migration_verbs.migrate_set_capabilities, (Argument("capabilities", "objects"),)),
+    "migrate-set-parameters": Verb(migration_verbs.migrate_set_parameters, migration_verbs.PARAMETERS),
+    "migrate_cancel": Verb(migration_verbs.migrate_cancel),
     "query-block": Verb(device_verbs.query_block),
     "query-blockstats": Verb(device_verbs.query_blockstats),
     "query-chardev": Verb(query_chardev),
@@ -196,6 +212,9 @@ VERBS: dict[str, Verb] = {
     "query-events": Verb(query_events),
     "query-kvm": Verb(query_kvm),
     "query-memory-size-summary": Verb(query_memory_size_summary),
+    "query-migrate": Verb(migration_verbs.query_migrate),
+    "query-migrate-capabilities": Verb(migration_verbs.query_migrate_capabilities),
+    "query-migrate-parameters": Verb(migration_verbs.query_migrate_parameters),
     "query-name": Verb(query_name),
     "query-rx-filter": Verb(device_verbs.query_rx_filter, (Argument("name", "string", required=False),)),
     "query-status": Verb(query_status),

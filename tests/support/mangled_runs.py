@@ -1,0 +1,165 @@
+"""One migration of a fake guest over a wire that damages it, and what must be true of it whatever that does."""
+
+from __future__ import annotations
+
+import tempfile
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from tests.support.mangling import MangledWire
+from tests.support.moving_guests import World
+from tvmm.config.incoming import MigrationAddress
+from tvmm.errors import IncomingFailed
+from tvmm.migration import commit, incoming, link, outgoing, plain_thread, reception, secure, senders, talk, tls
+from tvmm.migration.destination import DestinationState
+from tvmm.migration.incoming import Incoming
+from tvmm.migration.link import listen
+from tvmm.migration.outgoing import Outgoing
+from tvmm.migration.secure import Insecure, Tls
+from tvmm.migration.source import TERMINAL, SourceState
+from tvmm.migration.status import MigrationParameters
+from tvmm.migration.wire import Security
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvmm.migration.secure import Securer
+
+__all__ = ["Ending", "hurry", "mangled_run"]
+
+LIMIT_SECONDS = 30.0
+"""Far above the sum of all patience: a run that takes so long hangs."""
+RESTING = (DestinationState.WAITING, DestinationState.RUNNING, DestinationState.ABANDONED)
+
+
+class Ending(NamedTuple):
+    """How a run ended. `error` is what the source's user was told."""
+
+    source: SourceState
+    destination: DestinationState
+    error: str
+
+
+def hurry(put: Callable[[Any, str, Any], None]) -> None:
+    """What takes seconds for a real peer takes a moment: `put(module, name, value)` sets a limit."""
+    put(outgoing, "ROUND_SECONDS", 0.5)
+    put(commit, "RUNNING_SECONDS", 0.5)
+    put(commit, "ASK_SECONDS", 1.0)
+    put(commit, "ASK_AGAIN_SECONDS", 0.1)
+    put(talk, "GREETING_SECONDS", 0.5)
+    for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):
+        put(incoming, name, 0.8)
+    put(incoming, "FAREWELL_SECONDS", 0.2)
+    put(talk, "FAREWELL_SECONDS", 0.2)
+    put(reception, "OPENING_SECONDS", 0.8)
+    put(link, "CONNECT_SECONDS", 0.5)
+    put(tls, "HANDSHAKE_SECONDS", 0.5)
+    put(secure, "LANE_STALL_SECONDS", 0.8)
+    for module in (senders, plain_thread):
+        put(module, "STALL_MS", 500)
+
+
+async def mangled_run(seed: int) -> Ending:
+    """Run it, and raise `AssertionError` for what must not be; any other exception is one that got out."""
+    random = Random(seed)
+    secured = random.random() < 0.1
+    parameters = MigrationParameters(
+        random.choice((500, 1000)),
+        connections=random.choice((1, 2, 3)),
+        compress=random.choice(("off", "off", "zstd")),
+        verify=random.random() < 0.3,
+    )
+    world = World()
+    world.source.fail_save = random.random() < 0.03
+    world.destination.fail_load = random.random() < 0.03
+    world.destination.fail_start = random.random() < 0.05
+    leaving = arriving = None
+    cancel_at = random.randrange(60) if random.random() < 0.15 else -1
+
+    def on_piece() -> None:
+        nonlocal cancel_at
+        cancel_at -= 1
+        if not cancel_at:
+            assert leaving is not None
+            leaving.cancel()
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(LIMIT_SECONDS):
+            here = MigrationAddress("unix", path=f"{directory}/wire")
+            there = MigrationAddress("unix", path=f"{directory}/there")
+            wire = MangledWire(
+                here.path,
+                there.path,
+                seed,
+                random.choice((0.0, 0.01, 0.03, 0.1, 0.4)),
+                lies=not secured and random.random() < 0.5,
+                lane_pieces="message" if parameters.compress != "off" else "frame",
+                tls=secured,
+                on_piece=on_piece,
+            )
+            out_security, in_security = _securers(secured)
+            arriving = Incoming(world.destination, in_security, lambda status: None, lambda line: None)
+            leaving = Outgoing(world.source, here, parameters, out_security, lambda status: None)
+
+            async def arrive() -> None:
+                try:
+                    await arriving.run(listeners)
+                except IncomingFailed:
+                    assert arriving.state is DestinationState.ABANDONED
+
+            async with listen(there) as listeners, trio.open_nursery() as nursery:
+                await nursery.start(wire.run)
+                nursery.start_soon(arrive)
+                state = await leaving.run(trio.Event())
+                while arriving.state not in RESTING:
+                    await trio.sleep(0.02)
+                ending = Ending(state, arriving.state, leaving.status.error)
+                _check(world, ending, wire)
+                nursery.cancel_scope.cancel()
+    finally:
+        world.close()
+    return ending
+
+
+def _securers(secured: bool) -> tuple[Securer, Securer]:
+    if not secured:
+        return Insecure(), Insecure()
+    import time
+
+    from tvmm.migration import pairing
+
+    secret = pairing.new_secret()
+    gate = pairing.Gate(time.monotonic)
+    return (
+        Tls(tls.paired_source(secret), Security.PAIR, "localhost"),
+        Tls(tls.paired_destination(secret, gate), Security.PAIR, gate=gate),
+    )
+
+
+def _check(world: World, ending: Ending, wire: MangledWire) -> None:
+    """The guest is on one side at most, `World` sees to that; here: it is on neither only where that has a reason."""
+    source, destination, error = ending
+    assert source in TERMINAL, ending
+    assert (source in (SourceState.FAILED, SourceState.UNCERTAIN)) == bool(error), ending
+    assert error.isprintable(), ending
+    if source in (SourceState.FAILED, SourceState.CANCELLED) and not world.source.kept_paused:
+        assert world.running == {"source"}, ending
+        assert world.disk.holder is world.source, ending
+        assert destination is not DestinationState.RUNNING, ending
+    elif source is SourceState.FAILED:
+        # Given back by a liar while the destination had the disk.
+        assert world.running == {"destination"}, ending
+    elif source is SourceState.UNCERTAIN:
+        assert world.source.kept_paused, ending
+    elif world.running:
+        # Or a liar has said that it runs there.
+        assert world.running == {"destination"}, ending
+        if not wire.touched(lanes=True):
+            assert _ram(world.destination) == _ram(world.source), ending
+    assert (destination is DestinationState.RUNNING) == ("destination" in world.running), ending
+
+
+def _ram(side: Any) -> bytes:
+    return bytes(side.ram.blocks["pc.ram"].view)

@@ -1,0 +1,331 @@
+"""The two ends of a migration without a machine: RAM, a disk's lock, and who runs; and a wire between them to cut."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tvmm.config.memory import MemoryConfig
+from tvmm.errors import ImageError, ProtocolError
+from tvmm.memory.ram import GuestRam
+from tvmm.migration.messages import FROM_DESTINATION, FROM_SOURCE
+from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Inbox, Kind, Opening
+from tvmm.state import Section
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from tvmm.kvm.pages import PageBitmap
+
+RAM_BYTES = 2 << 20
+PAGE = 4096
+
+
+class Disk:
+    """One image for both sides: nobody writes to it without its lock, and only one can have that."""
+
+    def __init__(self) -> None:
+        self.holder: object | None = None
+
+    def take(self, who: object) -> None:
+        """Lock it."""
+        if self.holder not in (None, who):
+            raise ImageError("disk image shared.img is in use by another machine (writing)")
+        self.holder = who
+
+    def release(self, who: object) -> None:
+        """Unlock it."""
+        if self.holder is who:
+            self.holder = None
+
+
+class World:
+    """Both sides of one guest, and the rule that it runs once at most, with its disk."""
+
+    def __init__(self) -> None:
+        self.disk = Disk()
+        self.running: set[str] = set()
+        self.source = Leaving(self)
+        self.destination = Arriving(self)
+
+    def run(self, who: Side) -> None:
+        """`who` lets the guest run."""
+        assert self.disk.holder is who, f"{who.name} runs without the disk"
+        self.running.add(who.name)
+        assert len(self.running) == 1, "the guest runs twice"
+
+    def pause(self, who: Side) -> None:
+        """It does not run there any more."""
+        self.running.discard(who.name)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.source.ram.close()
+        self.destination.ram.close()
+
+
+class Side:
+    """What both ends have."""
+
+    name = ""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.ram = GuestRam(MemoryConfig(RAM_BYTES))
+
+    async def description(self) -> tuple[tuple[str, str], ...]:
+        """The same on both sides."""
+        return (("ram", "2M"),)
+
+    async def hashes(self) -> tuple[bytes, ...]:
+        """The whole of it, in place of a hash."""
+        return tuple(bytes(block.view) for block in self.ram.blocks.values())
+
+    def take_disks(self) -> None:
+        """Lock the disk."""
+        self.world.disk.take(self)
+
+    def release_disks(self) -> None:
+        """Unlock it."""
+        self.world.disk.release(self)
+
+
+class Tracker:
+    """Of a guest that writes a page whenever somebody looks, for a while."""
+
+    log = None
+
+    def __init__(self, source: Leaving) -> None:
+        self._source = source
+        self._looks = 0
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    def stop(self) -> None:
+        """Keep in mind on which thread."""
+        self._source.tracking_stopped_on.append(threading.get_ident())
+
+    def sync(self, bitmap: PageBitmap) -> int:
+        """The guest writes some pages, fewer each time."""
+        self._looks += 1
+        if not self._source.is_running:
+            return 0
+        count = self._source.busy_pages >> self._looks
+        for page in range(count):
+            self._source.write_page(page, self._looks)
+        bitmap.mark("pc.ram", 0, max(count, 1))
+        return count
+
+    def vcpu_counts(self) -> list[int]:
+        """Not known."""
+        return []
+
+
+class Leaving(Side):
+    """A `LeavingGuest` that has the disk and runs."""
+
+    name = "source"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.moved_to = ""
+        self.kept_paused = False
+        self.busy_pages = 200
+        self.fail_save = False
+        self.tracking_stopped_on: list[int] = []
+        self.throttled: list[int] = []
+        self.on_held: Callable[[], None] = lambda: None
+        world.disk.take(self)
+        world.running.add(self.name)
+        for page in range(0, RAM_BYTES // PAGE, 3):
+            self.write_page(page, 0)
+
+    def write_page(self, page: int, version: int) -> None:
+        """Something that no other page has."""
+        self.ram.write(page * PAGE, struct.pack("<QQ", page + 1, version) * 256)
+
+    @property
+    def is_running(self) -> bool:
+        """Here."""
+        return self.name in self.world.running
+
+    def cpu(self) -> bytes:
+        """Anything."""
+        return b"cpu"
+
+    def tracker(self) -> Tracker:
+        """See above."""
+        return Tracker(self)
+
+    @asynccontextmanager
+    async def on_reset(self, call: Callable[[], None]) -> AsyncIterator[None]:
+        """It is never reset."""
+        yield
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[bool]:
+        """Paused in the block."""
+        self.world.pause(self)
+        self.on_held()
+        try:
+            yield True
+        finally:
+            if not self.moved_to and not self.kept_paused:
+                self.world.run(self)
+
+    async def save(self) -> tuple[Section, ...]:
+        """One section."""
+        await trio.lowlevel.checkpoint()
+        if self.fail_save:
+            raise ImageError("the host's disk is broken")
+        return (Section("serial0", 1, 1, b"state"),)
+
+    def throttle(self, percent: int) -> None:
+        """Remembered."""
+        self.throttled.append(percent)
+
+    def end(self, peer: str) -> None:
+        """It lives elsewhere."""
+        self.moved_to = peer
+
+    def keep_paused(self) -> None:
+        """It may run elsewhere."""
+        self.kept_paused = True
+
+    def go_on(self) -> None:
+        """It does not."""
+        self.kept_paused = False
+
+
+class Arriving(Side):
+    """An `ArrivingGuest`."""
+
+    name = "destination"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.problems: list[str] = []
+        self.loaded: tuple[Section, ...] = ()
+        self.fail_load = self.fail_start = False
+        self.announced = 0
+        self.otherwise: list[str] = []
+        self.rehearsed = 0
+
+    async def rehearse(self) -> None:
+        """Counted."""
+        await trio.lowlevel.checkpoint()
+        self.rehearsed += 1
+
+    def has_room(self) -> bool:
+        """Always."""
+        return True
+
+    def cpu_problems(self, cpu: bytes) -> Sequence[str]:
+        """As the test wants it."""
+        return self.problems
+
+    def differences(self, theirs: Sequence[tuple[str, str]], ours: Sequence[tuple[str, str]]) -> Sequence[str]:
+        """In words."""
+        return [] if theirs == ours else ["ram is 2M here and something else there"]
+
+    async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
+        """Keep them."""
+        assert 0 < ran_at_ns <= time.perf_counter_ns()
+        await trio.lowlevel.checkpoint()
+        if self.fail_load:
+            raise ProtocolError("section serial0: it is damaged")
+        self.loaded = sections
+
+    async def loaded_otherwise(self, sections: tuple[Section, ...]) -> Sequence[str]:
+        """As the test wants it."""
+        return self.otherwise
+
+    async def start(self, running: bool) -> None:
+        """Run."""
+        await trio.lowlevel.checkpoint()
+        if self.fail_start:
+            raise ImageError("the guest cannot be started")
+        self.world.run(self)
+
+    def announce(self) -> None:
+        """Counted."""
+        self.announced += 1
+
+
+class Wire:
+    """A relay in front of a destination, at unix socket `path`, that follows the control connection's messages.
+
+    `on_message(name)` is called before each is passed on. It may call `cut`, or return False to keep the message, and
+    all that follow on that connection, for ever.
+    """
+
+    def __init__(self, path: str, target: str, on_message: Callable[[str], bool]) -> None:
+        self.path = path
+        self.refusing = False
+        self._target = target
+        self._on_message = on_message
+        self._streams: set[trio.SocketStream] = set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Relay until cancelled."""
+        from pathlib import Path
+
+        from tvmm.control.listener import unix_listener
+
+        async with unix_listener(Path(self.path)) as listener:
+            task_status.started()
+            await trio.serve_listeners(self._relay, [listener])
+
+    def cut(self) -> None:
+        """Every connection breaks, in both directions, with what is on its way."""
+        for stream in self._streams:
+            stream.socket.close()
+
+    async def _relay(self, client: trio.SocketStream) -> None:
+        if self.refusing:
+            await trio.aclose_forcefully(client)
+            return
+        server = await trio.open_unix_socket(self._target)
+        assert isinstance(server, trio.SocketStream)
+        self._streams |= {client, server}
+        try:
+            data = await _exactly(client, OPENING_BYTES)
+            await server.send_all(data)
+            await client.send_all(await _exactly(server, REPLY_BYTES))
+            follows = Opening.from_bytes(data).kind is Kind.CONTROL
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, client, server, FROM_SOURCE if follows else None)
+                nursery.start_soon(self._pump, server, client, FROM_DESTINATION if follows else None)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            pass
+        finally:
+            self._streams -= {client, server}
+            client.socket.close()
+            server.socket.close()
+
+    async def _pump(self, origin: trio.SocketStream, end: trio.SocketStream, types: Any) -> None:
+        inbox = Inbox(types, 1 << 30) if types else None
+        while data := await origin.receive_some(1 << 16 if inbox is None else inbox.wanted()):
+            if inbox is not None:
+                inbox.receive(bytes(data))
+                message = inbox.next_message()
+                if message is not None and not self._on_message(type(message).__name__):
+                    await trio.sleep_forever()
+            await end.send_all(data)
+        await end.send_eof()
+
+
+async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = await stream.receive_some(count - len(data))
+        if not part:
+            raise trio.BrokenResourceError
+        data += part
+    return data

@@ -1,0 +1,173 @@
+"""``tvmm migrate [NAME] --to ADDRESS``: a guest goes on in another tvmm, on this host or another."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tvmm.cli import STATUS_SIGNAL, STATUS_USAGE
+from tvmm.cli.machines import control, named
+from tvmm.cli.migration_follow import Follower, Interrupts
+from tvmm.cli.output import RED, message, say
+from tvmm.config.incoming import MigrationAddress
+from tvmm.config.options import choice_of
+from tvmm.config.units import parse_duration, parse_integer, parse_size
+from tvmm.errors import TvmmError
+from tvmm.migration.status import COMPRESSIONS, MAX_CONNECTIONS, MigrationParameters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tvmm.cli.migration_display import Display
+    from tvmm.cli.parser import Parser
+
+__all__ = ["add_arguments", "order", "run"]
+
+_EXAMPLES = """\
+  tvmm run --memory 1G --incoming tcp:127.0.0.1:4444 &      the other end, with the options of the guest
+  tvmm migrate web --to 127.0.0.1:4444
+  tvmm migrate web --to b.example:4444 --pair CODE --bandwidth 100M
+  tvmm migrate web --to unix:/tmp/there --max-downtime 50ms --json
+"""
+
+_MORE = """\
+The guest runs here until the other end has all of it. Ctrl-C, like every failure before that, leaves it here
+as it was. Nothing needs to be set: memory is copied while the guest runs, in rounds, for as long as that
+makes the pause shorter.
+
+exit status:
+  0    the guest has moved
+  2    it has not: wrong usage, refused or failed, and it goes on at the source
+  130  cancelled, and it goes on at the source
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The verb's options."""
+    from tvmm.cli.completers import address_values, attach, word_values
+    from tvmm.cli.parser import add_name
+
+    parser.describe("Move the guest of a running machine to another tvmm while it runs.", _EXAMPLES, _MORE)
+    add_name(parser)
+    to = parser.add_argument(
+        "--to",
+        metavar="ADDRESS",
+        required=True,
+        help="HOST:PORT or unix:PATH, where 'tvmm run --incoming' waits for it",
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-downtime", metavar="TIME", help="longest pause of the guest allowed (default 300ms)")
+    limits.add_argument(
+        "--bandwidth", metavar="SIZE", help="bytes per second at most, 1G for instance (default 0: all)"
+    )
+    limits.add_argument(
+        "--connections",
+        metavar="N",
+        help=f"TCP connections that share the work, 1 to {MAX_CONNECTIONS} (default 0: chosen)",
+    )
+    limits.add_argument(
+        "--timeout", metavar="TIME", help="what the rounds after the first pass may take, 0 for ever (default 10m)"
+    )
+    compress = limits.add_argument("--compress", metavar="HOW", help="off or zstd, for slow networks (default off)")
+    limits.add_argument(
+        "--verify", action="store_true", help="compare all memory on both sides before it goes on (in the pause)"
+    )
+    trust = parser.add_argument_group("security")
+    trust.add_argument("--pair", metavar="CODE", help="the code that 'tvmm run --incoming ... --pair' has printed")
+    trust.add_argument("--tls", action="store_true", help="TLS with certificates on both sides (see 'tvmm keys')")
+    trust.add_argument("--keys", metavar="DIR", help="the certificates (default: those of the machine's user)")
+    trust.add_argument("--tls-hostname", metavar="NAME", help="name in the other end's certificate (default: the host)")
+    trust.add_argument("--insecure", action="store_true", help="without TLS over a network, where others can listen in")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="print an object per line while it goes on; the last has the outcome"
+    )
+    output.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    attach(to, address_values)
+    attach(compress, word_values(*COMPRESSIONS))
+
+
+def run(options: Mapping[str, Any]) -> int:
+    """Move it, and say how it went."""
+    from tvmm.cli.migration_display import choose
+    from tvmm.control.client import CommandError
+
+    uri, parameters = order(options)
+    entry = named(options)
+    display = choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
+    with control(entry) as client, Interrupts() as interrupts:
+        follower = Follower(client)
+        try:
+            follower.start(uri, parameters)
+        except TvmmError as error:
+            outcome = "refused" if isinstance(error, CommandError) else "unknown"
+            display.end({"error-desc": str(error)}, outcome, STATUS_USAGE)
+            raise
+        with display:
+            for info in follower.updates(interrupts):
+                if not follower.ended:
+                    display.update(info)
+    return _report(entry.name, follower, interrupts, display, silent="json" in options or "quiet" in options)
+
+
+def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What to ask of the machine: the address, and members of `x-parameters` for what was given.
+
+    Relative paths are made absolute, since the machine may have another directory. Raises `ConfigError`.
+    """
+    address = MigrationAddress.parse(options["to"], "--to")
+    if address.kind == "unix":
+        address = address._replace(path=os.path.abspath(address.path))
+    given = MigrationParameters(
+        max_downtime_ms=parse_duration(options.get("max_downtime", 0.3), "max downtime") * 1000,
+        bandwidth=parse_size(options.get("bandwidth", 0), "bandwidth"),
+        connections=parse_integer(options.get("connections", 0), "connections", 0, MAX_CONNECTIONS),
+        timeout_s=parse_duration(options.get("timeout", 600), "timeout"),
+        compress=choice_of(options.get("compress", "off"), "compression", COMPRESSIONS),
+        verify=options.get("verify", False),
+        tls=options.get("tls", False),
+        keys=os.path.abspath(options["keys"]) if options.get("keys") else "",
+        tls_hostname=options.get("tls_hostname", ""),
+        pair=options.get("pair", ""),
+        insecure=options.get("insecure", False),
+    ).check()
+    values = {
+        "max_downtime": ("downtime-limit", given.max_downtime_ms),
+        "bandwidth": ("max-bandwidth", given.bandwidth),
+        "connections": ("multifd-channels", given.connections),
+        "timeout": ("x-timeout", given.timeout_s * 1000),
+        "compress": ("multifd-compression", "none" if given.compress == "off" else given.compress),
+        "verify": ("x-verify", given.verify),
+        "tls": ("x-tls", given.tls),
+        "keys": ("tls-creds", given.keys),
+        "tls_hostname": ("tls-hostname", given.tls_hostname),
+        "pair": ("x-pair", given.pair),
+        "insecure": ("x-insecure", given.insecure),
+    }
+    # What was not given is what `migrate-set-parameters` has set, or the default.
+    return address.uri, dict(values[name] for name in values if name in options)
+
+
+def _report(name: str, follower: Follower, interrupts: Interrupts, display: Display, *, silent: bool) -> int:
+    """Say how it ended; the exit status."""
+    from tvmm.cli import migration_view as view
+
+    status = follower.status
+    interrupted = STATUS_SIGNAL + (interrupts.first or Interrupts.NUMBERS[0])
+    if status.state == "completed" and follower.ended:
+        display.end(follower.info, "moved", 0)
+        if not silent:
+            say("\n".join(view.summary_lines(name, status)))
+        return 0
+    if follower.ended and status.state == "cancelled" and status.guest == "source":
+        outcome, exit_status, text = "cancelled", interrupted, view.still_here_text(name, status)
+    elif follower.ended:
+        outcome, exit_status, text = "failed", STATUS_USAGE, view.still_here_text(name, status)
+    elif interrupts.count >= 2:
+        outcome, exit_status = "unknown", interrupted
+        text = f"asked {name} to give up and did not wait for its answer; 'tvmm info {name}' says how it ended"
+    else:
+        outcome, exit_status, text = "lost", STATUS_USAGE, view.lost_text(name, status)
+    display.end(follower.info, outcome, exit_status)
+    message(text, "1" if outcome == "cancelled" else RED)
+    return exit_status

@@ -1,0 +1,138 @@
+"""Where the progress of a migration is shown: a live panel on a terminal, lines elsewhere, JSON, or nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from tvmm.cli.migration_view import arrived_share, plain_line, progress_rows
+from tvmm.cli.output import flush, message, say
+from tvmm.control.migration_info import status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from rich.console import Console, RenderableType
+
+    from tvmm.migration.status import MigrationStatus
+
+__all__ = ["Display", "JsonLines", "Lines", "Live", "Nothing", "choose", "panel"]
+
+LINE_MS = 2000.0
+"""A log gets a line when the phase changes, and after this time in the same one."""
+BAR_COLUMNS = 50
+
+
+class Display(Protocol):
+    """A context manager, so that a terminal is left as it was."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Show how it goes."""
+
+    def end(self, info: Mapping[str, Any], outcome: str, exit_status: int) -> None:
+        """Show how it ended."""
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def end(self, info: Mapping[str, Any], outcome: str, exit_status: int) -> None:
+        """Nothing to do."""
+
+
+class JsonLines(Nothing):
+    """One object of `query-migrate` in each line of standard output; the last has `outcome` and `exit-status` too."""
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """One line; a program that reads it should not wait."""
+        say(json.dumps(info))
+        flush()
+
+    def end(self, info: Mapping[str, Any], outcome: str, exit_status: int) -> None:
+        """The last line."""
+        self.update({**info, "outcome": outcome, "exit-status": exit_status})
+
+
+class Lines(Nothing):
+    """A line on standard error now and then."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._at_ms = 0.0
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Say it, if there is news."""
+        status = status_of(info)
+        now_ms = status.total_ms or 0.0
+        if status.phase != self._phase or now_ms - self._at_ms >= LINE_MS:
+            self._phase, self._at_ms = status.phase, now_ms
+            message(plain_line(status))
+
+
+class Live(Nothing):
+    """A panel on the terminal that `console` writes to; it goes away at the end."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live as RichLive
+
+        self._live = RichLive(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Draw it anew."""
+        self._live.update(panel(status_of(info)), refresh=True)
+
+
+def panel(status: MigrationStatus) -> RenderableType:
+    """A bar and the rows of `progress_rows`."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("", ProgressBar(total=1.0, completed=arrived_share(status), width=BAR_COLUMNS))
+    for title, text in progress_rows(status):
+        # Text and not str: what the machine says is no markup.
+        grid.add_row(Text(title, style="dim"), Text(text, overflow="ellipsis", no_wrap=True))
+    return grid
+
+
+def choose(*, as_json: bool, quiet: bool) -> Display:
+    """The display that fits the options and standard error."""
+    if as_json:
+        return JsonLines()
+    if quiet:
+        return Nothing()
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return Lines()
+    from rich.console import Console
+
+    return Live(Console(stderr=True))

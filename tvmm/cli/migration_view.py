@@ -1,0 +1,164 @@
+"""How a migration is told to people: text out of a `MigrationStatus`, without a terminal, a clock or a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmm.cli.output import printable
+from tvmm.config.units import format_duration
+
+if TYPE_CHECKING:
+    from tvmm.migration.status import DowntimeParts, MigrationStatus
+
+__all__ = [
+    "amount",
+    "arrived_share",
+    "lost_text",
+    "plain_line",
+    "progress_rows",
+    "still_here_text",
+    "summary_lines",
+]
+
+_UNITS = "kMGTPE"
+_PARTS = (
+    ("stop", "stop_ms"),
+    ("last pages", "last_pages_ms"),
+    ("state", "state_ms"),
+    ("transfer", "transfer_ms"),
+    ("restore", "restore_ms"),
+    ("resume", "resume_ms"),
+)
+
+
+def amount(count: float) -> str:
+    """About `count`, in three digits and a binary unit: ``1.25G``, ``78.1M``, ``512``."""
+    for unit in ("", *_UNITS):
+        if count < 999.5 or unit == _UNITS[-1]:
+            return f"{count:.3g}{unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes all")
+
+
+def arrived_share(status: MigrationStatus) -> float:
+    """The part of guest RAM that is at the destination as it is now, 0 to 1."""
+    ram = status.ram
+    return 1 - min(max(ram.remaining, 0), ram.total) / ram.total if ram.total else 0.0
+
+
+def progress_rows(status: MigrationStatus) -> list[tuple[str, str]]:
+    """What is known so far, as titles and texts."""
+    ram = status.ram
+    rows = [("phase", _phase(status))]
+    if ram.rounds:
+        rows += [
+            ("RAM", f"{amount(ram.total)}, {amount(ram.remaining)} left"),
+            ("sent", f"{amount(ram.transferred)} at {amount(ram.throughput)}/s{_over(status.connections)}"),
+            ("pages", f"{ram.normal} whole, {ram.zero} zero, {ram.unchanged} unchanged; rounds {ram.rounds}"),
+            ("dirtied", f"{amount(ram.dirty_pages_rate * ram.page_size)}/s, {ram.dirty_pages_rate:.0f} pages/s"),
+        ]
+    if status.throttle_percent:
+        rows.append(("slowed", f"guest by {status.throttle_percent} %"))
+    if status.under_way and ram.rounds:
+        rows += [
+            ("pause", f"{_ms(status.expected_downtime_ms)} if it were now"),
+            ("time left", "unknown" if status.seconds_left is None else f"about {_seconds(status.seconds_left)}"),
+        ]
+    return [(title, printable(text)) for title, text in rows]
+
+
+def plain_line(status: MigrationStatus) -> str:
+    """The same in one line, for a log."""
+    ram = status.ram
+    parts = []
+    if ram.rounds:
+        parts += [
+            f"{amount(ram.transferred)} sent at {amount(ram.throughput)}/s",
+            f"{amount(ram.remaining)} of {amount(ram.total)} left",
+            f"{amount(ram.dirty_pages_rate * ram.page_size)}/s dirtied",
+        ]
+    if status.throttle_percent:
+        parts.append(f"guest slowed by {status.throttle_percent} %")
+    if status.under_way and status.expected_downtime_ms is not None:
+        parts.append(f"pause {_ms(status.expected_downtime_ms)} if it were now")
+    if status.under_way and status.seconds_left is not None:
+        parts.append(f"about {_seconds(status.seconds_left)} to go")
+    return printable(": ".join(filter(None, [_phase(status), ", ".join(parts)])))
+
+
+def summary_lines(name: str, status: MigrationStatus) -> list[str]:
+    """What to tell about a guest that has moved."""
+    ram = status.ram
+    seconds = (status.total_ms or 0.0) / 1000
+    lines = [f"{name} has moved to {status.peer} in {_ms(status.total_ms)}; the guest was paused for"
+             f" {_ms(status.downtime_ms)}"]  # fmt: skip
+    if status.downtime_parts is not None:
+        lines.append(f"  pause:  {_parts(status.downtime_parts)}")
+    if ram.rounds:
+        average = f", {amount(ram.transferred / seconds)}/s" if seconds else ""
+        lines += [
+            f"  sent:   {amount(ram.transferred)} for {amount(ram.total)} of RAM in {_rounds(ram.rounds)}"
+            f"{average}{_over(status.connections)}",
+            f"  pages:  {ram.normal} whole, {ram.zero} zero, {ram.unchanged} unchanged",
+        ]
+    if status.throttle_percent:
+        lines.append(f"  guest:  slowed by up to {status.throttle_percent} % to get it done")
+    return [printable(line) for line in lines]
+
+
+def still_here_text(name: str, status: MigrationStatus) -> str:
+    """What to tell about a guest that has not moved, or perhaps has."""
+    if status.guest == "unknown":
+        why = status.reason or "the destination does not answer"
+        return (
+            f"it is not known whether {name} has moved: {why}; it is paused here: look at {_peer(status)}, and only if"
+            f" it does not run there, 'tvmm resume {name}'"
+        )
+    if status.state == "cancelled":
+        return f"cancelled: the guest of {name} goes on at the source"
+    return f"{name} has not moved: {status.reason or 'no reason given'}; its guest goes on at the source"
+
+
+def lost_text(name: str, status: MigrationStatus) -> str:
+    """What to tell when the source's process ended and did not say how the migration went."""
+    where = status.phase or status.state
+    if status.state == "device":
+        return (
+            f"the process of {name} ended in the middle of the switchover; its guest may run at"
+            f" {_peer(status)}: look there before you start it anew"
+        )
+    return (
+        f"the process of {name} ended while it migrated ({where}), and its guest with it; what had arrived is discarded"
+    )
+
+
+def _phase(status: MigrationStatus) -> str:
+    """What it is at; who has pressed Ctrl-C wants to see that it was heard."""
+    return "cancelling" if status.state == "cancelling" else status.phase or status.state
+
+
+def _peer(status: MigrationStatus) -> str:
+    return status.peer or "the other end"
+
+
+def _parts(parts: DowntimeParts) -> str:
+    return ", ".join(f"{title} {_ms(getattr(parts, field))}" for title, field in _PARTS)
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
+def _over(connections: int) -> str:
+    return f" over {connections} connections" if connections > 1 else ""
+
+
+def _ms(milliseconds: float | None) -> str:
+    return "unknown" if milliseconds is None else _seconds(milliseconds / 1000)
+
+
+def _seconds(seconds: float) -> str:
+    """A span of time in three digits; long ones in minutes and seconds."""
+    if seconds < 600:
+        return format_duration(seconds)
+    return f"{int(seconds) // 60}m{int(seconds) % 60}s"

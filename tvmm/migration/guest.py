@@ -1,0 +1,104 @@
+"""What a migration asks of the machine at either end; `tvmm.wiring.moving` answers for a real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from tvmm.kvm.dirty_log import DirtyTracker
+    from tvmm.memory.ram import GuestRam
+    from tvmm.state import Section
+
+__all__ = ["ArrivingGuest", "Guest", "LeavingGuest"]
+
+
+class Guest(Protocol):
+    """Either end. Methods may be cancelled wherever they wait."""
+
+    name: str
+    ram: GuestRam
+
+    async def description(self) -> tuple[tuple[str, str], ...]:
+        """What has to be the same on both sides, as (name, text)."""
+
+    async def hashes(self) -> tuple[bytes, ...]:
+        """Of each RAM block, in their order, for a guest that does not run."""
+
+
+class LeavingGuest(Guest, Protocol):
+    """At the source."""
+
+    def cpu(self) -> bytes:
+        """`CpuDescription`, encoded."""
+
+    def tracker(self) -> DirtyTracker:
+        """A new one, not started."""
+
+    def on_reset(self, call: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Within the block `call` is called when the guest's RAM has been zeroed behind the tracker's back."""
+
+    def held(self) -> AbstractAsyncContextManager[bool]:
+        """Within the block nothing of the guest runs and nobody else can start it; whether it ran before.
+
+        After the block it does as before, unless `end` or `keep_paused` was called within.
+        """
+
+    async def save(self) -> tuple[Section, ...]:
+        """The state, while it is held."""
+
+    def throttle(self, percent: int) -> None:
+        """From now on take that share of time from the vCPUs that write; 0: none."""
+
+    def release_disks(self) -> None:
+        """Let go of the locks: what was written is stable, or as stable as the disk's options ask."""
+
+    def take_disks(self) -> None:
+        """Lock them again. Raises `UserError` if somebody else has one."""
+
+    def end(self, peer: str) -> None:
+        """The guest lives at `peer` now."""
+
+    def keep_paused(self) -> None:
+        """It may be somebody else's: when it is not held any more it stays paused, for the user's `resume`."""
+
+    def go_on(self) -> None:
+        """Undo `keep_paused`."""
+
+
+class ArrivingGuest(Guest, Protocol):
+    """At the destination."""
+
+    async def rehearse(self) -> None:
+        """Go through the steps of `load` with a state that changes nothing, so that they are faster when they count."""
+
+    def has_room(self) -> bool:
+        """Whether the host can give all of the guest's RAM now."""
+
+    def cpu_problems(self, cpu: bytes) -> Sequence[str]:
+        """Why a guest of that `CpuDescription` cannot go on here, in sentences. Raises `ProtocolError`."""
+
+    def differences(self, theirs: tuple[tuple[str, str], ...], ours: tuple[tuple[str, str], ...]) -> Sequence[str]:
+        """What differs, in sentences."""
+
+    async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
+        """Take over the state of a guest that still ran at that reading of `time.perf_counter_ns`: its pause has not
+        been longer than since then. Raises `ProtocolError`.
+        """
+
+    async def loaded_otherwise(self, sections: tuple[Section, ...]) -> Sequence[str]:
+        """Names of those that are not what was sent, after `load`."""
+
+    def take_disks(self) -> None:
+        """Lock them. Raises `UserError` if somebody else has one."""
+
+    def release_disks(self) -> None:
+        """Undo `take_disks`."""
+
+    async def start(self, running: bool) -> None:
+        """Let the guest go on, or have it paused as it was."""
+
+    def announce(self) -> None:
+        """Tell the networks where the guest is now."""

@@ -1,0 +1,434 @@
+"""The destination of a migration: listens, takes pages and state in, and starts the guest once it is given up.
+
+What may follow what is `tvmm.migration.destination`; this module does it. One source is served at a time; strangers,
+refused machines and junk cost nothing but their connection. Whoever comes later to ask what has become of a guest is
+answered.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
+from tvmm.migration.destination import DestinationEvent, DestinationState, after
+from tvmm.migration.link import Link, LinkLost
+from tvmm.migration.messages import (
+    Answer,
+    Block,
+    Cancel,
+    Commit,
+    Failure,
+    Goodbye,
+    Hello,
+    Query,
+    Ready,
+    Refuse,
+    RoundDone,
+    Running,
+    State,
+    Welcome,
+)
+from tvmm.migration.receivers import ReceiverLanes
+from tvmm.migration.reception import Reception, same
+from tvmm.migration.status import COMPRESSIONS, MigrationStatus, RamProgress
+from tvmm.migration.threads import attentive, run_together, the_cause
+from tvmm.migration.wire import MAX_LANES, MAX_MESSAGE, TOKEN_BYTES, Opening, common_version, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvmm.migration.guest import ArrivingGuest
+    from tvmm.migration.secure import Securer
+
+__all__ = ["Incoming"]
+
+HELLO_SECONDS = 30.0
+LANES_SECONDS = 30.0
+"""For all lanes to come."""
+SILENCE_SECONDS = 600.0
+"""A source that has said nothing for so long, and moved no page, is gone."""
+COMMIT_SECONDS = 60.0
+"""For COMMIT after READY. The source has taken the guest back long before."""
+ANSWER_SECONDS = 60.0
+"""How long the source may still ask what has become of the guest, if it has not said that it knows. It gives up
+sooner by itself."""
+FAREWELL_SECONDS = 1.0
+CODE_LOOK_SECONDS = 1.0
+
+MAX_REASONS = 32
+SESSION_BYTES, MAX_NAME = 16, 256
+MAX_TEXTS = 4096
+"""Pairs in the description of a machine: a peer does not make this side compare for ever."""
+
+
+class Incoming:
+    """Serves `listeners` until a guest has arrived (and its source knows), or has been abandoned."""
+
+    def __init__(
+        self,
+        guest: ArrivingGuest,
+        security: Securer,
+        changed: Callable[[MigrationStatus], None],
+        say: Callable[[str], None],
+        listening: str = "",
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`listening` is where, for people; `say` gets a line about each connection that comes to nothing. The token
+        for lanes is of `random`.
+        """
+        self.state = DestinationState.WAITING
+        self.listening = listening
+        self._guest = guest
+        self._security = security
+        self._changed = changed
+        self._say = say
+        self._session = b""
+        self._random = random
+        self._token = self._identity = b""
+        self._lanes: ReceiverLanes
+        self._wanted_lanes = 0
+        self._lanes_news = trio.Event()
+        self._arrivals: dict[int, Any] = {}
+        self._decided = trio.Event()
+        self._answered = trio.Event()
+        self._in_doubt = False
+        self._abandon: trio.CancelScope | None = None
+        self._committed_ns = 0
+        self._confirmed_ns = 0
+        """When the source was last told of a round: it has paused the guest after that."""
+        self._state_message: State | None = None
+        self._state_news = trio.Event()
+        self._commit_news = trio.Event()
+        self._begun = 0.0
+        self._peer = ""
+        self._error = ""
+        self._word = "none"
+        self._rounds = 0
+
+    # --- the user's side ---
+
+    @property
+    def status(self) -> MigrationStatus:
+        """As it is now."""
+        return MigrationStatus(
+            state=self._word,
+            incoming=True,
+            peer=self._peer,
+            error=self._error,
+            guest="destination" if self.state is DestinationState.RUNNING else "source",
+            total_ms=(time.perf_counter() - self._begun) * 1e3 if self._begun else None,
+            ram=RamProgress(
+                total=sum(block.size for block in self._guest.ram.blocks.values()),
+                transferred=self._lanes.bytes_received if self._begun else 0,
+                rounds=self._rounds,
+            ),
+            connections=self._wanted_lanes,
+            listening=self.listening,
+        )
+
+    async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Return when the guest is here and its source knows. Raises `IncomingFailed` if it was abandoned."""
+        with ReceiverLanes(self._guest.ram) as self._lanes:
+            try:
+                with collapse():
+                    await self._serve(listeners)
+            finally:
+                # No task is left that could let another one in.
+                for stream in self._arrivals.values():
+                    stream.socket.close()
+        if self.state is DestinationState.ABANDONED:
+            raise IncomingFailed(f"the guest did not arrive: {self._error}", "it is the source's, if that is alive")
+
+    async def _serve(self, listeners: Sequence[trio.SocketListener]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._populate)
+            # Before anybody is let in: later a guest would wait for it.
+            await self._guest.rehearse()
+            reception = Reception(self, self._security, self._say)
+            for listener in listeners:
+                nursery.start_soon(reception.accept, listener, nursery)
+            nursery.start_soon(self._watch_code)
+            await self._decided.wait()
+            # A source that lost the connection may come back and ask; any other one is told why.
+            limit = ANSWER_SECONDS if self.state is DestinationState.RUNNING or self._in_doubt else FAREWELL_SECONDS
+            with trio.move_on_after(limit):
+                await self._answered.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _populate(self) -> None:
+        """Allocate RAM while nobody waits for it: a page that has to be allocated when it comes costs many times as
+        much as its copy.
+        """
+        if self._guest.has_room():
+            await run_together([self._lanes.populate], self._lanes.waker)
+
+    async def _watch_code(self) -> None:
+        """A pairing code that is of no use any more: say so, instead of waiting for ever."""
+        while self.state is DestinationState.WAITING:
+            if self._security.is_void:
+                raise IncomingFailed("the pairing code was tried too often, or is too old", "use the next one")
+            await trio.sleep(CODE_LOOK_SECONDS)
+
+    # --- what the reception asks ---
+
+    def knows(self, token: bytes) -> bool:
+        """Whether a lane belongs to the migration that is under way."""
+        return bool(self._token) and same(token, self._token)
+
+    async def take_lane(self, stream: trio.SocketStream, number: int) -> None:
+        """See `Desk`."""
+        if number >= self._wanted_lanes or number in self._arrivals:
+            raise ProtocolError(f"connection {number} for pages is one too many")
+        self._arrivals[number] = stream
+        self._lanes_news.set()
+        self._lanes_news = trio.Event()
+
+    async def serve_query(self, link: Link) -> None:
+        """What has become of a guest. Whoever asks before it was given up is told that it was abandoned, and then it
+        is.
+        """
+        with trio.move_on_after(HELLO_SECONDS):
+            question = await link.receive()
+            if not isinstance(question, Query):
+                raise ProtocolError("a connection for a question asks none")
+            if not self._session or not same(question.session, self._session):
+                await link.send(Answer("unknown"))
+                return
+            if self.state is not DestinationState.STARTING:
+                self._move(DestinationEvent.QUERY, "its source has lost the connection and takes it back")
+            await self._decided.wait()
+            await link.send(Answer("running" if self.state is DestinationState.RUNNING else "abandoned"))
+            self._answered.set()
+
+    # --- the migration ---
+
+    def _move(self, event: DestinationEvent, why: str = "") -> None:
+        following = after(self.state, event)
+        if following is None:
+            raise ProtocolError(f"the source sent {event.value} while the destination was {self.state.value}")
+        was, self.state = self.state, following
+        if was in (DestinationState.READY, DestinationState.STARTING) and following is DestinationState.ABANDONED:
+            # The source may have sent COMMIT, unless it has taken the guest back with a word.
+            self._in_doubt = event is not DestinationEvent.CANCEL
+        if following is DestinationState.ABANDONED and was is not following:
+            self._error = why
+            self._word = "failed"
+            self._changed(self.status)
+            self._decided.set()
+            if self._abandon is not None:
+                self._abandon.cancel()
+        if following is DestinationState.RUNNING and was is not following:
+            self._word = "completed"
+            self._changed(self.status)
+            self._decided.set()
+
+    async def serve_control(self, link: Link, opening: Opening) -> None:
+        with trio.move_on_after(HELLO_SECONDS) as patience:
+            hello = await link.receive()
+        if patience.cancelled_caught:
+            raise LinkLost("it did not say what is to be moved")
+        if not isinstance(hello, Hello):
+            raise ProtocolError("the source does not begin with a greeting")
+        refusal = await self._look_at(hello)
+        # Looked at last: who is slow to say what it wants keeps nobody else out.
+        if refusal is None and self.state is not DestinationState.WAITING:
+            refusal = Refuse(("another machine is arriving, or has arrived",))
+        if refusal is not None:
+            self._say(f"a machine was refused: {'; '.join(refusal.reasons)}")
+            # One that does not read it would be kept for ever.
+            with trio.move_on_after(FAREWELL_SECONDS):
+                await link.send(refusal)
+            return
+        await self._receive_guest(link, hello, common_version(opening))
+
+    async def _look_at(self, hello: Hello) -> Refuse | None:
+        """Why this is not the machine that can arrive here; None if it is."""
+        _check_hello(hello)
+        reasons = list(self._guest.differences(hello.description, await self._guest.description()))
+        ours = tuple(Block(name, block.size // 4096) for name, block in self._guest.ram.blocks.items())
+        if not reasons and hello.blocks != ours:
+            reasons.append("its RAM is laid out differently")
+        reasons += self._guest.cpu_problems(hello.cpu)
+        if hello.compress not in COMPRESSIONS:
+            reasons.append(f"compression {readable(hello.compress)!r} is not known here")
+        if not reasons:
+            return None
+        return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
+
+    async def _receive_guest(self, link: Link, hello: Hello, version: int) -> None:
+        """From here on this machine has parts of the guest: it arrives, or is abandoned."""
+        self._session = hello.session
+        self._identity = self._security.identity(link.stream)
+        self._token = self._random(TOKEN_BYTES)
+        self._wanted_lanes = hello.lanes
+        self._peer = readable(hello.name)
+        self._begun = time.perf_counter()
+        self._word = "active"
+        self._move(DestinationEvent.HELLO)
+        self._changed(self.status)
+        try:
+            with trio.CancelScope() as self._abandon, attentive():
+                try:
+                    await link.send(Welcome(version, self._token))
+                    link.inbox.limit = MAX_MESSAGE
+                    await self._gather_lanes(hello.compress)
+                    await self._take_in(link, hello)
+                except LinkLost as error:
+                    self._move(DestinationEvent.LOST, str(error))
+                except (ProtocolError, UserError, HostError) as error:
+                    self._break(str(error))
+                # Connected or not: after COMMIT the guest is nobody else's.
+                if self.state is DestinationState.STARTING:
+                    await self._start(link)
+        finally:
+            self._abandon = None
+        await self._after_all(link)
+
+    def _break(self, why: str) -> None:
+        if after(self.state, DestinationEvent.BROKEN) is not None:
+            self._move(DestinationEvent.BROKEN, why)
+
+    async def _gather_lanes(self, compress: str) -> None:
+        lanes = self._lanes
+        with trio.move_on_after(LANES_SECONDS) as patience:
+            while len(self._arrivals) < self._wanted_lanes:
+                await self._lanes_news.wait()
+        if patience.cancelled_caught:
+            raise LinkLost("its connections for pages did not come")
+        for number in range(self._wanted_lanes):
+            stream = self._arrivals[number]
+            if compress == "off" and self._security.lanes_are_plain:
+                lanes.add_plain(stream)
+                continue
+            decoder = None
+            if compress == "zstd":
+                from tvmm.migration.zstd import Decompressor
+
+                decoder = Decompressor()
+            lanes.add_buffered(await self._security.wrap_lane(stream, lanes.waker, self._identity), decoder)
+
+    async def _take_in(self, link: Link, hello: Hello) -> None:
+        """Pages and state, side by side; then wait for COMMIT."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, link)
+                pages_ns = await self._take_pages(link)
+                await self._state_news.wait()
+                state = self._state_message
+                assert state is not None
+                if state.last_round != self._rounds - 1:
+                    raise ProtocolError("the state does not belong to the last round")
+                if hello.verify:
+                    # Before the state is loaded: KVM writes clocks into memory then.
+                    await self._verify(state)
+                begun = time.perf_counter_ns()
+                await self._guest.load(state.sections, self._confirmed_ns)
+                if hello.verify and (wrong := await self._guest.loaded_otherwise(state.sections)):
+                    raise ProtocolError(f"what was loaded differs from the source's: {', '.join(wrong)}")
+                # First the state, then the word: COMMIT may be here before `send` returns.
+                self._move(DestinationEvent.LOADED)
+                await link.send(Ready(pages_ns, time.perf_counter_ns() - begun))
+                with trio.move_on_after(COMMIT_SECONDS) as patience:
+                    await self._commit_news.wait()
+                if patience.cancelled_caught:
+                    self._move(DestinationEvent.OVERDUE, f"its source did not give it up within {COMMIT_SECONDS:g} s")
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise the_cause(group, (ProtocolError, UserError, TvmmError)) from None
+
+    async def _listen(self, link: Link) -> None:
+        """What the source says on the control connection."""
+        while True:
+            moved = self._lanes.bytes_received
+            with trio.move_on_after(SILENCE_SECONDS) as patience:
+                message = await link.receive()
+            if patience.cancelled_caught:
+                if self._lanes.bytes_received > moved:
+                    continue  # One round may take hours.
+                raise LinkLost(f"its source has said nothing for {SILENCE_SECONDS:g} s, and moved no page")
+            if isinstance(message, State):
+                self._move(DestinationEvent.STATE)
+                self._word = "device"
+                self._state_message = message
+                self._state_news.set()
+            elif isinstance(message, Commit):
+                self._committed_ns = time.perf_counter_ns()
+                self._move(DestinationEvent.COMMIT)
+                self._commit_news.set()
+                return
+            elif isinstance(message, Cancel):
+                self._move(DestinationEvent.CANCEL, f"its source keeps it: {readable(message.reason) or 'cancelled'}")
+                return
+            else:
+                raise ProtocolError(f"the source sent {type(message).__name__} out of order")
+
+    async def _take_pages(self, link: Link) -> int:
+        """Until the last round is in place. Returns the nanoseconds that the last one took."""
+        last = False
+        took = 0
+        self._confirmed_ns = time.perf_counter_ns()
+        while not last:
+            begun = time.perf_counter_ns()
+            number, last = await self._lanes.receive_round()
+            took = time.perf_counter_ns() - begun
+            self._rounds = number + 1
+            if not last:
+                self._confirmed_ns = time.perf_counter_ns()
+                await link.send(RoundDone(number, took))
+        return took
+
+    async def _verify(self, state: State) -> None:
+        ours = await self._guest.hashes()
+        names = list(self._guest.ram.blocks)
+        wrong = [name for name, mine, theirs in zip(names, ours, state.hashes, strict=False) if mine != theirs]
+        if wrong or len(ours) != len(state.hashes):
+            raise ProtocolError(f"RAM block {', '.join(wrong) or '?'} differs from the source's")
+
+    async def _start(self, link: Link) -> None:
+        """COMMIT has come: nothing but a failure of our own keeps the guest from running."""
+        state = self._state_message
+        assert state is not None
+        with trio.CancelScope(shield=True):
+            try:
+                self._guest.take_disks()
+                await self._guest.start(state.running)
+            except (UserError, TvmmError) as error:
+                self._guest.release_disks()
+                self._move(DestinationEvent.BROKEN, str(error))
+                return
+            self._move(DestinationEvent.STARTED)
+            with trio.move_on_after(FAREWELL_SECONDS):
+                # One that does not get the word asks for it.
+                with suppress(LinkLost):
+                    await link.send(Running(time.perf_counter_ns() - self._committed_ns))
+            self._guest.announce()
+
+    async def _after_all(self, link: Link) -> None:
+        """A last word to the source, and its own."""
+        if self.state is DestinationState.ABANDONED:
+            with trio.move_on_after(FAREWELL_SECONDS), suppress(LinkLost):
+                await link.send(Failure(self._error))
+            if not self._in_doubt:
+                self._answered.set()
+            return
+        try:
+            while True:
+                message = await link.receive()
+                if isinstance(message, Goodbye):
+                    self._answered.set()
+                    return
+        except (LinkLost, ProtocolError):
+            return
+
+
+def _check_hello(hello: Hello) -> None:
+    """Raise `ProtocolError` for what no source says."""
+    if len(hello.session) != SESSION_BYTES or len(hello.name) > MAX_NAME or len(hello.description) > MAX_TEXTS:
+        raise ProtocolError("the source's greeting has a field of another length")
+    if not 1 <= hello.lanes <= MAX_LANES:
+        raise ProtocolError(f"the source wants {hello.lanes} connections for pages, 1 to {MAX_LANES} are possible")

@@ -1,0 +1,392 @@
+"""The source of a migration: connects, sends pages in rounds while the guest runs, and gives it up in two steps.
+
+What may follow what is `tvmm.migration.source`; this module does it. Everything that goes wrong before COMMIT ends
+with the guest running here as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import trio
+
+from tvmm.errors import ProtocolError, TvmmError, UserError
+from tvmm.kvm.pages import PAGE
+from tvmm.migration.commit import Commitment, Destination
+from tvmm.migration.link import LinkLost, open_connection, peer_name
+from tvmm.migration.messages import Block, Cancel, Goodbye, Hello, Ready, RoundDone, State
+from tvmm.migration.policy import Advice, Decision, Policy, Round
+from tvmm.migration.progress import Progress
+from tvmm.migration.receivers import LAST_ROUND
+from tvmm.migration.senders import SenderLanes
+from tvmm.migration.source import TERMINAL, SourceEvent, SourceState, after
+from tvmm.migration.status import MigrationStatus
+from tvmm.migration.talk import Ended, Talk
+from tvmm.migration.threads import attentive, the_cause
+from tvmm.migration.wire import Kind, Opening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvmm.kvm.dirty_log import DirtyTracker
+    from tvmm.kvm.lanes import LaneGroup
+    from tvmm.migration.guest import LeavingGuest
+    from tvmm.migration.link import Address
+    from tvmm.migration.secure import Securer
+    from tvmm.migration.status import MigrationParameters
+
+__all__ = ["Outgoing", "longest_pause"]
+
+ROUND_SECONDS = 120.0
+"""For the word that a round is in place, after its last byte went into a buffer: on a slow path some megabytes of it
+are still under way then."""
+OVERRUN = 1.2
+"""Times the longest pause allowed, after which the guest is taken back."""
+LEAST_PAUSE_SECONDS = 0.05
+"""A limit below this still gives the last step that long, or no migration would ever succeed."""
+VERIFY_BYTES_PER_SECOND = 100e6
+"""Slower than any host hashes RAM. Both sides do it in the pause, one after the other, for whoever asks for it."""
+
+LOOK_AT_ONCE_PAGES = 16 << 30 >> 12
+"""RAM whose dirty log is read within half a millisecond: a change of threads takes longer."""
+
+AUTO_LANES_MAX = 4
+SESSION_BYTES = 16
+
+
+def longest_pause(parameters: MigrationParameters, ram_bytes: int) -> float:
+    """Seconds after which a guest that was stopped is taken back."""
+    limit = max(parameters.max_downtime_ms / 1000 * OVERRUN, LEAST_PAUSE_SECONDS)
+    return limit + (2 * ram_bytes / VERIFY_BYTES_PER_SECOND if parameters.verify else 0)
+
+
+class Outgoing:
+    """One migration of `guest` to `address`. `changed` is called whenever the status' state is another one, or a new
+    round has begun. Use it once.
+    """
+
+    def __init__(
+        self,
+        guest: LeavingGuest,
+        address: Address,
+        parameters: MigrationParameters,
+        security: Securer,
+        changed: Callable[[MigrationStatus], None],
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`random` gives the name of the session."""
+        self.parameters = parameters
+        self.progress = Progress(peer_name(address))
+        self.state = SourceState.GREETING
+        self._guest = guest
+        self._address = address
+        self._security = security
+        self._changed = changed
+        self._session = random(SESSION_BYTES)
+        self._scope = trio.CancelScope()
+        self._ended: Ended | None = None
+        self._policy = Policy(
+            int(parameters.max_downtime_ms * 1e6), max_throttle=parameters.max_throttle_percent
+        )
+        self._tracker: DirtyTracker
+        self._lanes: SenderLanes
+        self._group: LaneGroup | None = None
+        self._talk: Talk
+        self._commitment: Commitment
+        self._refill = False
+        self._number = 0
+
+    # --- the user's side ---
+
+    @property
+    def status(self) -> MigrationStatus:
+        """As it is now."""
+        return self.progress.status()
+
+    def cancel(self) -> None:
+        """The guest is to stay. Too late once it has been given up."""
+        if self.state in (*TERMINAL, SourceState.COMMITTING):
+            return
+        if self.state is SourceState.ASKING:
+            self._commitment.stop_asking()
+            return
+        if self.progress.state in ("setup", "active", "device"):
+            self._tell("cancelling")
+        self._end(Ended(SourceEvent.CANCEL, "cancelled"))
+
+    def set_parameters(self, parameters: MigrationParameters) -> None:
+        """Bandwidth and longest pause may change on the way."""
+        self.parameters = parameters
+        self._policy.max_downtime_ns = int(parameters.max_downtime_ms * 1e6)
+        if self._group is not None:
+            self._group.bandwidth = parameters.bandwidth
+
+    async def run(self, begun: trio.Event) -> SourceState:
+        """To its end: a state of `source.TERMINAL`; `begun` is set once it is told that it has begun.
+
+        Cancelled from outside before COMMIT, the guest goes on here.
+        """
+        self._tell("setup")
+        begun.set()
+        try:
+            with self._scope:
+                await self._body()
+        except Ended as ended:
+            self._ended = self._ended or ended
+        except (LinkLost, ProtocolError) as error:
+            event = SourceEvent.LOST if isinstance(error, LinkLost) else SourceEvent.BROKEN
+            self._ended = self._ended or Ended(event, str(error))
+        except UserError as error:
+            self._ended = self._ended or Ended(SourceEvent.BROKEN, error.message, error.hint)
+        if self._ended is not None and self.state not in TERMINAL:
+            self._move(self._ended.event)
+        return self._conclude()
+
+    # --- states ---
+
+    def _move(self, event: SourceEvent) -> SourceState:
+        following = after(self.state, event)
+        if following is None:
+            raise ProtocolError(f"the destination sent {event.value} while the source was {self.state.value}")
+        self.state = following
+        return following
+
+    def _end(self, ended: Ended) -> None:
+        """From another task: what `_body` does is over."""
+        if self._ended is None:
+            self._ended = ended
+        self._scope.cancel()
+
+    def _tell(self, state: str) -> None:
+        self.progress.enter(state)
+        self._changed(self.status)
+
+    def _conclude(self) -> SourceState:
+        ended = self._ended
+        if self.state is SourceState.DONE:
+            return self.state
+        if self.state is SourceState.UNCERTAIN:
+            self.progress.guest = "unknown"
+        if self.state is not SourceState.CANCELLED:
+            self.progress.error = ended.reason if ended else "it ended for no known reason"
+            self.progress.error_hint = ended.hint if ended else ""
+        self._tell("cancelled" if self.state is SourceState.CANCELLED else "failed")
+        return self.state
+
+    # --- the whole of it ---
+
+    async def _body(self) -> None:
+        async with AsyncExitStack() as stack:
+            await self._greet(stack)
+            # The tracker before the lanes: no lane reads a page that nobody watches.
+            self._tracker = self._guest.tracker()
+            self._lanes = stack.enter_context(
+                SenderLanes(self._guest.ram, self.parameters.bandwidth)
+            )
+            self._group = self._lanes.group
+            stack.callback(self.progress.freeze)
+            # Before the lanes are closed: the destination is to hear why, and not to find out that they are gone.
+            stack.push_async_exit(self._say_why)
+            await self._open_lanes()
+            await trio.to_thread.run_sync(self._tracker.start)
+            stack.push_async_callback(self._stop_tracking)
+            self._lanes.group.log = self._tracker.log
+            stack.callback(self._guest.throttle, 0)
+            await stack.enter_async_context(self._guest.on_reset(self._ram_was_reset))
+            self._lanes.bitmap.fill()
+            self.progress.begin_copying(self._lanes)
+            self._tell("active")
+            try:
+                await self._copy_and_commit()
+            except BaseExceptionGroup as group:
+                raise the_cause(group, (Ended, TvmmError)) from None
+
+    async def _stop_tracking(self) -> None:
+        """On a thread: KVM takes up to 25 ms, and most of it for a guest that is gone."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._tracker.stop)
+
+    async def _copy_and_commit(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            first = await self._one_round()
+            with attentive():
+                await self._converge(*first)
+                await self._switch_over()
+            nursery.cancel_scope.cancel()
+
+    def _ram_was_reset(self) -> None:
+        self._refill = True
+
+    async def _listen(self) -> None:
+        """Bad news end all at once, unless the guest is given up already: then they are for `_commit`."""
+        try:
+            await self._talk.listen()
+        except (TvmmError, Ended):
+            if self.state not in (*TERMINAL, SourceState.COMMITTING, SourceState.ASKING):
+                raise
+
+    # --- setup ---
+
+    async def _greet(self, stack: AsyncExitStack) -> None:
+        self._talk = await Talk.open(self._address, self._security)
+        stack.push_async_callback(self._talk.close)
+        hello = Hello(
+            self._session,
+            self._guest.name,
+            await self._guest.description(),
+            self._guest.cpu(),
+            tuple(Block(name, block.size // PAGE) for name, block in self._guest.ram.blocks.items()),
+            self._lane_count(),
+            self.parameters.compress,
+            self.parameters.verify,
+        )
+        self._token = await self._talk.greet(hello)
+        destination = Destination(self._address, self._security, self._session)
+        self._commitment = Commitment(
+            self._guest, self._talk, destination, self._move, self.progress.pause.resumed
+        )
+        self._move(SourceEvent.WELCOME)
+
+    def _lane_count(self) -> int:
+        if self.parameters.connections:
+            return self.parameters.connections
+        # One fills a path on which both ends have a processor to spare; sender and receiver here share them.
+        local = self._address.kind == "unix" or self._address.host in ("127.0.0.1", "::1", "localhost")
+        processors = os.cpu_count() or 1
+        return max(1, min(AUTO_LANES_MAX, processors // 4 if local else processors // 2))
+
+    async def _open_lanes(self) -> None:
+        count = self._lane_count()
+        streams: list[trio.SocketStream] = []
+        try:
+            # All of them before the first handshake: the destination begins with those when all are there.
+            for number in range(count):
+                opening = Opening(Kind.LANE, self._security.kind, token=self._token, lane=number)
+                streams.append(await open_connection(self._address, opening))
+            while streams:
+                await self._add_lane(streams.pop(0))
+        finally:
+            for stream in streams:
+                stream.socket.close()
+        self.progress.connections = count
+
+    async def _add_lane(self, stream: trio.SocketStream) -> None:
+        if self.parameters.compress == "off" and self._security.lanes_are_plain:
+            self._lanes.add_plain(stream)
+            return
+        codec = None
+        if self.parameters.compress == "zstd":
+            from tvmm.migration.zstd import Compressor
+
+            codec = Compressor()
+        self._lanes.add_buffered(await self._security.wrap_lane(stream, self._lanes.waker), codec)
+
+    # --- rounds ---
+
+    async def _converge(self, done: Round, advice: Advice) -> None:
+        """Rounds after the first pass, until it is time to stop the guest. They have `timeout_s`: the first pass takes
+        what it takes.
+        """
+        with trio.move_on_after(self.parameters.timeout_s or math.inf) as patience:
+            while advice.decision is not Decision.SWITCH:
+                if advice.decision is Decision.THROTTLE:
+                    self._guest.throttle(advice.throttle)
+                done, advice = await self._one_round()
+        if patience.cancelled_caught:
+            raise Ended(SourceEvent.OVERDUE, *self._did_not_converge(done, advice))
+
+    async def _one_round(self) -> tuple[Round, Advice]:
+        self.progress.begin_round(self._number)
+        self._changed(self.status)
+        done = await self._round(self._number)
+        advice = self._policy.after(done)
+        self.progress.end_round(done, advice, self._policy.bytes_per_second)
+        self._number += 1
+        return done, advice
+
+    async def _round(self, number: int) -> Round:
+        """One round while the guest runs."""
+        begun = trio.current_time()
+        lanes = self._lanes
+        result = await lanes.send_round(number)
+        answer = await self._talk.expect(RoundDone, ROUND_SECONDS, f"confirm round {number}")
+        if answer.number != number:
+            raise ProtocolError(f"the destination confirms round {answer.number} in place of {number}")
+        elapsed = trio.current_time() - begun
+        await self._look()
+        return Round(result.pages, result.bytes, int(elapsed * 1e9), lanes.bitmap.count())
+
+    async def _look(self) -> None:
+        if self._lanes.pages.total <= LOOK_AT_ONCE_PAGES:
+            self._sync()
+        else:
+            await trio.to_thread.run_sync(self._sync)
+
+    def _sync(self) -> None:
+        if self._refill:
+            self._refill = False
+            self._lanes.bitmap.fill()
+        self._tracker.sync(self._lanes.bitmap)
+
+    def _did_not_converge(self, done: Round, advice: Advice) -> tuple[str, str]:
+        speed = self.status.ram.throughput
+        reason = (
+            f"the guest did not come to rest within {self.parameters.timeout_s:g} s: "
+            f"{done.dirty_after} pages dirty after round {self._number}, {speed / 1e6:.0f} MB/s, "
+            f"a pause of {advice.expected_ns / 1e6:.0f} ms where {self.parameters.max_downtime_ms:g} ms are allowed"
+        )
+        return reason, "allow a longer pause with --max-downtime, or more time with --timeout"
+
+    # --- switchover ---
+
+    async def _switch_over(self) -> None:
+        limit = longest_pause(self.parameters, self._lanes.pages.total * PAGE)
+        parts = self.progress.pause
+        self._tell("device")
+        parts.begin()
+        async with self._guest.held() as was_running:
+            self._move(SourceEvent.PAUSED)
+            parts.stopped()
+            with trio.move_on_after(limit if was_running else math.inf) as patience:
+                ready = await self._hand_over(was_running)
+            if patience.cancelled_caught:
+                raise Ended(
+                    SourceEvent.OVERDUE,
+                    f"the guest would have been paused for more than {self.parameters.max_downtime_ms:g} ms",
+                    "it goes on here; try again, or allow more with --max-downtime",
+                )
+            parts.ready(ready)
+            await self._commit()
+
+    async def _hand_over(self, was_running: bool) -> Ready:
+        """Send all that is left, and have the destination say that it is there and well."""
+        parts = self.progress.pause
+        sections = await self._guest.save()
+        parts.saved()
+        # The log is read last: reading a vCPU's state may have made KVM write to the guest's memory.
+        self._sync()
+        self._lanes.group.log = None
+        hashes = await self._guest.hashes() if self.parameters.verify else ()
+        # Before the pages, so that it is taken apart there while they come.
+        await self._talk.say(State(sections, was_running, self._number, hashes))
+        await self._lanes.send_round(self._number | LAST_ROUND)
+        parts.pages_sent()
+        return await self._talk.expect(Ready, math.inf, "load the state")
+
+    async def _commit(self) -> None:
+        self._ended = await self._commitment.run()
+        if self.state is SourceState.DONE:
+            # Told before the machine ends for it: who watches is never in doubt.
+            self._tell("completed")
+            self._guest.end(self.progress.peer)
+            await self._talk.say_if_possible(Goodbye())
+
+    async def _say_why(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """A word to a destination that still expects something."""
+        if self.state is not SourceState.DONE:
+            why = self._ended or error
+            await self._talk.say_if_possible(Cancel(str(why) if isinstance(why, Ended | TvmmError) else ""))

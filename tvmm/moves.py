@@ -1,0 +1,190 @@
+"""The migrations of one machine: at most one under way, out of it or into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tvmm.machine import Machine
+    from tvmm.migration.incoming import Incoming
+    from tvmm.migration.outgoing import Outgoing
+    from tvmm.migration.status import MigrationParameters, MigrationStatus
+
+__all__ = ["Moves"]
+
+
+PASSES_TOLD = 32
+"""After so many passes over RAM only every so many is announced, so that no client's queue fills with them."""
+
+
+class Moves:
+    """`MigrationTarget` of `tvmm.control.target`, for a machine in whose nursery they run."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.arrived = trio.Event()
+        """A guest that was waited for is here."""
+        self._machine = machine
+        self._chosen: MigrationParameters | None = None
+        self._out: Outgoing | None = None
+        self._in: Incoming | None = None
+        self._listening = False
+        self._rounds_told = 0
+        self._last_state = ""
+        self._begun, self._ended = trio.Event(), trio.Event()
+
+    # --- what clients see ---
+
+    def migration_status(self) -> MigrationStatus:
+        """See `MigrationTarget`, as all of these."""
+        from tvmm.migration.status import NO_MIGRATION
+
+        if self._out is not None:
+            return self._out.status
+        return self._in.status if self._in is not None else NO_MIGRATION
+
+    def migration_parameters(self) -> MigrationParameters:
+        """How the next one goes."""
+        from tvmm.migration.status import MigrationParameters
+
+        return self._chosen or MigrationParameters()
+
+    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
+        """For the next one, and as far as possible for one that is under way."""
+        self._chosen = self.migration_parameters()._replace(**changes).check()
+        if self._out is not None and self._out.status.under_way:
+            self._out.set_parameters(self._out.parameters._replace(**changes))
+
+    def cancel_migration(self) -> None:
+        """Of the one out of the machine."""
+        if self._out is not None:
+            self._out.cancel()
+
+    async def start_migration(self, uri: str, parameters: MigrationParameters) -> None:
+        """Begin to move the guest out."""
+        from tvmm.config.incoming import MigrationAddress
+        from tvmm.migration.threads import attentive
+
+        self._refuse_to_move()
+        with attentive():
+            await trio.to_thread.run_sync(_import_for_leaving, parameters.tls or bool(parameters.pair))
+        from tvmm.migration.outgoing import Outgoing
+        from tvmm.migration.secure import client_security
+        from tvmm.wiring.moving import LeavingMachine
+
+        machine = self._machine
+        address = MigrationAddress.parse(uri, "uri")
+        security = await client_security(address, parameters, machine.config.keys_dir)
+        # Again: another client may have been faster.
+        self._refuse_to_move()
+        guest = LeavingMachine(machine, local=address.is_local)
+        self._out = Outgoing(guest, address, parameters, security, self._changed)
+        self._ended = trio.Event()
+        self._rounds_told = 0
+        self._begun = trio.Event()
+        machine.nursery.start_soon(self._leave, self._out, self._begun, name="migration")
+        await self._begun.wait()
+
+    def _refuse_to_move(self) -> None:
+        machine = self._machine
+        if machine.outcome is not None:
+            raise UserError(f"the machine has ended ({machine.outcome.kind})")
+        if self._out is not None and (self._out.status.under_way or not self._begun.is_set()):
+            raise UserError("a migration is under way already", "'tvmm info' shows it, QMP's migrate_cancel ends it")
+        if machine.motion.stage == "inmigrate":
+            raise UserError("the machine waits for a guest and has none to move")
+        if machine.motion.stage == "postmigrate":
+            raise UserError("the guest was given away and may run there", "'tvmm resume' takes it back if it does not")
+
+    async def _leave(self, out: Outgoing, begun: trio.Event) -> None:
+        try:
+            await out.run(begun)
+        finally:
+            begun.set()
+            self._ended.set()
+
+    async def wait_migration(self) -> MigrationStatus:
+        """How the one out of the machine has ended."""
+        await self._ended.wait()
+        return self.migration_status()
+
+    # --- arriving ---
+
+    async def listen_for_migration(self, uri: str) -> None:
+        """For a machine that waits for a guest and was not told where."""
+        incoming = self._machine.config.incoming
+        if incoming is None or self._machine.motion.stage != "inmigrate":
+            raise UserError("the machine does not wait for a guest", "start it with --incoming defer")
+        if self._listening:
+            raise UserError(f"the machine listens for its guest already ({incoming.uri})")
+        self._machine.config = self._machine.config._replace(incoming=incoming._replace(uri=uri).check())
+        await self._machine.nursery.start(self.arrive, name="migration")
+
+    async def arrive(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Wait for the guest, and go on with it. Started when others can connect. Raises `UserError`."""
+        from tvmm.migration.incoming import Incoming
+        from tvmm.migration.link import listen
+        from tvmm.migration.secure import server_security
+        from tvmm.wiring.moving import ArrivingMachine
+
+        config = self._machine.config.incoming
+        assert config is not None
+        address = config.address
+        assert address is not None
+        self._listening = True
+        try:
+            async with listen(address) as listeners:
+                security = await server_security(
+                    config, self._machine.on_warning, self._machine.config.keys_dir
+                )
+                guest = ArrivingMachine(self._machine)
+                async with guest.prepared():
+                    say = self._machine.on_warning
+                    self._in = Incoming(guest, security, self._changed, say, _bound(address, listeners))
+                    say(f"waiting for a guest at {self._in.listening}")
+                    task_status.started()
+                    await self._in.run(listeners)
+        finally:
+            self._listening = False
+
+    # --- news ---
+
+    def _changed(self, status: MigrationStatus) -> None:
+        from tvmm.control.migration_info import event_data
+
+        machine = self._machine
+        if self._is_new_pass(status):
+            self._rounds_told = status.ram.rounds
+            machine.tell("MIGRATION_PASS", {"pass": status.ram.rounds})
+        if status.state != self._last_state:
+            self._last_state = status.state
+            machine.tell("MIGRATION", dict(event_data(status)))
+
+    def _is_new_pass(self, status: MigrationStatus) -> bool:
+        """Late passes are short and many: not each is worth an event."""
+        rounds = status.ram.rounds
+        if status.incoming or status.state != "active" or rounds <= self._rounds_told:
+            return False
+        return rounds <= PASSES_TOLD or not rounds % PASSES_TOLD
+
+
+def _import_for_leaving(secure: bool) -> None:
+    """On a worker thread: the first time it takes a tenth of a second, in which the event loop has other work."""
+    import tvmm.migration.outgoing
+    import tvmm.migration.secure
+    import tvmm.wiring.moving
+
+    if secure:
+        import tvmm.migration.tls  # noqa: F401
+
+
+def _bound(address: Any, listeners: list[trio.SocketListener]) -> str:
+    if address.kind == "unix":
+        return str(address.uri)
+    port = listeners[0].socket.getsockname()[1]
+    return str(address._replace(port=port).uri)

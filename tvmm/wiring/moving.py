@@ -1,0 +1,278 @@
+"""A machine as a migration sees it: one that leaves, and one that is to be filled with a guest."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tvmm.board import host_memory
+from tvmm.board_facts import adopted_facts, describe_board, differences
+from tvmm.board_state import keep_board, load_board, save_board, section_types
+from tvmm.errors import ProtocolError, UserError
+from tvmm.kvm.dirty_log import make_tracker
+from tvmm.kvm.pages import ram_hash
+from tvmm.outcome import STATUS_MIGRATED, Outcome
+from tvmm.state import Section, decode, encode
+from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved, suggest
+from tvmm.vcpu.compat_kvm import guest_on, host_under
+from tvmm.wiring.cpu_parts import KvmParts
+from tvmm.wiring.verification import differing_sections
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from tvmm.kvm.dirty_log import DirtyTracker
+    from tvmm.machine import Machine
+    from tvmm.vcpu.thread import Vcpu
+
+__all__ = ["ArrivingMachine", "LeavingMachine"]
+
+THROTTLE_PERIOD_S = 0.01
+"""A vCPU that is held for a share of its time is held in pieces that nobody notices."""
+BRAKE_PERIOD_S, BRAKE_PERCENT = 0.002, 75
+"""Shorter ones up to that share. Above it they would leave it no time at all: each costs some tenth of a ms."""
+WRITER_SHARE = 0.1
+"""Of what the busiest vCPU dirties: one that dirties less is left alone, where it is known."""
+ROOM = 1.25
+"""Times a guest's RAM that the host has to have before it is allocated while the guest is awaited."""
+REHEARSALS = 10
+"""CPython 3.11 makes code faster that has run eight times."""
+LINGER_S, LINGER_POLL_S = 1.0, 0.02
+"""How long a machine whose guest has moved stays for its control clients: scripts that were written for QEMU, which
+stays for ever, ask how it went."""
+ANNOUNCE_ROUNDS, ANNOUNCE_FIRST_S, ANNOUNCE_STEP_S = 5, 0.05, 0.1
+"""As QEMU has it: some switches are still learning when the first one comes."""
+
+
+class _MovingMachine:
+    def __init__(self, machine: Machine) -> None:
+        self.name = machine.name
+        self.ram = machine.board.ram
+        self._machine = machine
+        self._board = machine.board
+
+    async def description(self) -> tuple[tuple[str, str], ...]:
+        """See `Guest`."""
+        return await trio.to_thread.run_sync(describe_board, self._board)
+
+    async def hashes(self) -> tuple[bytes, ...]:
+        """See `Guest`."""
+        found = []
+        for block in self.ram.blocks.values():
+            found.append(await trio.to_thread.run_sync(ram_hash, block.view))
+        return tuple(found)
+
+    def take_disks(self) -> None:
+        """See `LeavingGuest`."""
+        if self._board.devices is not None:
+            self._board.devices.take_disks()
+
+    def release_disks(self) -> None:
+        """See `LeavingGuest`."""
+        if self._board.devices is not None:
+            self._board.devices.release_disks()
+
+
+class LeavingMachine(_MovingMachine):
+    """A `LeavingGuest`. `local`: the destination is on this host, and sees what is in the page cache."""
+
+    def __init__(self, machine: Machine, *, local: bool) -> None:
+        super().__init__(machine)
+        self._local = local
+        self._percent = 0
+        self._tracker: DirtyTracker | None = None
+        self._throttling = False
+        self._kept = self._ended = False
+
+    def cpu(self) -> bytes:
+        """See `LeavingGuest`."""
+        return encode(guest_on(self._board))
+
+    def tracker(self) -> DirtyTracker:
+        """See `LeavingGuest`."""
+        self._tracker = make_tracker(self._board, self._board.device_log)
+        return self._tracker
+
+    @asynccontextmanager
+    async def on_reset(self, call: Callable[[], None]) -> AsyncIterator[None]:
+        """See `LeavingGuest`."""
+        listeners = self._machine.reset_listeners
+        listeners.append(call)
+        try:
+            yield
+        finally:
+            listeners.remove(call)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[bool]:
+        """See `LeavingGuest`."""
+        machine, motion = self._machine, self._machine.motion
+        if not self._local and self._board.devices is not None:
+            # What is written back now does not have to be in the pause.
+            await trio.to_thread.run_sync(self._board.devices.flush_disks)
+        async with motion.lock:
+            self._refuse_ended()
+            was_running = motion.running
+            await motion.stop()
+            motion.stage = "finish-migrate"
+            try:
+                self._refuse_ended()
+                yield was_running
+            finally:
+                motion.stage = "postmigrate" if self._ended or self._kept else ""
+                if was_running and not motion.stage and machine.outcome is None:
+                    motion.start()
+                elif not self._ended:
+                    keep_board(self._board)
+
+    def _refuse_ended(self) -> None:
+        """What the guest has asked for comes first: there may be no guest after it, or another one."""
+        if self._machine.outcome is not None or self._machine.supervisor.is_busy:
+            raise UserError("the guest has powered off, or is about to reset or to stop", "migrate it when it runs")
+
+    async def save(self) -> tuple[Section, ...]:
+        """See `LeavingGuest`."""
+        devices = self._board.devices
+        if devices is not None and not self._local:
+            await trio.to_thread.run_sync(devices.flush_disks)
+        return tuple(await save_board(self._board, KvmParts()))
+
+    def throttle(self, percent: int) -> None:
+        """See `LeavingGuest`."""
+        self._percent = percent
+        if percent and not self._throttling:
+            self._throttling = True
+            self._machine.start_task(self._throttle, "throttle")
+
+    async def _throttle(self) -> None:
+        while self._percent:
+            period = BRAKE_PERIOD_S if self._percent <= BRAKE_PERCENT else THROTTLE_PERIOD_S
+            for vcpu in self._writers():
+                vcpu.nap(period * self._percent / 100)
+            await trio.sleep(period)
+        self._throttling = False
+
+    def _writers(self) -> list[Vcpu]:
+        vcpus = self._machine.vcpus
+        counts = self._tracker.vcpu_counts() if self._tracker is not None else []
+        if not any(counts):
+            return vcpus
+        return [vcpu for vcpu, count in zip(vcpus, counts, strict=True) if count >= WRITER_SHARE * max(counts)]
+
+    def end(self, peer: str) -> None:
+        """See `LeavingGuest`."""
+        self._ended = True
+        self._machine.start_task(partial(self._end_soon, peer), "farewell")
+
+    async def _end_soon(self, peer: str) -> None:
+        """Clients that have heard of the end may ask about it."""
+        with trio.move_on_after(LINGER_S):
+            while self._machine.control_clients():
+                await trio.sleep(LINGER_POLL_S)
+        self._machine.supervisor.post(Outcome("migrated", STATUS_MIGRATED, peer))
+
+    def keep_paused(self) -> None:
+        """See `LeavingGuest`."""
+        self._kept = True
+        self._machine.before_resume = self.take_disks
+
+    def go_on(self) -> None:
+        """See `LeavingGuest`."""
+        self._kept = False
+        self._machine.before_resume = lambda: None
+
+
+class ArrivingMachine(_MovingMachine):
+    """An `ArrivingGuest`."""
+
+    _came_as: CpuDescription | None = None
+
+    async def rehearse(self) -> None:
+        """See `ArrivingGuest`: what the board has is put into it once more."""
+        board = self._board
+        host_under(board)
+        for _ in range(REHEARSALS):
+            # Each takes some ms.
+            await trio.lowlevel.checkpoint()
+            await load_board(board, decode(encode(tuple(await save_board(board, KvmParts()))), (Section,)), KvmParts())
+
+    @asynccontextmanager
+    async def prepared(self) -> AsyncIterator[None]:
+        """Within the block the devices rest, and nobody can start the machine."""
+        motion = self._machine.motion
+        async with motion.lock:
+            await motion.stop()
+            motion.stage = "inmigrate"
+        yield
+
+    def has_room(self) -> bool:
+        """See `ArrivingGuest`."""
+        _, available, _ = host_memory(0)
+        return available > ROOM * self.ram.size
+
+    def cpu_problems(self, cpu: bytes) -> Sequence[str]:
+        """See `ArrivingGuest`."""
+        theirs = decode(cpu, (CpuDescription,))
+        try:
+            check_description(theirs)
+        except ValueError as error:
+            raise ProtocolError(f"the source's description of its processors: {error}") from error
+        host = host_under(self._board)
+        found = incompatibilities(theirs, host)
+        option = suggest(theirs, host) if found else ""
+        if option:
+            found.append(f"'tvmm run {option}' on both sides would do")
+        self._came_as = moved(theirs, host)
+        return [sentence.rstrip(".") for sentence in found]
+
+    def differences(self, theirs: tuple[tuple[str, str], ...], ours: tuple[tuple[str, str], ...]) -> Sequence[str]:
+        """See `ArrivingGuest`."""
+        # Both users get to read it.
+        words = ("at the destination", "at the source")
+        found = differences(ours, theirs, words, adopted_facts(self._machine.config))
+        if any(sentence.startswith("memory size ") for sentence in found):
+            # Blocks and where they lie follow from it.
+            found = [each for each in found if each.startswith("memory size ") or not each.startswith("memory ")]
+        return found
+
+    async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
+        """See `ArrivingGuest`."""
+        await load_board(self._board, sections, KvmParts(ran_at_ns))
+        self._board.came_as = self._came_as
+
+    async def loaded_otherwise(self, sections: tuple[Section, ...]) -> Sequence[str]:
+        """See `ArrivingGuest`."""
+        parts = KvmParts()
+        again = await save_board(self._board, parts)
+        return differing_sections(sections, again, section_types(self._board, parts))
+
+    def take_disks(self) -> None:
+        """See `ArrivingGuest`."""
+        super().take_disks()
+        address = self._machine.config.incoming and self._machine.config.incoming.address
+        if self._board.devices is not None and not (address and address.is_local):
+            self._board.devices.forget_disks()
+
+    async def start(self, running: bool) -> None:
+        """See `ArrivingGuest`."""
+        machine = self._machine
+        async with machine.motion.lock:
+            machine.motion.arrive(running=running and not machine.config.paused)
+        machine.guest_has_arrived()
+
+    def announce(self) -> None:
+        """See `ArrivingGuest`."""
+        devices = self._board.devices
+        if devices is not None and devices.nets:
+            self._machine.start_task(self._announce, "announce")
+
+    async def _announce(self) -> None:
+        assert self._board.devices is not None
+        nets = list(self._board.devices.nets.values())
+        for number in range(ANNOUNCE_ROUNDS):
+            for net in nets:
+                net.announce_arrival(by_guest=not number)
+            await trio.sleep(ANNOUNCE_FIRST_S + number * ANNOUNCE_STEP_S)
