@@ -46,6 +46,12 @@ class Shell:
         # The echo of the command, which the shell breaks into lines, is not to look like its beginning or end.
         self._process.stdin.write(f"echo BEGIN''-{self._count}; {command}; echo END''-{self._count} $?\n".encode())
 
+    def wait_begun(self) -> None:
+        """Until the command that was typed last is under way: its echo takes time. `finish` still has all it prints."""
+        begun = f"BEGIN-{self._count}\r\n".encode()
+        self._until(begun)
+        self._rest = begun + self._rest
+
     def finish(self) -> str:
         """What the command has printed; it must end with status 0."""
         self._until(f"BEGIN-{self._count}\r\n".encode())
@@ -59,6 +65,12 @@ class Shell:
         """`begin` and `finish`."""
         self.begin(command)
         return self.finish()
+
+    def go_on_at(self, process: subprocess.Popen[bytes]) -> None:
+        """The guest has moved to `process`; the one that had it ends by itself."""
+        assert self._process.stdout is not None
+        self._rest += self._process.stdout.read()
+        self._process = process
 
     def power_off(self) -> None:
         """Until the process has ended well."""

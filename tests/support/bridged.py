@@ -18,7 +18,7 @@ __all__ = ["BRIDGE", "GUEST", "HOST", "Frame", "Listener", "Pinger", "bridged", 
 
 BRIDGE = "br0"
 HOST, GUEST = "10.0.2.2", "10.0.2.15"
-PATIENCE_S = 30
+PATIENCE_S, LAST_ANSWER_S = 60, 5
 ECHO_ID = 0x6D76
 SO_TIMESTAMPNS = 35
 ETH_P_ALL = 0x0003
@@ -82,7 +82,8 @@ class Pinger:
                 self.sent.append(time.time_ns())
                 self._socket.send(echo_request(len(self.sent) - 1))
                 due = max(due, time.monotonic() - self.interval) + self.interval
-        while self._receive(0.1):
+        # Answers come in order: behind the last there is none.
+        while len(self.sent) - 1 not in self.answers and self._receive(LAST_ANSWER_S):
             pass
 
     def _receive(self, seconds: float) -> bool:
@@ -145,12 +146,12 @@ class Listener:
             seconds = 0
         return self.frames
 
-    def wait(self, kind: int) -> Frame:
-        """The first frame of an EtherType. Blocks."""
+    def wait(self, kind: int, to: bytes = b"") -> Frame:
+        """The first frame of an EtherType, to an address if one is given. Blocks."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             for frame in self.frames:
-                if frame.kind == kind:
+                if frame.kind == kind and frame.data.startswith(to):
                     return frame
             assert time.monotonic() < deadline, f"no frame of type {kind:#06x} came"
             self.listen(1)

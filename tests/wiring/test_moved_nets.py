@@ -160,8 +160,7 @@ async def test_the_guest_announces_itself(tmp_path: Path) -> None:
         mac = mac_of(here)
         with Listener("tap-b") as listener:
             await move(here, there)
-            arp = await trio.to_thread.run_sync(listener.wait, ARP)
-            assert arp.data[:12] == b"\xff" * 6 + mac
+            arp = await trio.to_thread.run_sync(listener.wait, ARP, b"\xff" * 6 + mac)
             own = bytes(map(int, GUEST.split(".")))
             assert (arp.data[28:32], arp.data[38:42]) == (own, own)
             assert "3 sent, 3 received" in await there.ask(f"ping 0 {HOST} 3")
@@ -169,7 +168,7 @@ async def test_the_guest_announces_itself(tmp_path: Path) -> None:
             listener.frames.clear()
             assert there.vm.virtio is not None
             there.vm.virtio.announce(["net0"])
-            again = await trio.to_thread.run_sync(listener.wait, ARP)
+            again = await trio.to_thread.run_sync(listener.wait, ARP, b"\xff" * 6 + mac)
             assert again.data == arp.data
             assert re.search(r"[1-9]\d* announcements", await there.ask("link 0"))
 
