@@ -25,6 +25,8 @@ REQUIRED = ("IRQCHIP", "USER_MEMORY", "EXT_CPUID", "PIT2", "MP_STATE", "IRQFD", 
 """Capabilities without which no machine is made."""
 
 MAX_CPUID_ENTRIES = 256
+CREATE_TRIES = 100
+"""Signals that may come one after the other while a VM is being made."""
 MAX_MSRS = 1024
 
 
@@ -98,7 +100,7 @@ class Kvm:
     def create_vm(self) -> Vm:
         """KVM_CREATE_VM. Raises `HostError` when the kernel refuses."""
         try:
-            return Vm(ioctl_number(self.fd, "KVM_CREATE_VM"), self.run_size)
+            return Vm(_create_vm(self.fd), self.run_size)
         except OSError as error:
             raise HostError(f"KVM makes no virtual machine: {error.strerror}", "see 'tvmm doctor'") from error
 
@@ -122,6 +124,16 @@ class Kvm:
         table.nmsrs = MAX_MSRS
         ioctl(self.fd, "KVM_GET_MSR_INDEX_LIST", table)
         return [int(table.indices[index]) for index in range(table.nmsrs)]
+
+
+def _create_vm(fd: int) -> int:
+    """The new VM's descriptor. KVM gives up when a signal comes, such as a timer's, and wants to be asked again."""
+    for _ in range(CREATE_TRIES - 1):
+        try:
+            return ioctl_number(fd, "KVM_CREATE_VM")
+        except InterruptedError:
+            continue
+    return ioctl_number(fd, "KVM_CREATE_VM")
 
 
 def cpuid_entries(table: object) -> list[CpuidEntry]:
