@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from tvmm.kvm.pages import PAGE
+from tvmm.migration.messages import Block
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -12,7 +15,12 @@ if TYPE_CHECKING:
     from tvmm.memory.ram import GuestRam
     from tvmm.state import Section
 
-__all__ = ["ArrivingGuest", "Guest", "LeavingGuest"]
+__all__ = ["ArrivingGuest", "Guest", "LeavingGuest", "blocks_of"]
+
+
+def blocks_of(ram: GuestRam) -> tuple[Block, ...]:
+    """Its blocks as the greeting names them, in the order of the lanes' numbers."""
+    return tuple(Block(name, block.size // PAGE) for name, block in ram.blocks.items())
 
 
 class Guest(Protocol):

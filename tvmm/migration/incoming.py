@@ -16,10 +16,10 @@ import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
 from tvmm.migration.destination import DestinationEvent, DestinationState, after
+from tvmm.migration.guest import blocks_of
 from tvmm.migration.link import Link, LinkLost
 from tvmm.migration.messages import (
     Answer,
-    Block,
     Cancel,
     Commit,
     Failure,
@@ -124,7 +124,7 @@ class Incoming:
             total_ms=(time.perf_counter() - self._begun) * 1e3 if self._begun else None,
             ram=RamProgress(
                 total=sum(block.size for block in self._guest.ram.blocks.values()),
-                transferred=self._lanes.bytes_received if self._begun else 0,
+                transferred=self._lanes.bytes_moved if self._begun else 0,
                 rounds=self._rounds,
             ),
             connections=self._wanted_lanes,
@@ -250,8 +250,7 @@ class Incoming:
         """Why this is not the machine that can arrive here; None if it is."""
         _check_hello(hello)
         reasons = list(self._guest.differences(hello.description, await self._guest.description()))
-        ours = tuple(Block(name, block.size // 4096) for name, block in self._guest.ram.blocks.items())
-        if not reasons and hello.blocks != ours:
+        if not reasons and hello.blocks != blocks_of(self._guest.ram):
             reasons.append("its RAM is laid out differently")
         reasons += self._guest.cpu_problems(hello.cpu)
         if hello.compress not in COMPRESSIONS:
@@ -344,11 +343,11 @@ class Incoming:
     async def _listen(self, link: Link) -> None:
         """What the source says on the control connection."""
         while True:
-            moved = self._lanes.bytes_received
+            moved = self._lanes.bytes_moved
             with trio.move_on_after(SILENCE_SECONDS) as patience:
                 message = await link.receive()
             if patience.cancelled_caught:
-                if self._lanes.bytes_received > moved:
+                if self._lanes.bytes_moved > moved:
                     continue  # One round may take hours.
                 raise LinkLost(f"its source has said nothing for {SILENCE_SECONDS:g} s, and moved no page")
             if isinstance(message, State):

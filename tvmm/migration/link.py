@@ -52,6 +52,10 @@ class Address(Protocol):
     def path(self) -> str:
         """Of unix."""
 
+    @property
+    def is_local(self) -> bool:
+        """Nothing that is sent there leaves this host."""
+
 
 class Link:
     """Messages of `types` in, any out, over one stream. One task sends and one receives."""

@@ -16,8 +16,9 @@ import trio
 from tvmm.errors import ProtocolError, TvmmError, UserError
 from tvmm.kvm.pages import PAGE
 from tvmm.migration.commit import Commitment, Destination
+from tvmm.migration.guest import blocks_of
 from tvmm.migration.link import LinkLost, open_connection, peer_name
-from tvmm.migration.messages import Block, Cancel, Goodbye, Hello, Ready, RoundDone, State
+from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State
 from tvmm.migration.policy import Advice, Decision, Policy, Round
 from tvmm.migration.progress import Progress
 from tvmm.migration.receivers import LAST_ROUND
@@ -239,7 +240,7 @@ class Outgoing:
             self._guest.name,
             await self._guest.description(),
             self._guest.cpu(),
-            tuple(Block(name, block.size // PAGE) for name, block in self._guest.ram.blocks.items()),
+            blocks_of(self._guest.ram),
             self._lane_count(),
             self.parameters.compress,
             self.parameters.verify,
@@ -255,9 +256,8 @@ class Outgoing:
         if self.parameters.connections:
             return self.parameters.connections
         # One fills a path on which both ends have a processor to spare; sender and receiver here share them.
-        local = self._address.kind == "unix" or self._address.host in ("127.0.0.1", "::1", "localhost")
         processors = os.cpu_count() or 1
-        return max(1, min(AUTO_LANES_MAX, processors // 4 if local else processors // 2))
+        return max(1, min(AUTO_LANES_MAX, processors // 4 if self._address.is_local else processors // 2))
 
     async def _open_lanes(self) -> None:
         count = self._lane_count()

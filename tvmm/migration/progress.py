@@ -97,7 +97,7 @@ class Progress:
         if state == "device":
             self.phase = "switchover"
             if self._lanes is not None:
-                self._sent_before_pause = self._lanes.bytes_sent
+                self._sent_before_pause = self._lanes.bytes_moved
         if state in ("completed", "failed", "cancelled"):
             self._ended = time.perf_counter()
             self.phase = "done" if state == "completed" else ""

@@ -11,11 +11,10 @@ from tvmm.kvm.lanes import LaneReceiver, LaneStop, LaneUnpacker, set_lane_buffer
 from tvmm.kvm.pages import RamPages
 from tvmm.kvm.serve import Waker
 from tvmm.migration.link import LinkLost
-from tvmm.migration.senders import BUFFER_BYTES, ThreadStream
+from tvmm.migration.senders import BUFFER_BYTES, Lanes, ThreadStream
 from tvmm.migration.threads import run_together, yielding
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     import trio
 
@@ -138,26 +137,12 @@ class BufferedReceiver:
         self._stream.close()
 
 
-class ReceiverLanes:
-    """All lanes of a destination. A context manager."""
+class ReceiverLanes(Lanes[Receiver]):
+    """Those of a destination."""
 
     def __init__(self, ram: GuestRam) -> None:
-        self.pages = RamPages(((name, block.view) for name, block in ram.blocks.items()), fresh=True)
-        self.waker = Waker()
-        self.lanes: list[Receiver] = []
+        super().__init__(RamPages(((name, block.view) for name, block in ram.blocks.items()), fresh=True))
         self._last = -1
-
-    def __enter__(self) -> ReceiverLanes:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """No lane may be in a round."""
-        for lane in self.lanes:
-            lane.close()
-        self.waker.close()
-        self.pages.close()
 
     def add_plain(self, stream: trio.SocketStream) -> None:
         """A lane over `stream`, which is its own from now on."""
@@ -192,8 +177,3 @@ class ReceiverLanes:
             raise ProtocolError(f"round {number} comes behind round {self._last}")
         self._last = number
         return number, marked != number
-
-    @property
-    def bytes_received(self) -> int:
-        """By all lanes, so far."""
-        return sum(lane.counters.bytes for lane in self.lanes)

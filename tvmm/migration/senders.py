@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import trio
 
@@ -164,18 +164,29 @@ class RoundResult(NamedTuple):
     bytes: int
 
 
-class SenderLanes:
-    """All lanes of a source with the bitmap that they take pages from. A context manager."""
+class Lane(Protocol):
+    """One connection for pages, of either side."""
 
-    def __init__(self, ram: GuestRam, bandwidth: int) -> None:
-        self.pages = RamPages((name, block.view) for name, block in ram.blocks.items())
-        self.bitmap = PageBitmap.of(self.pages)
-        self.group = LaneGroup(self.pages, self.bitmap, skip_unchanged=True)
-        self.group.bandwidth = bandwidth
+    @property
+    def counters(self) -> LaneCounters:
+        """So far."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+L = TypeVar("L", bound=Lane)
+
+
+class Lanes(Generic[L]):
+    """All lanes of one side, over `pages`, and what gets their threads out. A context manager."""
+
+    def __init__(self, pages: RamPages) -> None:
+        self.pages = pages
         self.waker = Waker()
-        self.lanes: list[Sender] = []
+        self.lanes: list[L] = []
 
-    def __enter__(self) -> SenderLanes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -187,6 +198,21 @@ class SenderLanes:
         self.waker.close()
         self.pages.close()
 
+    @property
+    def bytes_moved(self) -> int:
+        """By all lanes, so far."""
+        return sum(lane.counters.bytes for lane in self.lanes)
+
+
+class SenderLanes(Lanes[Sender]):
+    """Those of a source, with the bitmap that they take pages from."""
+
+    def __init__(self, ram: GuestRam, bandwidth: int) -> None:
+        super().__init__(RamPages((name, block.view) for name, block in ram.blocks.items()))
+        self.bitmap = PageBitmap.of(self.pages)
+        self.group = LaneGroup(self.pages, self.bitmap, skip_unchanged=True)
+        self.group.bandwidth = bandwidth
+
     def add_plain(self, stream: trio.SocketStream) -> None:
         """A lane over `stream`, which is its own from now on."""
         self.lanes.append(PlainSender(stream, self.group, self.waker))
@@ -194,11 +220,6 @@ class SenderLanes:
     def add_buffered(self, stream: ThreadStream, codec: Codec | None) -> None:
         """A lane through a buffer."""
         self.lanes.append(BufferedSender(stream, self.group, self.waker, codec))
-
-    @property
-    def bytes_sent(self) -> int:
-        """By all lanes, so far."""
-        return sum(lane.counters.bytes for lane in self.lanes)
 
     @property
     def page_size(self) -> int:
