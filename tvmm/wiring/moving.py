@@ -273,6 +273,7 @@ class ArrivingMachine(_MovingMachine):
         assert self._board.devices is not None
         nets = list(self._board.devices.nets.values())
         for number in range(ANNOUNCE_ROUNDS):
-            for net in nets:
+            # A guest that moves on this soon is announced by the next host: a word from here would turn switches back.
+            for net in nets if not self._machine.motion.stage else ():
                 net.announce_arrival(by_guest=not number)
             await trio.sleep(ANNOUNCE_FIRST_S + number * ANNOUNCE_STEP_S)
