@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tvmm.migration.keys import KeyDirectory
+from tvmm.migration.plain_thread import prepare
 from tvmm.migration.tls import destination, source
-from tvmm.migration.tls_lane import prepare
 
 MIB = 1 << 20
 
@@ -100,12 +100,12 @@ def run(keys: KeyDirectory, secure: bool, size: int, streams: int) -> Result:
             try:
                 accepted = [listener.accept()[0] for _ in range(streams)]
                 far = destination(keys) if secure else None
-                in_threads(receive, [far.lane(one, "source") if far else Plain(one) for one in accepted], size)
+                in_threads(receive, [far.lane(one, "source").stream if far else Plain(one) for one in accepted], size)
             finally:
                 os._exit(0)
         connected = [socket.create_connection(listener.getsockname()) for _ in range(streams)]
     near = source(keys) if secure else None
-    lanes: list[Lane] = [near.lane(one, "child", "127.0.0.1") if near else Plain(one) for one in connected]
+    lanes: list[Lane] = [near.lane(one, "child", "127.0.0.1").stream if near else Plain(one) for one in connected]
     own, children, started = cpu_s(resource.RUSAGE_SELF), cpu_s(resource.RUSAGE_CHILDREN), time.monotonic()
     in_threads(send, lanes, size)
     seconds = time.monotonic() - started

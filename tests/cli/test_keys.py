@@ -209,5 +209,5 @@ def test_cryptography_is_for_who_needs_it() -> None:
     heavy = {"cryptography", "ssl", "tvmm.migration.authority"}
     assert not imported_after("main(['keys', '--help'])") & (heavy - {"ssl"})
     assert not imported_after("import tvmm.migration, tvmm.migration.security, tvmm.migration.keys") & heavy
-    assert "cryptography" not in imported_after("import tvmm.migration.pairing, tvmm.migration.tls")
+    assert "cryptography" not in imported_after("import tvmm.migration.pairing, tvmm.migration.secure")
     assert not imported_after("from tvmm.cli.run import configure; configure({}, {}, 0, 1)") & heavy

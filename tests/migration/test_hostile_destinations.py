@@ -148,6 +148,15 @@ async def test_nonsense_in_the_pause(world: World, to_state: bytes, why: str) ->
     assert world.disk.holder is world.source
 
 
+async def test_nonsense_behind_ready(world: World) -> None:
+    """What has come before the guest is given up keeps it here; nobody has to be asked."""
+    async with answering(world, packed(WELCOME), to_state=packed(Ready()) + b"\xff" * 8) as out:
+        assert await out.run(trio.Event()) is SourceState.FAILED
+        assert "announces a message" in out.status.error
+    assert world.running == {"source"}
+    assert world.disk.holder is world.source
+
+
 @pytest.mark.parametrize(
     "to_commit", [packed(Ready()), packed(Answer("running")), packed(*ROUNDS), b"\xff" * 8, packed(Welcome(1, b""))]
 )

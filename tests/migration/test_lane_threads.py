@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -12,7 +13,6 @@ import pytest
 import trio
 
 from tests.kvm.lane_rig import Ram
-from tests.migration.streams import stream_pair
 from tests.support.plain_lanes import PAGE, ROUND_END, ZEROS, Frame, encode
 from tvmm.errors import ProtocolError
 from tvmm.kvm.lanes import LaneGroup
@@ -40,8 +40,12 @@ class Rig:
         self.wakers = Waker(), Waker()
         for waker in self.wakers:
             stack.callback(waker.close)
-        self.streams = stack.enter_context(stream_pair())
-        self.threads = tuple(map(PlainThreadStream, self.streams, self.wakers))
+        sockets = socket.socketpair()
+        for each in sockets:
+            each.setblocking(False)
+            stack.callback(each.close)
+        self.streams = tuple(trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in sockets)
+        self.threads = tuple(map(PlainThreadStream, sockets, self.wakers))
 
     def fill(self) -> None:
         """Every other page with something, all to be sent."""

@@ -23,8 +23,8 @@ from tvmm.migration import authority, tls
 from tvmm.migration.key_files import write_atomically
 from tvmm.migration.keys import KeyDirectory
 from tvmm.migration.pairing import CODE_SECONDS, TRIES, Gate, Refusal, Refused, credentials, new_secret
-from tvmm.migration.tls import Endpoint, destination, paired_destination, paired_source, source
-from tvmm.migration.tls_lane import TlsLane
+from tvmm.migration.tls import Endpoint, SecureLane, destination, paired_destination, paired_source, source
+from tvmm.migration.tls_handshake import TlsHandshake
 
 Met = Callable[..., tuple[Any, Any]]
 
@@ -34,8 +34,8 @@ def met_on_lanes(near: Endpoint, far: Endpoint, host: str = "127.0.0.1") -> tupl
     here, there = connected()
     results = both(lambda: near.lane(here, "beta", host), lambda: far.lane(there, "alpha"))
     for lane in results:
-        if isinstance(lane, TlsLane):
-            lane.close()
+        if isinstance(lane, SecureLane):
+            lane.stream.close()
     return results
 
 
@@ -76,7 +76,7 @@ def group(tmp_path: Path) -> Group:
 
 def is_in(result: tuple[Any, Any]) -> bool:
     """Whether both ends have the connection."""
-    return all(isinstance(end, TlsLane | trio.SSLStream) for end in result)
+    return all(isinstance(end, SecureLane | trio.SSLStream) for end in result)
 
 
 def refused(result: tuple[Any, Any], near: str, far: str) -> None:
@@ -101,20 +101,33 @@ def test_both_ways(group: Group, met: Met) -> None:
     assert is_in(met(source(group.alpha), destination(beta), "BETA"))
 
 
-def test_what_was_agreed(group: Group) -> None:
+def test_what_was_agreed(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS 1.3, authenticated encryption, no ticket for later; both see the other's certificate."""
     here, there = connected()
+    agreed: list[ssl.SSLSocket] = []
+    detach = TlsHandshake.detach
+
+    def look(handshake: TlsHandshake) -> socket.socket:
+        assert handshake.socket.version() == "TLSv1.3"
+        agreed.append(handshake.socket)
+        return detach(handshake)
+
+    monkeypatch.setattr(TlsHandshake, "detach", look)
     near, far = both(
         lambda: source(group.alpha).lane(here, "x", "alpha"), lambda: destination(group.alpha).lane(there, "x")
     )
-    assert near.socket.version() == "TLSv1.3"
-    assert near.socket.cipher()[0] in ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-    assert not near.socket.session.has_ticket
+    assert len(agreed) == 2
+    for each in agreed:
+        cipher, session = each.cipher(), each.session
+        assert cipher is not None
+        assert cipher[0] in ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+        assert session is not None
+        assert not session.has_ticket
     assert near.peer_certificate == far.peer_certificate == ssl.PEM_cert_to_DER_cert(
         authority.certificate_pem(group.alpha.own()).decode()
     )
-    near.close()
-    far.close()
+    near.stream.close()
+    far.stream.close()
 
 
 def test_contexts(group: Group) -> None:

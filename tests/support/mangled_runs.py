@@ -12,7 +12,7 @@ from tests.support.mangling import MangledWire
 from tests.support.moving_guests import World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
-from tvmm.migration import commit, incoming, link, outgoing, plain_thread, reception, secure, senders, talk, tls
+from tvmm.migration import commit, incoming, link, outgoing, plain_thread, reception, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen
@@ -56,7 +56,6 @@ def hurry(put: Callable[[Any, str, Any], None]) -> None:
     put(reception, "OPENING_SECONDS", 0.8)
     put(link, "CONNECT_SECONDS", 0.5)
     put(tls, "HANDSHAKE_SECONDS", 0.5)
-    put(secure, "LANE_STALL_SECONDS", 0.8)
     for module in (senders, plain_thread):
         put(module, "STALL_MS", 500)
 

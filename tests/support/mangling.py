@@ -43,6 +43,7 @@ __all__ = ["FORGED", "JUNK", "MangledWire", "Mangler", "piece_lengths"]
 PIECE_MAX = 1 << 24
 """A longer piece is passed on in parts: some bytes were not a length at all."""
 TLS_HEADER = struct.Struct(">BHH")
+TLS_KINDS, TLS_VERSIONS = range(20, 24), (0x0301, 0x0303)
 
 FORGED = {
     "to destination": (
@@ -91,10 +92,18 @@ class Piece(NamedTuple):
     rest: Callable[[bytes], int]
 
 
+def _behind_secure(header: bytes) -> int:
+    """A record of TLS (RFC 8446, 5.1), or an encrypted piece of a lane, whose header is a byte shorter."""
+    kind, version, length = TLS_HEADER.unpack(header)
+    if kind in TLS_KINDS and version in TLS_VERSIONS:
+        return int(length)
+    return max(int.from_bytes(header[:4], "little") - 1, 0)
+
+
 piece_lengths = {
     "message": Piece(4, lambda header: int(struct.unpack("<I", header)[0])),
     "frame": Piece(HEADER.size, lambda header: int(HEADER.unpack(header)[5])),
-    "record": Piece(TLS_HEADER.size, lambda header: int(TLS_HEADER.unpack(header)[2])),
+    "record": Piece(TLS_HEADER.size, _behind_secure),
 }
 
 

@@ -359,6 +359,8 @@ class Outgoing:
                     f"the guest would have been paused for more than {self.parameters.max_downtime_ms:g} ms",
                     "it goes on here; try again, or allow more with --max-downtime",
                 )
+            # Bad news, or the user, may have been here in the same moment as Ready: the guest is not given up then.
+            await trio.lowlevel.checkpoint_if_cancelled()
             parts.ready(ready)
             await self._commit()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,7 +10,8 @@ from tvmm.errors import ConfigError, ProtocolError
 from tvmm.migration.wire import Security
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
+    from collections.abc import Callable
 
     import trio
 
@@ -20,13 +21,9 @@ if TYPE_CHECKING:
     from tvmm.migration.pairing import Gate
     from tvmm.migration.senders import ThreadStream
     from tvmm.migration.status import MigrationParameters
-    from tvmm.migration.tls import Endpoint
-    from tvmm.migration.tls_lane import TlsLane
+    from tvmm.migration.tls import Endpoint, SecureLane
 
 __all__ = ["Insecure", "Securer", "Tls", "client_security", "server_security"]
-
-LANE_STALL_SECONDS = 60.0
-"""How long a lane may be silent: a source says nothing on it between two rounds."""
 
 
 class Securer(Protocol):
@@ -68,7 +65,7 @@ class Insecure:
         """See `Securer`."""
         from tvmm.migration.plain_thread import PlainThreadStream
 
-        return PlainThreadStream(stream, waker)
+        return PlainThreadStream(_detached(stream), waker)
 
 
 class Tls:
@@ -102,67 +99,35 @@ class Tls:
 
     async def wrap_lane(self, stream: trio.SocketStream, waker: Waker, identity: bytes = b"") -> ThreadStream:
         """See `Securer`. Cancelled, it wakes `waker`: a peer that stalls does not keep a user from giving up."""
-        import socket
-
         from tvmm.migration.link import LinkLost
         from tvmm.migration.threads import run_together
-        from tvmm.migration.tls_lane import LaneCancelled
 
-        plain = socket.socket(fileno=stream.socket.detach())
-        made: list[TlsLane] = []
+        plain = _detached(stream)
+        made: list[SecureLane] = []
 
         def make() -> None:
-            with suppress(LaneCancelled):
-                made.append(
-                    self._endpoint.lane(
-                        plain, self._peer, self._host, waker=waker, stall_seconds=LANE_STALL_SECONDS
-                    )
-                )
+            with suppress(InterruptedError):
+                made.append(self._endpoint.lane(plain, self._peer, self._host, waker=waker))
 
         try:
             await run_together([make], waker)
         except BaseException:
             for lane in made:
-                lane.close()
+                lane.stream.close()
             raise
         if not made:
             raise LinkLost("the migration is over")
         lane = made[0]
         if identity and lane.peer_certificate != identity:
-            lane.close()
+            lane.stream.close()
             raise ProtocolError("a connection for pages comes from somebody else than the guest")
-        return _TlsStream(lane)
+        return lane.stream
 
 
-class _TlsStream:
-    """A `TlsLane` as a `ThreadStream`."""
+def _detached(stream: trio.SocketStream) -> socket.socket:
+    import socket
 
-    def __init__(self, lane: TlsLane) -> None:
-        self._lane = lane
-
-    def send_all(self, data: memoryview) -> None:
-        """See `ThreadStream`."""
-        with _interrupts():
-            self._lane.send_all(data)
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """See `ThreadStream`."""
-        with _interrupts():
-            return self._lane.recv_into(buffer)
-
-    def close(self) -> None:
-        """See `ThreadStream`."""
-        self._lane.close()
-
-
-@contextmanager
-def _interrupts() -> Iterator[None]:
-    from tvmm.migration.tls_lane import LaneCancelled
-
-    try:
-        yield
-    except LaneCancelled:
-        raise InterruptedError from None
+    return socket.socket(fileno=stream.socket.detach())
 
 
 async def client_security(

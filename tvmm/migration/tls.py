@@ -1,10 +1,12 @@
 """TLS 1.3 with certificates on both sides, between the two ends of a migration.
 
 `Endpoint` is one end, made from keys (`destination`, `source`) or from a pairing code (`paired_destination`,
-`paired_source`). It secures the control connection, a Trio stream, with `Endpoint.secure`, and the connections that
-threads use with `Endpoint.lane`. Both make the handshake, and then the destination says in one byte whether it lets the
-source in: in TLS 1.3 a client is done before the server has looked at its certificate, so a source that does not wait
-for that byte would learn at its first read, somewhere in the middle of a migration, that it was never let in.
+`paired_source`). It secures the control connection, a Trio stream, with `Endpoint.secure`, and the connections for
+pages with `Endpoint.lane`: there TLS authenticates both ends and carries a key, with which `tvmm.migration.sealed`
+encrypts the pages, faster than TLS does. Both make the handshake, and then the destination says in one byte whether
+it lets the source in: in TLS 1.3 a client is done before the server has looked at its certificate, so a source that
+does not wait for that byte would learn at its first read, somewhere in the middle of a migration, that it was never
+let in.
 
 Order of checks: OpenSSL verifies signature, dates, revocation, purpose and, at the source, the name; only a peer that
 the authority vouches for gets to `Endpoint._admit`, which parses its certificate again.
@@ -19,24 +21,28 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import trio
 
 from tvmm.errors import HostError, ProtocolError, TvmmError
 from tvmm.migration import pairing
 from tvmm.migration.pairing import Refusal, Refused
+from tvmm.migration.plain_thread import PlainThreadStream, prepare
+from tvmm.migration.sealed import KEY_BYTES, SealedStream
 from tvmm.migration.tls_errors import Side, closed, explain, is_wrong_certificate, refused
-from tvmm.migration.tls_lane import STALL_SECONDS, TlsLane, Wakeable, prepare
+from tvmm.migration.tls_handshake import TlsHandshake
 
 if TYPE_CHECKING:
     import socket
 
     from tvmm.migration.keys import KeyDirectory
+    from tvmm.migration.plain_thread import Wakeable
 
 __all__ = [
     "HANDSHAKE_SECONDS",
     "Endpoint",
+    "SecureLane",
     "client_context",
     "destination",
     "paired_destination",
@@ -130,6 +136,13 @@ def _with_credentials(context: ssl.SSLContext, credentials: pairing.Credentials)
         os.close(descriptor)
 
 
+class SecureLane(NamedTuple):
+    """What `Endpoint.lane` makes: a stream, and who is at the other end (DER)."""
+
+    stream: SealedStream
+    peer_certificate: bytes
+
+
 class _Remembering:
     """A context for `trio.SSLStream` that keeps what the connection has to send.
 
@@ -219,17 +232,12 @@ class Endpoint:
         await stream.send_all(bytes([WELCOME]))
 
     def lane(
-        self,
-        connection: socket.socket,
-        peer: str,
-        host: str = "",
-        *,
-        waker: Wakeable | None = None,
-        stall_seconds: float = STALL_SECONDS,
-    ) -> TlsLane:
-        """As `secure`, for a connected socket that threads use. It belongs to the lane from now on.
+        self, connection: socket.socket, peer: str, host: str = "", *, waker: Wakeable | None = None
+    ) -> SecureLane:
+        """As `secure`, for a connected socket on which a thread sends pages. It belongs to the lane from now on.
 
-        Waits, in the calling thread; `waker` gets it out with `LaneCancelled`.
+        TLS ends with the source's key for what follows. Waits, in the calling thread; `waker` gets it out with
+        `InterruptedError`.
         """
         side, wanted = self._side(peer, host)
         try:
@@ -244,26 +252,34 @@ class Endpoint:
         except OSError as error:
             connection.close()
             raise explain(error, side) from error
-        lane = TlsLane(wrapped, side, waker, stall_seconds)
+        handshake = TlsHandshake(wrapped, side, waker, HANDSHAKE_SECONDS)
         try:
-            lane.handshake(HANDSHAKE_SECONDS)
-            if self._server:
-                try:
-                    self._admit(lane.peer_certificate)
-                except Refused as refused:
-                    lane.send_all(bytes([refused.reason]))
-                    raise
-                lane.send_all(bytes([WELCOME]))
-            else:
-                answer = bytearray(1)
-                count = lane.recv_into(memoryview(answer))
-                self._check_answer(bytes(answer[:count]), side)
+            certificate = handshake.run()
+            key = self._take_key(handshake, certificate, side) if self._server else self._give_key(handshake, side)
         except BaseException as error:
-            lane.close()
+            handshake.close()
             self._count(error.__cause__)
             raise
-        lane.established()
-        return lane
+        stream = PlainThreadStream(handshake.detach(), waker)
+        return SecureLane(SealedStream(stream, key, peer), certificate)
+
+    def _take_key(self, handshake: TlsHandshake, certificate: bytes, side: Side) -> bytes:
+        try:
+            self._admit(certificate)
+        except Refused as refused:
+            handshake.send(bytes([refused.reason]))
+            raise
+        handshake.send(bytes([WELCOME]))
+        key = handshake.receive(KEY_BYTES)
+        if len(key) < KEY_BYTES:
+            raise closed(side)
+        return key
+
+    def _give_key(self, handshake: TlsHandshake, side: Side) -> bytes:
+        self._check_answer(handshake.receive(1), side)
+        key = os.urandom(KEY_BYTES)
+        handshake.send(key)
+        return key
 
     def _side(self, peer: str, host: str) -> tuple[Side, str | None]:
         """What errors are told with, and the name that OpenSSL is to look for."""
