@@ -172,10 +172,7 @@ void load_summary(const struct load *load, bool later)
 static void lap(struct load *load)
 {
     u64 longest = meter_lap(&load->meter);
-    if (longest > load->lap_longest) {
-        load->lap_longest = longest;
-        load->lap_longest_end = load->meter.longest_end;
-    }
+    load->lap_longest = max_u64(load->lap_longest, longest);
     load->log_longest = max_u64(load->log_longest, longest);
 }
 
@@ -183,13 +180,11 @@ static void lap(struct load *load)
 static void mark(struct load *load, u64 now)
 {
     lap(load);
-    print_later("mark %lu: %lu page writes in %lu us, longest pause %lu us, ended %lu us ago\n", ++load->marks,
-                pages_written() - load->lap_pages, tsc_to_us(now - load->lap_start), tsc_to_us(load->lap_longest),
-                tsc_to_us(now - load->lap_longest_end));
+    print_later("mark %lu: %lu page writes in %lu us, longest pause %lu us\n", ++load->marks,
+                pages_written() - load->lap_pages, tsc_to_us(now - load->lap_start), tsc_to_us(load->lap_longest));
     load->lap_pages = pages_written();
     load->lap_start = now;
     load->lap_longest = 0;
-    load->lap_longest_end = now;
 }
 
 static void log_line(struct load *load, u64 now)
@@ -282,7 +277,7 @@ void load_run(struct load *load)
     pace_start(&load->page_pace, now);
     pace_start(&load->disk_pace, now);
     pace_start(&load->echoes.pace, now);
-    load->lap_start = load->lap_longest_end = now;
+    load->lap_start = now;
     load->log_next = now + ms_to_tsc(load->log_ms);
     while (!irq_poll() && (now = meter_look(m)) < end && take_keys(load, now)) {
         if (load->pages)

@@ -42,7 +42,7 @@ struct load {
     struct meter meter;
     int rtc_off; /* seconds, as of the end */
     u64 pages_before, errors_before;
-    u64 log_next, lap_pages, lap_start, log_pages, marks, lap_longest, lap_longest_end, log_longest;
+    u64 log_next, lap_pages, lap_start, log_pages, marks, lap_longest, log_longest;
 };
 
 bool number_option(const char *word, const char *name, u64 limit, u64 *value); /* `name` ends in `=` */

@@ -66,7 +66,6 @@ u64 meter_look(struct meter *meter)
     meter->last = now;
     if (gap > meter->longest_now) {
         meter->longest_now = gap;
-        meter->longest_end = now;
         meter->longest = max_u64(meter->longest, gap);
     }
     meter->ran += min_u64(gap, us_to_tsc(METER_GAP_US));

@@ -10,7 +10,6 @@
 struct meter {
     u64 start, last;          /* TSC: of meter_start(), of the last look */
     u64 longest, longest_now; /* ticks between two looks: of all, and since meter_lap() */
-    u64 longest_end;          /* TSC: of the look that ended the latter */
     u64 ran;                  /* ticks that the guest was running: a gap counts as no more than METER_GAP_US */
     u64 backward;             /* looks at which a clock was behind the look before */
     u32 looks;
