@@ -1,1 +1,1 @@
-"""The guest's screen over the network: the RFB protocol's machine, its encodings and security types, and the server."""
+"""The guest's screen for viewers elsewhere: RFB server, its encodings and security types, and a page for browsers."""

@@ -18,12 +18,12 @@ __all__ = ["Codec", "Exchange", "Failed", "NoSecurity", "Passed", "SecurityType"
 class Codec(Protocol):
     """A security type's own record layer. Holds no more than one record."""
 
-    def seal(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         """`data` as records."""
         ...
 
-    def open(self, data: bytearray) -> bytes:
-        """Take whole records from the front of `data`; what they hold. Raises `RfbError` for a forged one."""
+    def decrypt(self, data: bytearray) -> bytes:
+        """Take whole records from the front of `data`; what they hold. Raises `ProtocolError` for a forged one."""
         ...
 
 
