@@ -18,6 +18,7 @@ PURE = (
     "state.py",
     "state_codec.py",
     "bus.py",
+    "screen.py",
     "boot/",
     "devices/",
     "config/",

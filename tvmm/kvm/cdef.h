@@ -540,3 +540,14 @@ uint64_t tvmm_lanes_charge(struct tvmm_lane_group *group, uint64_t bytes);
 enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t stall_ms);
 enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length,
                                      uint64_t *consumed);
+
+/* pixels.h */
+#define TVMM_VRAM_PAGE ...
+struct tvmm_surface {
+    uint32_t width, height, bits;
+    uint64_t stride, offset;
+    uint32_t palette[256];
+};
+int32_t tvmm_screen_refresh(const struct tvmm_surface *surface, const uint8_t *vram, uint64_t vram_size,
+                            const uint8_t *touched, uint64_t touched_size, uint8_t *canvas, uint64_t canvas_size,
+                            uint8_t *damage, uint64_t damage_size);
