@@ -551,3 +551,31 @@ struct tvmm_surface {
 int32_t tvmm_screen_refresh(const struct tvmm_surface *surface, const uint8_t *vram, uint64_t vram_size,
                             const uint8_t *touched, uint64_t touched_size, uint8_t *canvas, uint64_t canvas_size,
                             uint8_t *damage, uint64_t damage_size);
+
+/* rfb.h */
+#define TVMM_RFB_SLACK ...
+#define TVMM_RFB_AREA_MAX ...
+#define TVMM_RFB_PALETTE_MAX ...
+struct tvmm_rfb_format { uint32_t red[256], green[256], blue[256], bytes, plain; };
+struct tvmm_rfb_palette { uint32_t count, limit, overflow, key, colours[256]; ...; };
+struct tvmm_rfb_job {
+    const struct tvmm_rfb_format *format;
+    const uint8_t *canvas;
+    uint64_t canvas_size;
+    uint32_t width, height;
+    uint8_t *out;
+    uint64_t room;
+    struct tvmm_rfb_palette palette;
+    ...;
+};
+struct tvmm_rfb_rect { uint32_t x, y, width, height; };
+enum tvmm_rfb_kind { TVMM_RFB_SOLID, TVMM_RFB_FLAT, TVMM_RFB_PHOTO, ... };
+struct tvmm_rfb_piece { struct tvmm_rfb_rect rect; uint32_t kind; };
+enum tvmm_rfb_rows { TVMM_RFB_ROWS_TIGHT, TVMM_RFB_ROWS_PNG, ... };
+int64_t tvmm_rfb_raw(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);
+int64_t tvmm_rfb_hextile(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);
+int64_t tvmm_rfb_zrle(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);
+int64_t tvmm_rfb_plan(const struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect, uint32_t photos,
+                      struct tvmm_rfb_piece *pieces, uint64_t limit);
+int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect, enum tvmm_rfb_rows rows,
+                            uint32_t colours, uint32_t *bits);
