@@ -43,6 +43,8 @@ PURE = (
     "control/migration_info.py",
     "control/migration_verbs.py",
     "control/target.py",
+    "control/vnc_target.py",
+    "control/vnc_verbs.py",
     "migration/status.py",
     "virtio/",
     "migration/authority.py",

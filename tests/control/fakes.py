@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tests.control.fake_migration import FakeMigration
+from tests.control.fake_vnc import FakeVnc
 from tvmm.control.server import ControlServer
 from tvmm.control.target import (
     ChardevInfo,
@@ -37,7 +38,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "migrate-incoming": {"uri": "unix:/tmp/here"},
     "migrate-set-capabilities": {"capabilities": [{"capability": "events", "state": True}]},
     "block_resize": {"device": "disk0", "size": 4096},
+    "change-vnc-password": {"password": "new"},
+    "expire_password": {"protocol": "vnc", "time": "now"},
     "set_link": {"name": "net0", "up": False},
+    "set_password": {"protocol": "vnc", "password": "new"},
 }
 """What a command that cannot do without is given."""
 
@@ -63,6 +67,10 @@ class FakeMachine:
         self.start_migration = self.migration.start_migration
         self.cancel_migration = self.migration.cancel_migration
         self.listen_for_migration = self.migration.listen_for_migration
+        self.vnc = FakeVnc()
+        self.vnc_servers = self.vnc.vnc_servers
+        self.set_vnc_password = self.vnc.set_vnc_password
+        self.expire_vnc_password = self.vnc.expire_vnc_password
         self._cpu_count = cpu_count
         self._state = "running"
 

@@ -62,11 +62,27 @@ IDLE = {
 }
 BUSY = {**IDLE, "index": 0, "ready": True, "pops": 12, "chains": 100, "kicks": 10, "interrupts": 4, "suppressed": 96}
 
+VIEWER = {
+    "host": "192.0.2.1",
+    "service": "40000",
+    "family": "ipv4",
+    "websocket": False,
+    "sasl_username": "anna",
+    "x-auth": "VeNCrypt x509-plain",
+    "x-view-only": True,
+    "x-seconds": 1.5,
+    "x-bytes-sent": 4096,
+    "x-frames": 3,
+}
+PLAIN = {"auth": "vencrypt", "vencrypt": "x509-plain"}
+
 SHAPES: dict[str, Any] = {
     NEGOTIATE: {},
     "announce-self": {},
     "block_resize": {},
+    "change-vnc-password": {},
     "cont": {},
+    "expire_password": {},
     "migrate": {},
     "migrate-incoming": {},
     "migrate-set-capabilities": {},
@@ -141,8 +157,28 @@ SHAPES: dict[str, Any] = {
     ],
     "query-status": {"running": False, "status": "paused"},
     "query-version": {"qemu": {"major": 0, "minor": 1, "micro": 0}, "package": "tvmm"},
+    "query-vnc": {
+        "enabled": True,
+        "host": "0.0.0.0",
+        "service": "5900",
+        "family": "ipv4",
+        "auth": "vencrypt+x509+plain",
+        "clients": [VIEWER],
+    },
+    "query-vnc-servers": [
+        {
+            "id": "default",
+            "server": [
+                {"host": "0.0.0.0", "service": "5900", "family": "ipv4", "websocket": False, **PLAIN},
+                {"host": "::", "service": "8080", "family": "ipv6", "websocket": True, **PLAIN},
+            ],
+            "clients": [VIEWER],
+            **PLAIN,
+        }
+    ],
     "quit": {},
     "set_link": {},
+    "set_password": {},
     "stop": {},
     "system_powerdown": {},
     "system_reset": {},

@@ -9,12 +9,12 @@ import trio
 
 from tvmm.control.listener import unix_listener
 from tvmm.control.server import ControlServer
-from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, TaskInfo
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, NoVnc, TaskInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tvmm.control.target import Json, MigrationTarget, VirtioDevices
+    from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
     from tvmm.machine import Machine
 
 __all__ = ["MachineTarget", "serve_machine"]
@@ -49,6 +49,10 @@ class MachineTarget:
         self.start_migration = moves.start_migration
         self.cancel_migration = moves.cancel_migration
         self.listen_for_migration = moves.listen_for_migration
+        vnc: VncTarget = NoVnc()
+        self.vnc_servers = vnc.vnc_servers
+        self.set_vnc_password = vnc.set_vnc_password
+        self.expire_vnc_password = vnc.expire_vnc_password
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
 from tvmm.migration.status import NO_MIGRATION, MigrationParameters
 
@@ -26,10 +27,12 @@ __all__ = [
     "NetInfo",
     "NoMigration",
     "NoVirtio",
+    "NoVnc",
     "QueueInfo",
     "TaskInfo",
     "VirtioDevices",
     "VirtioInfo",
+    "VncTarget",
     "no_such",
 ]
 
@@ -321,8 +324,8 @@ class NoMigration:
         return UserError("this machine cannot be moved")
 
 
-class ControlTarget(VirtioDevices, MigrationTarget, Protocol):
-    """A machine, as its control clients see it: what follows, its `VirtioDevices`, and its `MigrationTarget`.
+class ControlTarget(VirtioDevices, MigrationTarget, VncTarget, Protocol):
+    """A machine, as its control clients see it: what follows, its `VirtioDevices`, `MigrationTarget` and `VncTarget`.
 
     A method raises a `UserError` when the machine is in no state to do what is asked; the client gets its
     text. Methods may be cancelled wherever they wait. The machine announces what happens to it, whoever

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs, migration_verbs
+from tvmm.control import device_verbs, migration_verbs, vnc_verbs
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
@@ -30,6 +30,7 @@ EVENTS = (
     "BLOCK_IO_ERROR",
     EVENT,
     PASS_EVENT,
+    *vnc_verbs.VNC_EVENTS,
 )
 """What clients may be told of."""
 
@@ -198,7 +199,9 @@ VERBS: dict[str, Verb] = {
             Argument("size", "integer"),
         ),
     ),
+    "change-vnc-password": Verb(vnc_verbs.change_vnc_password, vnc_verbs.CHANGE_PASSWORD),
     "cont": Verb(cont),
+    "expire_password": Verb(vnc_verbs.expire_password, vnc_verbs.EXPIRE_PASSWORD),
     "migrate": Verb(migration_verbs.migrate, migration_verbs.MIGRATE),
     "migrate-incoming": Verb(migration_verbs.migrate_incoming, (Argument("uri", "string"),)),
     "migrate-set-capabilities": Verb(migration_verbs.migrate_set_capabilities, (Argument("capabilities", "objects"),)),
@@ -219,8 +222,11 @@ VERBS: dict[str, Verb] = {
     "query-rx-filter": Verb(device_verbs.query_rx_filter, (Argument("name", "string", required=False),)),
     "query-status": Verb(query_status),
     "query-version": Verb(query_version),
+    "query-vnc": Verb(vnc_verbs.query_vnc),
+    "query-vnc-servers": Verb(vnc_verbs.query_vnc_servers),
     "quit": Verb(quit_machine, after=lambda target: target.quit()),
     "set_link": Verb(device_verbs.set_link, (Argument("name", "string"), Argument("up", "boolean"))),
+    "set_password": Verb(vnc_verbs.set_password, vnc_verbs.SET_PASSWORD),
     "stop": Verb(stop),
     "system_powerdown": Verb(system_powerdown),
     "system_reset": Verb(system_reset),
