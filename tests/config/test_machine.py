@@ -246,6 +246,7 @@ def test_every_option_can_stand_in_a_file() -> None:
         "decompress": "'auto'",
         "assist": "'auto'",
         "incoming": "'defer'",
+        "vnc": "':0'",
         "tls": "true",
         "pair": "false",
         "insecure": "false",

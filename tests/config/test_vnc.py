@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvmm.config.file import options_from_toml
+from tvmm.config.machine import MachineConfig
 from tvmm.config.properties import help_lines
 from tvmm.config.vnc import VNC_PROPERTIES, VncAddress, VncConfig
 from tvmm.errors import ConfigError
@@ -150,6 +152,30 @@ def test_defaults_are_safe(text: str, asks: bool, generates: bool, encryption: s
     assert (warning in "".join(config.warnings)) is True
     assert bool(config.warnings) is bool(warning)
     assert config.clear_users is ("in the clear" in warning)
+
+
+def test_machines_have_one() -> None:
+    """The option, the file's line and the file's table give the same."""
+    config = MachineConfig.parse(vnc="0.0.0.0:5900,tls=on")
+    assert config.vnc == VncConfig(EVERYONE, tls=True)
+    assert MachineConfig.parse().vnc is MachineConfig.parse(vnc="none").vnc is None
+    line = options_from_toml('vnc = "0.0.0.0:5900,tls=on"', "f")
+    table = options_from_toml('[vnc]\naddress = "0.0.0.0:5900"\ntls = true\n', "f")
+    assert MachineConfig.from_options(line).vnc == MachineConfig.from_options(table).vnc == config.vnc
+    for text, complaint in (
+        ("[vnc]\ntls = true", r"^f: \[vnc\] has no address"),
+        ('[vnc]\naddress = ":0"\ntsl = true', "^f: unknown vnc option 'tsl'"),
+        ("vnc = '1.2.3.4'", "^f: vnc address '1.2.3.4' has no port"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            options_from_toml(text, "f")
+
+
+@pytest.mark.parametrize("options", [{"control": "/a"}, {"serial": "unix=/a"}, {"incoming": "unix:/a"}])
+def test_sockets_that_two_want(options: dict[str, str]) -> None:
+    """Each is told."""
+    with pytest.raises(ConfigError, match="both want the socket '/a'"):
+        MachineConfig.parse(vnc="unix:/a", **options)
 
 
 def test_each_field_is_a_property() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "net_values",
     "pem_files",
     "serial_values",
+    "vnc_values",
     "word_values",
 ]
 
@@ -128,6 +129,15 @@ def address_values(prefix: str, **context: Any) -> list[str]:
 def serial_values(prefix: str, **context: Any) -> list[str]:
     """The ways to connect the serial port."""
     return _starting(prefix, ["stdio", "pty", "none", "file=", "unix=", "tcp="])
+
+
+def vnc_values(prefix: str, **context: Any) -> list[str]:
+    """Ways to listen; behind one and a comma the properties."""
+    from tvmm.config.vnc import VNC_PROPERTIES
+
+    if "," not in prefix:
+        return _starting(prefix, ["help", "none", "127.0.0.1:5900", ":0", "unix:"])
+    return _properties(prefix, [prop for prop in VNC_PROPERTIES if prop.name != "address"])
 
 
 def pem_files(prefix: str, **context: Any) -> list[str]:

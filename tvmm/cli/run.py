@@ -68,6 +68,7 @@ def add_arguments(parser: Parser) -> None:
         memory_values,
         net_values,
         serial_values,
+        vnc_values,
         word_values,
     )
     from tvmm.cli.parser import EXIT_STATUSES
@@ -132,6 +133,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="PATH",
         help="one more QMP control socket (default: only the one that the name leads to)",
     )
+    vnc = outside.add_argument(
+        "--vnc",
+        metavar="WHERE[,key=val]",
+        help="show the screen to VNC viewers at HOST:PORT, unix:PATH or :DISPLAY (default none); 'help' lists the keys",
+    )
     _add_incoming(parser)
     life = parser.add_argument_group("life cycle")
     life.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction")
@@ -157,6 +163,7 @@ def add_arguments(parser: Parser) -> None:
     attach(net, net_values)
     attach(device, device_values)
     attach(serial, serial_values)
+    attach(vnc, vnc_values)
     attach(entry, word_values(*ENTRY_CHOICES))
     attach(decompress, word_values(*DECOMPRESS_CHOICES))
     attach(assist, word_values(*ASSIST_CHOICES))
@@ -281,6 +288,10 @@ def _help(options: Mapping[str, Any]) -> str | None:
         from tvmm.config.net import NET_PROPERTIES
 
         return _group_help("--net none, or --net tap[,key=value]", NET_PROPERTIES)
+    if options.get("vnc") in HELP:
+        from tvmm.config.vnc import VNC_PROPERTIES
+
+        return _group_help("--vnc HOST:PORT|unix:PATH|:DISPLAY|none[,key=value]", VNC_PROPERTIES)
     for device in options.get("device", ()):
         from tvmm.config.device import help_request
 

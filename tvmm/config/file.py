@@ -70,7 +70,7 @@ _KERNEL_KEYS = {
 }
 _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
 _INCOMING_KEYS = {"uri": "incoming", **{name: name for name in ("tls", "keys", "pair", "insecure")}}
-_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "machine", "incoming")
+_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "vnc", "machine", "incoming")
 
 _LISTS = {"disk": "file", "net": "type", "device": "name"}
 """Options that may be given several times, and what stands in front of each value."""
@@ -135,6 +135,8 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return {key: join_options(_texts(table, key), first="size")}
         if key == "serial":
             return {key: join_options(_texts(table, key), first="kind")}
+        if key == "vnc":
+            return {key: _vnc(value)}
         if key == "cpu":
             return _cpu(table)
         if key == "kernel":
@@ -185,6 +187,13 @@ def _renamed(table: Mapping[str, object], group: str, keys: Mapping[str, str]) -
             raise unknown_name(f"key in [{group}]", name, list(keys))
         options[keys[name]] = _scalar(keys[name], f"[{group}] {name}", value)
     return options
+
+
+def _vnc(table: Mapping[str, object]) -> str:
+    values = _texts({str(name): value for name, value in table.items()}, "vnc")
+    if "address" not in values:
+        raise ConfigError("[vnc] has no address", 'write address = "HOST:PORT"')
+    return join_options(values, first="address")
 
 
 def _cpu(table: Mapping[str, object]) -> dict[str, object]:
@@ -248,4 +257,4 @@ def _check_each(options: Mapping[str, object]) -> None:
     for name in ("tls", "pair", "insecure"):
         parse_bool(texts.get(name, False), name)
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
-    MachineConfig.from_options({name: options[name] for name in (*_MACHINE_KEYS, *_LISTS) if name in options})
+    MachineConfig.from_options({name: options[name] for name in (*_MACHINE_KEYS, *_LISTS, "vnc") if name in options})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tvmm.config.incoming import IncomingConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
+    from tvmm.config.vnc import VncConfig
 
 __all__ = ["ASSIST_CHOICES", "NAME_LIMIT", "OPTION_NAMES", "MachineConfig", "check_name"]
 
@@ -55,6 +56,7 @@ OPTION_NAMES = (
     "disk",
     "net",
     "device",
+    "vnc",
     "reboot",
     "paused",
     "powerdown_timeout",
@@ -78,7 +80,7 @@ class MachineConfig(NamedTuple):
     `powerdown_timeout_s` is how long a guest that was asked to power off may take. `assist`: stand in for KVM where
     it cannot emulate an instruction of the guest's kernel mode; "auto" does where the host needs it. `devices` are
     those without a field of their own. `incoming`: do not boot, but wait for a guest from another tvmm; with
-    `paused` it stays paused when it is here.
+    `paused` it stays paused when it is here. `vnc`: a server for viewers; None for none.
     """
 
     name: str = ""
@@ -99,6 +101,7 @@ class MachineConfig(NamedTuple):
     consoles: tuple[ConsoleConfig, ...] = ()
     rngs: tuple[RngConfig, ...] = ()
     incoming: IncomingConfig | None = None
+    vnc: VncConfig | None = None
 
     @classmethod
     def parse(
@@ -118,6 +121,7 @@ class MachineConfig(NamedTuple):
         disk: str | Sequence[str] = (),
         net: str | Sequence[str] = (),
         device: str | Sequence[str] = (),
+        vnc: str = "none",
         reboot: str | bool = True,
         paused: str | bool = False,
         powerdown_timeout: str | float = "10s",
@@ -148,6 +152,7 @@ class MachineConfig(NamedTuple):
             runtime_dir=str(runtime_dir),
             keys_dir=str(keys_dir),
             incoming=_incoming(incoming, tls, str(keys), pair, insecure),
+            vnc=_vnc(vnc),
             **_hardware(disk, net, device),
         ).check()
 
@@ -185,6 +190,8 @@ class MachineConfig(NamedTuple):
         checked = self._replace(devices=tuple(device.check() for device in self.devices))
         if self.incoming is not None:
             checked = checked._replace(incoming=self._check_incoming(self.incoming))
+        if self.vnc is not None:
+            self._check_vnc(self.vnc)
         if not (self.disks or self.nets or self.consoles or self.rngs):
             return checked
         from tvmm.config.virtio import check_virtio
@@ -200,6 +207,14 @@ class MachineConfig(NamedTuple):
                     f"incoming and {what} both want the socket {uri[5:]!r}", "give them different paths"
                 )
         return checked
+
+    def _check_vnc(self, vnc: VncConfig) -> None:
+        path = vnc.check().address.path
+        serial = self.serial.path if self.serial.kind == "unix" else ""
+        incoming = self.incoming.uri.removeprefix("unix:") if self.incoming is not None else ""
+        for what, other in (("control", self.control), ("serial", serial), ("incoming", incoming)):
+            if path and path == other:
+                raise ConfigError(f"vnc and {what} both want the socket {path!r}", "give them different paths")
 
 
 def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
@@ -224,6 +239,16 @@ def _incoming(uri: str, tls: str | bool, keys: str, pair: str | bool, insecure: 
     from tvmm.config.incoming import IncomingConfig
 
     return IncomingConfig(uri, keys=keys, **switches)
+
+
+def _vnc(text: str) -> VncConfig | None:
+    """The group that ``--vnc`` fills, imported only if it is there."""
+    if text == "none":
+        return None
+    from tvmm.config.vnc import VncConfig
+
+    config = VncConfig.parse(text)
+    return None if config.address.kind == "none" else config
 
 
 def check_name(name: str) -> str:

@@ -272,7 +272,7 @@ def _read_web(text: str, what: str) -> VncAddress:
     return VncAddress.parse(text, what)
 
 
-_ADDRESS = Codec(VncAddress.parse, lambda address: address.text)
+_ADDRESS = Codec(lambda text, what: VncAddress.parse(text), lambda address: address.text)
 
 VNC_PROPERTIES = with_defaults(
     VncConfig,
