@@ -15,6 +15,7 @@ IO_MODULES = {"trio", "cffi", "os", "socket", "threading", "mmap", "fcntl", "sel
 PURE = (
     "errors.py",
     "records.py",
+    "screen.py",
     "state.py",
     "state_codec.py",
     "bus.py",

@@ -24,7 +24,7 @@ from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.irq import IrqLine
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
 from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
-from tvmm.memory.ram import GuestRam
+from tvmm.memory.ram import VRAM_BLOCK, GuestRam
 from tvmm.serial_port import COM1_IRQ, COM1_PORT, SerialPort
 from tvmm.serial_port import PORT_COUNT as SERIAL_PORTS
 from tvmm.vcpu.cpuid import policy
@@ -80,7 +80,7 @@ def builtin_guest_path() -> str:
 
 def has_virtio(config: MachineConfig) -> bool:
     """Whether the machine has devices beyond those of every board."""
-    return bool(config.disks or config.nets or config.consoles or config.rngs)
+    return bool(config.disks or config.nets or config.consoles or config.rngs or config.display)
 
 
 class Board:
@@ -132,6 +132,8 @@ class Board:
     def _make_memory(self, stack: ExitStack) -> None:
         self.ram = GuestRam(self.config.memory)
         stack.callback(self.ram.close)
+        if self.config.display is not None:
+            self.ram.add_block(VRAM_BLOCK, self.config.display.vgamem)
         self.device_log = DeviceLog(self.ram)
         """What tvmm writes into RAM past KVM, for migration to start."""
         stack.callback(self.device_log.close)
@@ -337,7 +339,12 @@ class Board:
         ]
         view.append(FlatRange(IOAPIC_BASE, 0x1000, "ioapic", "kvm", "mmio"))
         view.append(FlatRange(LAPIC_BASE, 0x1000, "lapic", "kvm", "mmio"))
-        view += [FlatRange(claimed.start, claimed.length, claimed.name, "machine", "mmio") for claimed in self.mmio]
+        moved = {region.gpa for region in self.ram.regions if region.moves}
+        view += [
+            FlatRange(claimed.start, claimed.length, claimed.name, "machine", "mmio")
+            for claimed in self.mmio
+            if claimed.start not in moved
+        ]
         return sorted(view)
 
 

@@ -41,7 +41,7 @@ def _facts(board: Board) -> Iterator[tuple[str, str]]:
     yield "memory size", format_size(board.ram.size)
     for name, block in board.ram.blocks.items():
         yield f"memory block {name}", format_size(block.size)
-    for region in board.ram.regions:
+    for region in board.ram.regions.fixed():
         mode = "rom" if region.read_only else "ram"
         yield f"memory at {region.gpa:#x}", f"{format_size(region.size)} of {region.block} {mode}"
     yield "vCPU count", str(len(board.vcpus))
@@ -52,6 +52,10 @@ def _facts(board: Board) -> Iterator[tuple[str, str]]:
         yield f"device {index}", device.spelling()[:MAX_TEXT]
     for slot in board.devices.slots if board.devices is not None else ():
         yield from _slot_facts(slot)
+    if board.devices is not None and board.devices.display is not None:
+        display = board.devices.display
+        yield "display place", f"pci {display.where}"
+        yield "display preferred mode", "x".join(map(str, display.model.preferred))
 
 
 def _digest(data: bytes) -> str:

@@ -9,6 +9,7 @@ section                       what is in it
 ``post`` ``system-control``   registers
 ``pci``                       the host bridge and the ports of mechanism 1
 ``pci/00:03.0``               a function: configuration space, BARs, MSI-X with its pending bits
+``display``                   registers, palette
 ``virtio/disk0``              transport, device, rings, and what is on its way between ring and backend
 ============================  =========================================================================
 
@@ -221,6 +222,14 @@ def _parts(board: Board) -> dict[str, _Part]:
     }
     if board.devices is not None and board.devices.bus is not None:
         parts |= _pci_parts(board)
+        if board.devices.display is not None:
+            from tvmm.devices.bochs_display import BochsDisplayState
+            from tvmm.devices.vga_registers import VgaState
+
+            display = board.devices.display
+            parts["display"] = _Part(
+                kind("bochs-display", BochsDisplayState, VgaState), display.model.state, display.restore
+            )
     return parts
 
 

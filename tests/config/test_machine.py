@@ -237,6 +237,7 @@ def test_every_option_can_stand_in_a_file() -> None:
         "device": "[]",
         "disk": "[]",
         "net": "[]",
+        "display": "'bochs-display'",
         "reboot": "true",
         "paused": "false",
         "powerdown_timeout": "'1s'",

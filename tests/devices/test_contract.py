@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tvmm.devices
-from tests.devices import pci_parts
+from tests.devices import display_parts, pci_parts
 from tests.devices.uart_parts import Sink
 from tests.support import device_contract as contract
 from tests.support.device_contract import ContractDevice, Subject
@@ -149,6 +149,7 @@ SUBJECTS = [
     Subject("debug_exit", lambda: OutputRig(DebugExit), 2, "tvmm.devices.misc"),
     Subject("system_control", lambda: OutputRig(SystemControl), 2, "tvmm.devices.misc"),
     *pci_parts.SUBJECTS,
+    *display_parts.SUBJECTS,
 ]
 STEMS = {path.stem for path in Path(tvmm.devices.__path__[0]).glob("*.py")} - {"__init__"}
 MODULES = sorted(f"tvmm.devices.{stem}" for stem in STEMS)
@@ -194,5 +195,5 @@ def test_imports(module: str) -> None:
 
 def test_every_device_is_here() -> None:
     """Each module with a device in it is under contract."""
-    parts = {"common", "pci_mapper", "ps2_keyboard", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
+    parts = {"common", "edid", "pci_mapper", "ps2_keyboard", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
     assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in STEMS - parts}

@@ -281,7 +281,7 @@ def check_wrong_record(subject: Subject) -> None:
 
 ALLOWED_IMPORTS = (
     *("__future__", "typing"),
-    *("tvmm.bus", "tvmm.devices", "tvmm.errors", "tvmm.memory.layout", "tvmm.records"),
+    *("tvmm.bus", "tvmm.devices", "tvmm.errors", "tvmm.memory.layout", "tvmm.records", "tvmm.screen"),
 )
 
 

@@ -59,7 +59,7 @@ class PlainWalk:
         self.memory = memory
         self.counts = dict.fromkeys(VringCounters._fields, 0)
         self.runs: list[Run] = []
-        for gpa, size, block, offset, read_only in memory.regions:
+        for gpa, size, block, offset, read_only, _ in memory.regions:
             run = Run(gpa, gpa + size, block, offset, read_only)
             last = self.runs[-1] if self.runs else None
             if last and (last.end, last.block, last.offset + last.end - last.start, last.read_only) == (

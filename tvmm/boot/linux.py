@@ -10,12 +10,15 @@ same kernel.
 from __future__ import annotations
 
 from struct import pack, pack_into
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.boot.e820 import MapEntry
 from tvmm.boot.entry import EntryState
 from tvmm.boot.gdt import CODE_64, DATA, NO_IDT, TASK_64, write_gdt
 from tvmm.memory.layout import BOOT_PAGE_TABLES, COMMAND_LINE, ZERO_PAGE, GuestMemory, Range
+
+if TYPE_CHECKING:
+    from tvmm.boot.framebuffer import Framebuffer
 
 __all__ = ["BOOT_PAGE_TABLES_SIZE", "HEADER_END", "HEADER_START", "LinuxEntry", "enter_linux", "made_header"]
 
@@ -31,6 +34,8 @@ _STACK_TOP = BOOT_PAGE_TABLES - 16
 """In the page below the page tables. The protocol promises no stack; some kernels push before they have
 one."""
 
+SCREEN_INFO_LENGTH = 0x40
+"""At the start of the zero page."""
 _ACPI_RSDP = 0x070
 _EXT_RAMDISK_ADDRESS = 0x0C0
 _E820_COUNT = 0x1E8
@@ -63,7 +68,7 @@ class LinuxEntry(NamedTuple):
 
     `header` is the kernel's own setup header, from `HEADER_START` on, or `made_header()`; `start` is where
     the kernel was loaded; `kernel` is for reports. `rsdp` is the address of ACPI's root pointer, 0 for
-    none.
+    none. `framebuffer` is where a picture can be made without a driver.
     """
 
     rip: int
@@ -72,6 +77,7 @@ class LinuxEntry(NamedTuple):
     initrd: Range | None
     kernel: str
     rsdp: int = 0
+    framebuffer: Framebuffer | None = None
 
 
 def enter_linux(memory: GuestMemory, entry: LinuxEntry, memory_map: tuple[MapEntry, ...]) -> EntryState:
@@ -125,6 +131,10 @@ def _zero_page(entry: LinuxEntry, memory_map: tuple[MapEntry, ...]) -> bytes:
     pack_into("<I", page, _COMMAND_LINE, COMMAND_LINE)
     pack_into("<Q", page, _SETUP_DATA, 0)
     pack_into("<Q", page, _ACPI_RSDP, entry.rsdp)
+    if entry.framebuffer is not None:
+        from tvmm.boot.framebuffer import screen_info
+
+        page[:SCREEN_INFO_LENGTH] = screen_info(entry.framebuffer)
     page[_E820_COUNT] = len(memory_map)
     for index, part in enumerate(memory_map):
         pack_into("<QQI", page, _E820_TABLE + 20 * index, part.start, part.size, part.kind)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tvmm.boot.bzimage import BzImage
     from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
     from tvmm.boot.entry import EntryState
+    from tvmm.boot.framebuffer import Framebuffer
 
 __all__ = ["MIN_RAM", "Hardware", "KernelOptions", "load"]
 
@@ -51,13 +52,14 @@ class KernelOptions(NamedTuple):
 class Hardware(NamedTuple):
     """What the tables and the command line tell of, beyond what every machine has.
 
-    `pci_slots` are the slots on bus 0 whose functions have an interrupt pin.
+    `pci_slots` are the slots on bus 0 whose functions have an interrupt pin. PVH has no place for a `framebuffer`.
     """
 
     cpu_count: int = 1
     pci: PciWindows | None = None
     pci_slots: tuple[int, ...] = ()
     virtio_mmio: tuple[VirtioMmio, ...] = ()
+    framebuffer: Framebuffer | None = None
 
     @property
     def command_line(self) -> str:
@@ -126,7 +128,7 @@ def load(
         from tvmm.boot.pvh import enter_pvh
 
         return enter_pvh(memory, address, memory_map(ram_size), initrd, rsdp=RSDP)
-    return _enter_linux(kernel, address, memory, ram_size, initrd)
+    return _enter_linux(kernel, address, memory, ram_size, initrd, hardware.framebuffer)
 
 
 def _bus_interrupts(hardware: Hardware) -> BusInterrupts:
@@ -257,7 +259,12 @@ def _place_initrd(
 
 
 def _enter_linux(
-    kernel: _ElfKernel | _PackedKernel, address: int, memory: GuestMemory, ram_size: int, initrd: Range | None
+    kernel: _ElfKernel | _PackedKernel,
+    address: int,
+    memory: GuestMemory,
+    ram_size: int,
+    initrd: Range | None,
+    framebuffer: Framebuffer | None,
 ) -> EntryState:
     """The 64-bit protocol, with the kernel's own setup header if it has one."""
     from tvmm.boot.linux import LinuxEntry, enter_linux, made_header
@@ -273,5 +280,5 @@ def _enter_linux(
             what += ", unpacked by the loader"
     else:
         start = kernel.bzimage.used.start
-    entry = LinuxEntry(address, start, header, initrd, what, RSDP)
+    entry = LinuxEntry(address, start, header, initrd, what, RSDP, framebuffer)
     return enter_linux(memory, entry, memory_map(ram_size))

@@ -114,6 +114,11 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         help="add a device, may be repeated; 'help' lists the names, 'NAME,help' the properties",
     )
+    display = machine.add_argument(
+        "--display",
+        metavar="bochs-display[,key=val]",
+        help="give the guest a screen (default none); 'help' lists the keys",
+    )
     kernel = parser.add_argument_group("kernel")
     kernel.add_argument("--kernel", metavar="FILE", help="bzImage or ELF to boot (default: the built-in guest)")
     kernel.add_argument("--initrd", metavar="FILE", help="initial RAM disk (default none)")
@@ -162,6 +167,7 @@ def add_arguments(parser: Parser) -> None:
     attach(disk, disk_values)
     attach(net, net_values)
     attach(device, device_values)
+    attach(display, word_values("bochs-display"))
     attach(serial, serial_values)
     attach(vnc, vnc_values)
     attach(entry, word_values(*ENTRY_CHOICES))
@@ -292,6 +298,10 @@ def _help(options: Mapping[str, Any]) -> str | None:
         from tvmm.config.vnc import VNC_PROPERTIES
 
         return _group_help("--vnc HOST:PORT|unix:PATH|:DISPLAY|none[,key=value]", VNC_PROPERTIES)
+    if options.get("display") in (*HELP, *(f"bochs-display,{word}" for word in HELP)):
+        from tvmm.config.display import DISPLAY_PROPERTIES
+
+        return _group_help("--display bochs-display[,key=value]", DISPLAY_PROPERTIES)
     for device in options.get("device", ()):
         from tvmm.config.device import help_request
 

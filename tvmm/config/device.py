@@ -2,7 +2,7 @@
 
 A type is data: a name, a summary and its properties. Whoever adds a device adds a row here and a line to
 the wiring of the machine; parsing, ranges, ``--device help``, completion and configuration files follow
-from the row. Virtio devices have rows too (`tvmm.config.virtio_types`), but records of their own.
+from the row. Virtio devices (`tvmm.config.virtio_types`) and displays have rows too, but records of their own.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ DEVICE_TYPES: tuple[DeviceType, ...] = (
 def device_types() -> tuple[DeviceType, ...]:
     """All that ``--device`` can name, virtio devices included."""
     # Not at the top of the file: few machines need it, and it needs this module.
+    from tvmm.config.display import DISPLAY_TYPE
     from tvmm.config.virtio_types import VIRTIO_TYPES
 
-    return (*DEVICE_TYPES, *(known.type for known in VIRTIO_TYPES.values()))
+    return (*DEVICE_TYPES, DISPLAY_TYPE, *(known.type for known in VIRTIO_TYPES.values()))
 
 
 def device_type(name: str) -> DeviceType:
@@ -73,7 +74,7 @@ def device_type(name: str) -> DeviceType:
 class DeviceConfig(NamedTuple):
     """One device: the name of its type, and a value for each of the type's properties.
 
-    Virtio devices are not configured in this way: they have records of their own.
+    Virtio devices and displays are not configured in this way: they have records of their own.
     """
 
     name: str
@@ -99,7 +100,7 @@ class DeviceConfig(NamedTuple):
         if known not in DEVICE_TYPES:
             raise ConfigError(
                 f"device {self.name} is none of a machine's other devices",
-                "it belongs to the disks, nets, consoles or rngs of MachineConfig",
+                "it belongs to the disks, nets, consoles, rngs or display of MachineConfig",
             )
         given = dict(self.properties)
         keys = [prop.name for prop in known.properties]

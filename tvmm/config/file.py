@@ -70,7 +70,10 @@ _KERNEL_KEYS = {
 }
 _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
 _INCOMING_KEYS = {"uri": "incoming", **{name: name for name in ("tls", "keys", "pair", "insecure")}}
-_TABLES = ("memory", "cpu", "kernel", "serial", "disk", "net", "device", "vnc", "machine", "incoming")
+_TABLES = (
+    *("memory", "cpu", "kernel", "serial", "disk", "net", "device", "display", "vnc"),
+    *("machine", "incoming"),
+)
 
 _LISTS = {"disk": "file", "net": "type", "device": "name"}
 """Options that may be given several times, and what stands in front of each value."""
@@ -137,6 +140,8 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return {key: join_options(_texts(table, key), first="kind")}
         if key == "vnc":
             return {key: _vnc(value)}
+        if key == "display":
+            return {key: join_options({"name": "bochs-display", **_texts(table, key)}, first="name")}
         if key == "cpu":
             return _cpu(table)
         if key == "kernel":
@@ -257,4 +262,5 @@ def _check_each(options: Mapping[str, object]) -> None:
     for name in ("tls", "pair", "insecure"):
         parse_bool(texts.get(name, False), name)
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
-    MachineConfig.from_options({name: options[name] for name in (*_MACHINE_KEYS, *_LISTS, "vnc") if name in options})
+    alone = (*_MACHINE_KEYS, *_LISTS, "display", "vnc")
+    MachineConfig.from_options({name: options[name] for name in alone if name in options})

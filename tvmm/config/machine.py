@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.device import DeviceConfig
     from tvmm.config.disk import DiskConfig
+    from tvmm.config.display import DisplayConfig
     from tvmm.config.incoming import IncomingConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
@@ -57,6 +58,7 @@ OPTION_NAMES = (
     "net",
     "device",
     "vnc",
+    "display",
     "reboot",
     "paused",
     "powerdown_timeout",
@@ -80,7 +82,7 @@ class MachineConfig(NamedTuple):
     `powerdown_timeout_s` is how long a guest that was asked to power off may take. `assist`: stand in for KVM where
     it cannot emulate an instruction of the guest's kernel mode; "auto" does where the host needs it. `devices` are
     those without a field of their own. `incoming`: do not boot, but wait for a guest from another tvmm; with
-    `paused` it stays paused when it is here. `vnc`: a server for viewers; None for none.
+    `paused` it stays paused when it is here. `display`: the guest has a screen. `vnc`: a server for viewers of it.
     """
 
     name: str = ""
@@ -102,6 +104,7 @@ class MachineConfig(NamedTuple):
     rngs: tuple[RngConfig, ...] = ()
     incoming: IncomingConfig | None = None
     vnc: VncConfig | None = None
+    display: DisplayConfig | None = None
 
     @classmethod
     def parse(
@@ -122,6 +125,7 @@ class MachineConfig(NamedTuple):
         net: str | Sequence[str] = (),
         device: str | Sequence[str] = (),
         vnc: str = "none",
+        display: str = "",
         reboot: str | bool = True,
         paused: str | bool = False,
         powerdown_timeout: str | float = "10s",
@@ -153,7 +157,7 @@ class MachineConfig(NamedTuple):
             keys_dir=str(keys_dir),
             incoming=_incoming(incoming, tls, str(keys), pair, insecure),
             vnc=_vnc(vnc),
-            **_hardware(disk, net, device),
+            **_hardware(disk, net, device, display or ()),
         ).check()
 
     @classmethod
@@ -192,6 +196,8 @@ class MachineConfig(NamedTuple):
             checked = checked._replace(incoming=self._check_incoming(self.incoming))
         if self.vnc is not None:
             self._check_vnc(self.vnc)
+        if self.display is not None:
+            checked = checked._replace(display=self.display.check())
         if not (self.disks or self.nets or self.consoles or self.rngs):
             return checked
         from tvmm.config.virtio import check_virtio
@@ -218,7 +224,7 @@ class MachineConfig(NamedTuple):
 
 
 def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
-    """The fields that ``--disk``, ``--net`` and ``--device`` fill, imported only if there are any."""
+    """The fields that ``--disk``, ``--net``, ``--device`` and ``--display`` fill, imported only if there are any."""
     if not any(options):
         return {}
     from tvmm.config.virtio import parse_hardware

@@ -1,4 +1,4 @@
-"""``--disk``, ``--net`` and ``--device``: from values to records, and what goes together.
+"""``--disk``, ``--net``, ``--display`` and ``--device``: from values to records, and what goes together.
 
 Imported only by machines that have one of them, and imports only what these need: it counts when a machine starts.
 """
@@ -30,12 +30,16 @@ MAX_PCI = 31
 """Devices on a bus besides the host bridge."""
 
 
-def parse_hardware(disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = ()) -> dict[str, Any]:
+def parse_hardware(
+    disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = (), display: Sequence[str] = ()
+) -> dict[str, Any]:
     """Fields of `MachineConfig`: the records of all values, ``--disk`` and ``--net`` before ``--device``.
 
     Raises `ConfigError`. What goes together is `check_virtio`'s affair.
     """
     fields: dict[str, Any] = {}
+    screens = [*display, *(value for value in device if value.partition(",")[0] == "bochs-display")]
+    device = [value for value in device if value not in screens]
     if any(value.startswith("virt") for value in device):
         from tvmm.config.virtio_types import parse_devices
 
@@ -52,6 +56,13 @@ def parse_hardware(disk: Sequence[str] = (), net: Sequence[str] = (), device: Se
         from tvmm.config.net import parse_nets
 
         fields["nets"] = (*parse_nets(tuple(net)), *fields.get("nets", ()))
+    if screens:
+        from tvmm.config.display import DisplayConfig
+
+        displays = list(map(DisplayConfig.parse, screens))
+        if len(displays) > 1:
+            raise ConfigError("a machine has one display at most", "leave out all but one")
+        fields["display"] = displays[0]
     return fields
 
 
@@ -67,7 +78,7 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
     )
     everything: list[Virtio] = [*checked.disks, *checked.nets, *checked.consoles, *checked.rngs]
     _check_once("devices have the id", (device.id for device in everything), "give each an id=NAME of its own")
-    _check_places(everything)
+    _check_places(everything, 1 if checked.display is not None else 0)
     _check_files(checked.disks)
     _check_nets(checked.nets)
     ports = [port.chardev for console in checked.consoles for port in console.ports]
@@ -85,14 +96,16 @@ def _check_once(what: str, values: Iterable[object], hint: str) -> None:
             seen.add(value)
 
 
-def _check_places(devices: list[Virtio]) -> None:
+def _check_places(devices: list[Virtio], others: int) -> None:
+    """`others` are devices on PCI that are not virtio's."""
     mmio = sum(device.transport == "mmio" for device in devices)
     if mmio > MAX_MMIO:
         raise ConfigError(
             f"{mmio} devices with transport=mmio are too many", f"{MAX_MMIO} are possible: use transport=pci"
         )
-    if len(devices) - mmio > MAX_PCI:
-        raise ConfigError(f"{len(devices) - mmio} devices on PCI are too many", f"{MAX_PCI} are possible")
+    on_pci = len(devices) - mmio + others
+    if on_pci > MAX_PCI:
+        raise ConfigError(f"{on_pci} devices on PCI are too many", f"{MAX_PCI} are possible")
 
 
 def _check_files(disks: tuple[DiskConfig, ...]) -> None:

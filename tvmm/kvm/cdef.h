@@ -579,3 +579,13 @@ int64_t tvmm_rfb_plan(const struct tvmm_rfb_job *job, const struct tvmm_rfb_rect
                       struct tvmm_rfb_piece *pieces, uint64_t limit);
 int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect, enum tvmm_rfb_rows rows,
                             uint32_t colours, uint32_t *bits);
+/* vram.h */
+struct tvmm_vram_log {
+    int vm_fd;
+    uint32_t slot;
+    uint64_t pages;
+    uint64_t *scratch;
+    uint8_t *touched;
+    uint64_t *pending;
+};
+int64_t tvmm_vram_collect(struct tvmm_vram_log *log);

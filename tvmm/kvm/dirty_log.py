@@ -22,9 +22,12 @@ from tvmm.kvm.calls import ffi, lib
 from tvmm.kvm.pages import PAGE, PageBitmap, log_slot_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tvmm.board import Board
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.kvm.vm import Vm
+    from tvmm.kvm.vram import VramMemory
     from tvmm.kvm.vring import MappedRam
 
 __all__ = ["DeviceWrites", "DirtyRings", "DirtyTracker", "KvmBitmapTracker", "KvmRingTracker", "make_tracker"]
@@ -67,13 +70,13 @@ class _Tracker:
     """What both trackers do alike: the slots' logging on and off, and the devices' marks."""
 
     def __init__(self, vm: Vm, ram: MappedRam, devices: DeviceWrites | None) -> None:
-        """The slots of `vm` have the numbers of the regions of `ram`, in order."""
+        """The slots of `vm` have the numbers of the regions of `ram` that do not move, in order."""
         self._vm = vm
         self._names = tuple(ram.blocks)
         self._pages = tuple(len(block.view) // PAGE for block in ram.blocks.values())
         self._slots = [
             (slot, self._names.index(region.block), region.offset // PAGE, region.size // PAGE)
-            for slot, region in enumerate(ram.regions)
+            for slot, region in enumerate(region for region in ram.regions if not region.moves)
             if not region.read_only
         ]
         self._devices = devices
@@ -203,10 +206,18 @@ class DirtyRings:
 class KvmRingTracker(_Tracker):
     """The dirty rings."""
 
-    def __init__(self, rings: DirtyRings, vm: Vm, ram: MappedRam, devices: DeviceWrites | None = None) -> None:
-        """`rings` are those of `vm`."""
+    def __init__(
+        self,
+        rings: DirtyRings,
+        vm: Vm,
+        ram: MappedRam,
+        devices: DeviceWrites | None = None,
+        moving: Sequence[tuple[int, str]] = (),
+    ) -> None:
+        """`rings` are those of `vm`. `moving`: slots that others turn the log of on and off, and their whole blocks."""
         super().__init__(vm, ram, devices)
         self._rings = rings
+        self._moving = [(slot, index := self._names.index(name), 0, self._pages[index]) for slot, name in moving]
         self._pending: PageBitmap | None = None
         self._keep: tuple[Any, ...] = ()
         self._counts = rings.counts()
@@ -214,7 +225,7 @@ class KvmRingTracker(_Tracker):
     def start(self) -> None:
         """See `DirtyTracker`."""
         self._pending = PageBitmap(self._names, self._pages)
-        table, scratch = log_slot_table(self._slots)
+        table, scratch = log_slot_table([*self._slots, *self._moving])
         array = ffi.new("struct tvmm_log_slot[]", table)
         self._keep = (array, scratch)
         lib.tvmm_rings_track(self._rings.raw, self._pending.raw, array, len(table))
@@ -252,8 +263,43 @@ class KvmRingTracker(_Tracker):
         return [now - then for now, then in zip(self._counts, before, strict=True)]
 
 
+class _WithVram:
+    """Marks of devices, and the pages of a video memory, which keeps a log of its own."""
+
+    def __init__(self, devices: DeviceWrites | None, vram: VramMemory) -> None:
+        self._devices, self._vram = devices, vram
+
+    def start(self) -> None:
+        """See `DeviceWrites`."""
+        if self._devices is not None:
+            self._devices.start()
+        try:
+            self._vram.start()
+        except HostError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """See `DeviceWrites`."""
+        self._vram.stop()
+        if self._devices is not None:
+            self._devices.stop()
+
+    def merge_into(self, block_name: str, words: Any) -> None:
+        """See `DeviceWrites`."""
+        if self._devices is not None:
+            self._devices.merge_into(block_name, words)
+        if block_name == self._vram.block.name:
+            self._vram.merge_into(words)
+
+
 def make_tracker(board: Board, devices: DeviceWrites | None = None) -> DirtyTracker:
-    """The rings if the machine has them, else the bitmap."""
+    """The rings if the machine has them, else the bitmap; with its video memory if it has one."""
+    moving: list[tuple[int, str]] = []
+    if board.devices is not None and board.devices.display is not None:
+        vram = board.devices.display.vram
+        devices = _WithVram(devices, vram)
+        moving.append((vram.slot, vram.block.name))
     if board.rings is not None:
-        return KvmRingTracker(board.rings, board.vm, board.ram, devices)
+        return KvmRingTracker(board.rings, board.vm, board.ram, devices, moving)
     return KvmBitmapTracker(board.vm, board.ram, devices)

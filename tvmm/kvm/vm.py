@@ -109,15 +109,18 @@ class Vm:
         self.routes = IrqRoutes(self.fd)
         self.routes.apply()
 
-    def set_memory(self, slot: int, gpa: int, memory: mmap.mmap | memoryview, *, read_only: bool = False) -> None:
+    def set_memory(
+        self, slot: int, gpa: int, memory: mmap.mmap | memoryview, *, read_only: bool = False, log: bool = False
+    ) -> None:
         """Put `memory` at guest-physical `gpa` as slot number `slot` (KVM_SET_USER_MEMORY_REGION).
 
-        The buffer stays exported until `release_memory`. Raises `HostError` when the kernel refuses.
+        With `log` KVM notes from the start which pages are written. The buffer stays exported until `remove_memory` or
+        `release_memory`. Raises `HostError` when the kernel refuses.
         """
         buffer = ffi.from_buffer(memory)
         region = ffi.new("struct kvm_userspace_memory_region *")
         region.slot = slot
-        region.flags = lib.KVM_MEM_READONLY if read_only else 0
+        region.flags = (lib.KVM_MEM_READONLY if read_only else 0) | (lib.KVM_MEM_LOG_DIRTY_PAGES if log else 0)
         region.guest_phys_addr = gpa
         region.memory_size = len(buffer)
         region.userspace_addr = int(ffi.cast("uintptr_t", buffer))
@@ -130,6 +133,12 @@ class Vm:
             ) from error
         self._mapped[slot] = buffer
         self._regions[slot] = region
+
+    def remove_memory(self, slot: int) -> None:
+        """The guest sees nothing any more where slot `slot` was; vCPUs may run. Raises `OSError`."""
+        ioctl(self.fd, "KVM_SET_USER_MEMORY_REGION", ffi.new("struct kvm_userspace_memory_region *", {"slot": slot}))
+        del self._regions[slot]
+        ffi.release(self._mapped.pop(slot))
 
     def set_dirty_logging(self, slot: int, *, on: bool) -> None:
         """Have KVM note which pages of a slot are written, or not (KVM_MEM_LOG_DIRTY_PAGES). Raises `OSError`.

@@ -91,6 +91,8 @@ class MemoryMap:
         self._buffers = {name: ffi.from_buffer("uint8_t[]", block.view) for name, block in ram.blocks.items()}
         runs: list[Region] = []
         for region in ram.regions:
+            if region.moves:
+                continue
             if runs and runs[-1]._replace(size=0, gpa=runs[-1].end, offset=runs[-1].offset + runs[-1].size) == (
                 region._replace(size=0)
             ):

@@ -16,11 +16,13 @@ from tvmm.memory.layout import ram_ranges
 from tvmm.memory.regions import Region, RegionTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tvmm.config.memory import MemoryConfig
 
 __all__ = ["DirtyLog", "GuestRam", "RamBlock"]
 
-MAIN_BLOCK = "pc.ram"
+MAIN_BLOCK, VRAM_BLOCK = "pc.ram", "vga.vram"
 HUGE_SHIFT = 26
 """Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
 MADV_POPULATE_WRITE = 23
@@ -89,10 +91,13 @@ class GuestRam:
         """Allocates what `config` asks for. Raises `HostError` when the host cannot give it."""
         self.size = config.size
         self._prealloc = config.prealloc
+        self._shared = config.shared
         self.blocks: dict[str, RamBlock] = {}
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
         """Hears of each write through this object, after it."""
+        self.watchers: dict[str, Callable[[int, int], None]] = {}
+        """By block: whoever else hears of these writes, by offset and length."""
         block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
         self.blocks[MAIN_BLOCK] = block
         offset = 0
@@ -112,12 +117,19 @@ class GuestRam:
             block.close()
         self.blocks.clear()
 
+    def add_block(self, name: str, size: int) -> RamBlock:
+        """One more block, seen by the guest nowhere yet. Before anybody makes a list of all blocks; `HostError`."""
+        block = self.blocks[name] = RamBlock(name, size, shared=self._shared)
+        if self._prealloc:
+            block.populate()
+        return block
+
     def zero(self) -> None:
         """All RAM as after power-on."""
         for block in self.blocks.values():
             block.zero()
-        if self._prealloc:
-            self.blocks[MAIN_BLOCK].populate()
+        for block in self.blocks.values() if self._prealloc else ():
+            block.populate()
         for block in self.blocks.values():
             self._mark(block.name, 0, block.size)
 
@@ -159,9 +171,15 @@ class GuestRam:
         for region, offset, count in self.regions.spans(gpa, length):
             self._mark(region.block, offset, count)
 
+    def mark_block(self, block_name: str, offset: int, length: int) -> None:
+        """The same for bytes of a block, wherever the guest sees them."""
+        self._mark(block_name, offset, length)
+
     def _mark(self, block_name: str, offset: int, length: int) -> None:
         if self.dirty_log is not None and self.dirty_log.on:
             self.dirty_log.mark(block_name, offset, length)
+        if block_name in self.watchers:
+            self.watchers[block_name](offset, length)
 
 
 def _memory_error(name: str, size: int, huge_page: int, error: Exception) -> HostError:

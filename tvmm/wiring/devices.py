@@ -1,4 +1,7 @@
-"""The virtio devices of one board: made from their options, in their order, each in a slot with its runner."""
+"""The devices of one board that not every board has: virtio devices, each in a slot with its runner, and a display.
+
+They are made from their options, in their order.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from tvmm.config.rng import RngConfig
     from tvmm.virtio.device import VirtioDevice
     from tvmm.wiring.console import ConsoleDevice
+    from tvmm.wiring.display import Display
     from tvmm.wiring.pci_bus import PciBus
     from tvmm.wiring.view import DiskPart, NetPart
 
@@ -43,6 +47,7 @@ class Devices:
         self.disks: dict[str, DiskPart] = {}
         self.nets: dict[str, NetPart] = {}
         self.consoles: dict[str, ConsoleDevice] = {}
+        self.display: Display | None = None
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
@@ -62,14 +67,15 @@ class Devices:
         if options.transport == "pci":
             from tvmm.wiring.pci_slot import PciSlot
 
-            slot = PciSlot(options.id, device, self.host, self._pci())
+            slot = PciSlot(options.id, device, self.host, self.pci())
         else:
             number = sum(other.transport_name == "mmio" for other in self.slots)
             slot = MmioSlot(options.id, device, self.host, self._board.mmio, number)
         self.slots.append(slot)
         return slot
 
-    def _pci(self) -> PciBus:
+    def pci(self) -> PciBus:
+        """The bus, made when the first device wants it."""
         if self.bus is None:
             from tvmm.wiring.pci_bus import PciBus
 
@@ -95,11 +101,13 @@ class Devices:
         """Place BARs as firmware does, and say what the kernel has to be told. Under the bus lock."""
         if self.bus is not None:
             self.bus.place_bars()
+        framebuffer = self.display.introduce() if self.display is not None else None
         return Hardware(
             cpu_count,
             self.bus.windows if self.bus is not None else None,
             self.bus.slots_with_pins() if self.bus is not None else (),
             tuple(slot.described for slot in self.slots if isinstance(slot, MmioSlot)),
+            framebuffer,
         )
 
     def tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
@@ -153,6 +161,8 @@ class Devices:
         """Transports, functions and devices as after power-on. Under the bus lock."""
         for slot in self.slots:
             slot.reset()
+        if self.display is not None:
+            self.display.reset()
         if self.bus is not None:
             self.bus.reset()
 
@@ -178,6 +188,10 @@ def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devic
             from tvmm.wiring.rng import make_rng
 
             make_rng(devices, rng)
+        if config.display is not None:
+            from tvmm.wiring.display import make_display
+
+            make_display(devices, board, config.display)
     except OSError as error:
         raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
     return devices

@@ -6,7 +6,7 @@ There is no firmware, so BARs are placed here before a kernel is entered: one af
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -25,14 +25,31 @@ if TYPE_CHECKING:
 
     from tvmm.bus import Device, MmioBus, PortBus
     from tvmm.devices.pci_bars import Bar
-    from tvmm.devices.pci_host import PciHostState
+    from tvmm.devices.pci_function import PciFunction, PciFunctionState
+    from tvmm.devices.pci_host import PciHostState, Place
     from tvmm.kvm.bus_lock import BusLock
     from tvmm.kvm.vm import Vm
-    from tvmm.wiring.pci_slot import PciSlot
 
-__all__ = ["PciBus"]
+__all__ = ["PciBus", "PciCard"]
 
 INTX_GSI, INTX_COUNT = 16, 4
+LARGE_BAR = 1 << 20
+
+
+class PciCard(Protocol):
+    """A device on the bus, whatever it is."""
+
+    where: Place
+
+    @property
+    def function(self) -> PciFunction:
+        """Its function, plugged in at `where`."""
+
+    def restore_function(self, state: PciFunctionState) -> None:
+        """Take over the function's record and what follows from it. Under the bus lock.
+
+        Raises `ValueError` with the name of a bad field, or `OSError` if KVM refuses what follows from the record.
+        """
 
 
 class PciBus:
@@ -50,7 +67,7 @@ class PciBus:
     ) -> None:
         self.windows = PciWindows(PCI_ECAM, PCI_IO, PCI_MMIO32, pci_mmio64(ram_size), INTX_GSI)
         self._bus_lock = bus_lock
-        self._slots: list[PciSlot] = []
+        self._slots: list[PciCard] = []
         self._watched: dict[int, tuple[Callable[[int | None, int | None], None], int | None]] = {}
         self._lines: dict[int, LevelLine] = {}
         for gsi in range(INTX_GSI, INTX_GSI + INTX_COUNT):
@@ -68,7 +85,7 @@ class PciBus:
         ports.add(CONFIG_PORT, CONFIG_PORTS, self.host, "pci")
         mmio.add(PCI_ECAM.start, PCI_ECAM.size, self.host.ecam, "pci ecam")
 
-    def add(self, slot: PciSlot) -> None:
+    def add(self, slot: PciCard) -> None:
         """A device that has plugged itself in; its BARs are placed by `place_bars`."""
         self._slots.append(slot)
 
@@ -87,29 +104,29 @@ class PciBus:
     def place_bars(self) -> None:
         """What firmware does: an address for each BAR, decoding left off, and the pin's interrupt for old kernels."""
         memory, port = PCI_MMIO32.start, PCI_IO.start
+        bars = [(window.bar, slot.function) for slot in self._slots for window in slot.function.bars.windows]
+        # What is large first, so that it leaves no gap; the others where they have always been.
+        for bar, function in sorted(bars, key=lambda found: -max(found[0].size, LARGE_BAR)):
+            if bar.kind == IO:
+                port = -(-port // bar.size) * bar.size
+                function.write(BARS + 4 * bar.number, 4, port)
+                port += bar.size
+            else:
+                memory = -(-memory // bar.size) * bar.size
+                function.write(BARS + 4 * bar.number, 4, memory)
+                memory += bar.size
         for slot in self._slots:
-            function = slot.function
-            for window in function.bars.windows:
-                bar = window.bar
-                if bar.kind == IO:
-                    port = -(-port // bar.size) * bar.size
-                    function.write(BARS + 4 * bar.number, 4, port)
-                    port += bar.size
-                else:
-                    memory = -(-memory // bar.size) * bar.size
-                    function.write(BARS + 4 * bar.number, 4, memory)
-                    memory += bar.size
-            gsi = self.host.gsi(slot.where.slot, function.config.interrupt_pin)
-            function.write(INTERRUPT_LINE, 1, gsi)
+            if pin := slot.function.config.interrupt_pin:
+                slot.function.write(INTERRUPT_LINE, 1, self.host.gsi(slot.where.slot, pin))
 
     @property
-    def slots(self) -> Sequence[PciSlot]:
+    def slots(self) -> Sequence[PciCard]:
         """Devices, in the order of their places."""
         return self._slots
 
     def slots_with_pins(self) -> tuple[int, ...]:
         """For the interrupt tables."""
-        return tuple(slot.where.slot for slot in self._slots)
+        return tuple(slot.where.slot for slot in self._slots if slot.function.config.interrupt_pin)
 
     def reset(self) -> None:
         """The bus's reset line. Under the bus lock."""
