@@ -5,7 +5,7 @@ section                       what is in it
 ============================  =========================================================================
 ``board``                     what the kernel is, for reports
 ``serial0``                   registers, receive FIFO, and what was transmitted and nobody was given
-``i8042`` ``rtc`` ``acpi-pm`` registers; what waits in the controller and the keyboard
+``i8042`` ``rtc`` ``acpi-pm`` registers; what waits in the controller, keyboard and mouse
 ``post`` ``system-control``   registers
 ``pci``                       the host bridge and the ports of mechanism 1
 ``pci/00:03.0``               a function: configuration space, BARs, MSI-X with its pending bits
@@ -191,6 +191,7 @@ def _parts(board: Board) -> dict[str, _Part]:
     from tvmm.devices.i8042 import I8042State
     from tvmm.devices.misc import PostPortState, SystemControlState
     from tvmm.devices.ps2_keyboard import Ps2KeyboardState
+    from tvmm.devices.ps2_mouse import Ps2MouseState
     from tvmm.devices.rtc import RtcState
     from tvmm.devices.uart16550_registers import Uart16550State
     from tvmm.serial_port import SerialState
@@ -214,7 +215,12 @@ def _parts(board: Board) -> dict[str, _Part]:
         "serial0": _Part(
             kind("serial", SerialState, Uart16550State), board.serial.save, board.serial.restore, locked=False
         ),
-        "i8042": _Part(kind("i8042", I8042State, Ps2KeyboardState), keyboard.state, keyboard.restore),
+        # Version 1 had no mouse, and none of the keys that are down.
+        "i8042": _Part(
+            SectionType("i8042", 2, (I8042State, Ps2KeyboardState, Ps2MouseState), minimum=2),
+            keyboard.state,
+            keyboard.restore,
+        ),
         "rtc": _Part(kind("rtc", RtcState), rtc.state, rtc.restore),
         "acpi-pm": _Part(kind("acpi-pm", AcpiPmState), pm.state, pm.restore),
         "post": _Part(kind("post", PostPortState), post.state, post.restore),

@@ -47,7 +47,7 @@ class UartRig:
 
 
 class KeyboardRig:
-    """A keyboard that somebody types on."""
+    """A keyboard that somebody types on, and a mouse that is moved."""
 
     KEYS = tuple(map(bytes.fromhex, ("1c", "f01c", "e075", "e0f075", "e11477e1f014f077", "f0", "83", "")))
 
@@ -60,8 +60,13 @@ class KeyboardRig:
         return lambda: self.log.append(what)
 
     def stimulate(self, choice: int, amount: int) -> None:
-        """A key."""
-        self.log.append(self.device.key(self.KEYS[choice]))
+        """A key, by its codes or by its name, or the mouse."""
+        if amount % 3 == 0:
+            self.log.append(self.device.key(self.KEYS[choice]))
+        elif amount % 3 == 1:
+            self.log.append(self.device.press(amount, bool(choice & 1)))
+        else:
+            self.device.move(amount * (choice - 3), amount * (3 - choice), choice & 1, amount & 0x1F)
 
     def follow(self, other: KeyboardRig) -> None:
         """There is nothing outside."""
@@ -195,5 +200,6 @@ def test_imports(module: str) -> None:
 
 def test_every_device_is_here() -> None:
     """Each module with a device in it is under contract."""
-    parts = {"common", "edid", "pci_mapper", "ps2_keyboard", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
+    parts = {"common", "edid", "input_hub", "key_tables", "keys", "pci_mapper", "ps2_keyboard", "ps2_mouse", "ps2_sinks"}
+    parts |= {"rtc_calendar", "rtc_cmos", "uart16550_registers"}
     assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in STEMS - parts}

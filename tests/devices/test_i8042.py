@@ -171,29 +171,73 @@ def test_ports_between_are_not_ours(keyboard: Keyboard) -> None:
     assert keyboard.chip.read(DATA, 4) == 0xFFFF_FF00
 
 
-# -- no mouse ------------------------------------------------------------------------------------------------
+# -- mouse port ----------------------------------------------------------------------------------------------
 
 
-def test_linux_finds_no_mouse_port(keyboard: Keyboard) -> None:
-    """The two checks by which Linux looks for a mouse port both say that there is none."""
+def test_linux_finds_the_mouse_port(keyboard: Keyboard) -> None:
+    """What Linux tries: the loop-back byte comes back as mouse data, also with an interrupt; the switches work."""
     keyboard.chip.write(COMMAND, 1, 0xD3)
     keyboard.chip.write(DATA, 1, 0x5A)
+    assert keyboard.status & AUX
+    assert keyboard.drain() == [0x5A]
     assert not keyboard.status & AUX
-    keyboard.drain()
-    answer = keyboard.command(0xA9)[0]
-    assert answer not in (0x00, 0xFA, 0xFF)
-
-
-def test_byte_to_the_mouse_times_out(keyboard: Keyboard) -> None:
-    """A byte sent to the mouse is answered by resend with the timeout bit, as mouse data, on IRQ 12."""
+    assert keyboard.command(0xA9) == [0x00]
     keyboard.command(0x60, KBD_INT | AUX_INT | XLATE)
     edges = keyboard.edges
+    assert keyboard.command(0xD3, 0xA5) == [0xA5]
+    assert (keyboard.aux_edges, keyboard.edges) == (1, edges)
+
+
+def test_a_byte_to_the_mouse_is_answered_by_it(keyboard: Keyboard) -> None:
+    """As mouse data, on IRQ 12, untranslated; talking to the mouse turns its interface on."""
+    keyboard.command(0x60, KBD_INT | AUX_INT | AUX_OFF | XLATE)
     keyboard.chip.write(COMMAND, 1, 0xD4)
     keyboard.chip.write(DATA, 1, 0xFF)
-    assert keyboard.status & (OUTPUT_FULL | AUX | TIMEOUT) == OUTPUT_FULL | AUX | TIMEOUT
-    assert (keyboard.aux_edges, keyboard.edges) == (1, edges)
-    assert keyboard.drain() == [0xFE]
-    assert not keyboard.status & (AUX | TIMEOUT)
+    assert keyboard.status & (OUTPUT_FULL | AUX | TIMEOUT) == OUTPUT_FULL | AUX
+    assert keyboard.drain() == [0xFA, 0xAA, 0x00]
+    assert keyboard.aux_edges == 3
+    assert not keyboard.command(0x20)[0] & AUX_OFF
+
+
+def test_keyboard_goes_before_the_mouse(keyboard: Keyboard) -> None:
+    """Bytes of both arrive whole and marked, those of the keyboard first."""
+    keyboard.command(0x60, KBD_INT | AUX_INT | XLATE)
+    for byte in (0xF4,):
+        keyboard.command(0xD4, byte)
+    keyboard.chip.move(1, 2, 0, 0)
+    keyboard.chip.key(b"\xe0\x75")
+    got = []
+    while keyboard.status & OUTPUT_FULL:
+        got.append((bool(keyboard.status & AUX), keyboard.chip.read(DATA, 1)))
+    assert got == [(True, 0x08), (False, 0xE0), (False, 0x48), (True, 0x01), (True, 0x02)]
+
+
+def test_keys_by_their_evdev_codes(keyboard: Keyboard) -> None:
+    """Keys go down and up, Print Screen with Alt is another code, and what is down is known."""
+    keyboard.chip.press(56, True)
+    keyboard.chip.press(99, True)
+    assert keyboard.chip.keyboard.down == {56, 99}
+    keyboard.chip.press(99, False)
+    keyboard.chip.press(56, False)
+    assert bytes(keyboard.drain()).hex() == "3854d4b8"
+    assert keyboard.chip.press(119, True)
+    assert keyboard.chip.keyboard.down == set()
+    assert keyboard.chip.press(0x110, True)
+    assert bytes(keyboard.drain()).hex() == "e11d45e19dc5"
+
+
+def test_who_listens_hears_of_lights_and_room(keyboard: Keyboard) -> None:
+    """Lights are told when they change, also by a reset; room when a byte was read."""
+    heard: list[str] = []
+    keyboard.chip.on_leds = lambda: heard.append(f"leds {keyboard.chip.keyboard.leds}")
+    keyboard.send(0xED, 0x02)
+    keyboard.send(0xED, 0x02)
+    keyboard.send(0xFF)
+    assert heard == ["leds 2", "leds 0"]
+    keyboard.chip.on_room = lambda: heard.append("room")
+    keyboard.chip.key(b"\x1c")
+    keyboard.drain()
+    assert heard[2:] == ["room"]
 
 
 # -- keyboard ------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def check_wrong_record(subject: Subject) -> None:
 
 
 ALLOWED_IMPORTS = (
-    *("__future__", "typing"),
+    *("__future__", "functools", "typing"),
     *("tvmm.bus", "tvmm.devices", "tvmm.errors", "tvmm.memory.layout", "tvmm.records", "tvmm.screen"),
 )
 

@@ -28,7 +28,7 @@ def dsdt_body(cpu_count: int, pci: PciWindows | None = None, virtio_mmio: Sequen
     uses level-triggered.
     """
     devices = [_processor(number) for number in range(cpu_count)]
-    devices += [_serial_port(), _keyboard(), _clock()]
+    devices += [_serial_port(), _keyboard(), _mouse(), _clock()]
     if pci is not None or virtio_mmio:
         from tvmm.boot.dsdt_buses import bus_devices
 
@@ -47,9 +47,14 @@ def _serial_port() -> bytes:
 
 
 def _keyboard() -> bytes:
-    """The keyboard controller. That there is no PNP0F13 beside it tells drivers not to look for a mouse."""
+    """The keyboard controller."""
     resources = resource_template(io(0x60, 1), io(0x64, 1), irq(1))
     return device("KBD", name("_HID", eisa_id("PNP0303")), name("_CRS", resources))
+
+
+def _mouse() -> bytes:
+    """Behind the same controller, whose ports are the keyboard's. Without it drivers do not look for a mouse."""
+    return device("MOU", name("_HID", eisa_id("PNP0F13")), name("_CRS", resource_template(irq(12))))
 
 
 def _clock() -> bytes:

@@ -1,16 +1,12 @@
-"""The keyboard controller of a PC (Intel 8042, IBM PS/2 Technical Reference) with a keyboard and no mouse.
+"""The keyboard controller of a PC (Intel 8042, IBM PS/2 Technical Reference) with a keyboard and a mouse.
 
 Offset 0 is the data register (port 0x60), offset 4 status and command (port 0x64); what lies between belongs
 to others. The input buffer is never full: each byte is dealt with when it is written.
 
-The output register holds one byte. Behind it one answer of the controller waits, then the keyboard's own
-queue, so nothing here grows with what the guest does. Each byte that enters the register raises its
-interrupt line, each read lowers it.
-
-There is no mouse, and the controller says so to each of the ways in which drivers look for one: the
-interface test fails, the loop-back byte does not come back as mouse data, and a byte sent to it is answered
-with "resend" and the timeout bit, which is what a controller puts there when nobody takes the byte from the
-cable.
+The output register holds one byte. Behind it one answer of the controller waits, then the queues of the keyboard
+and of the mouse, so nothing here grows with what the guest does. Each byte that enters the register raises
+the interrupt line of the one that it comes from, each read lowers it. The keyboard goes first: it has few bytes,
+and its answers are waited for.
 
 Power-on is as firmware leaves it, because kernels boot here without firmware: self-test done, keyboard on,
 interrupt and translation to set 1 enabled.
@@ -30,6 +26,7 @@ from tvmm.devices.common import (
     write_bytewise,
 )
 from tvmm.devices.ps2_keyboard import Ps2Keyboard, Ps2KeyboardState, Translator
+from tvmm.devices.ps2_mouse import Ps2Mouse, Ps2MouseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +56,6 @@ PORT_RESET = 0x01
 PORT_A20 = 0x02
 PORT_IDLE_LINES = 0xCC
 
-RESEND = 0xFE
-
 # Commands that take a byte at the data register.
 WRITE_CONFIG, WRITE_OUTPUT_PORT, WRITE_OUTPUT, AUX_LOOP, WRITE_AUX = 0x60, 0xD1, 0xD2, 0xD3, 0xD4
 WITH_DATA = (WRITE_CONFIG, WRITE_OUTPUT_PORT, WRITE_OUTPUT, AUX_LOOP, WRITE_AUX)
@@ -68,7 +63,7 @@ WITH_DATA = (WRITE_CONFIG, WRITE_OUTPUT_PORT, WRITE_OUTPUT, AUX_LOOP, WRITE_AUX)
 # Commands that are answered by a fixed byte.
 FIXED_ANSWERS = {
     0xA4: 0xF1,  # is there a password: no
-    0xA9: 0x02,  # mouse interface test: clock line stuck
+    0xA9: 0x00,  # mouse interface test: passed
     0xAB: 0x00,  # keyboard interface test: passed
     0xC0: 0x80,  # input port: keyboard lock open
 }
@@ -87,6 +82,10 @@ A20_COMMANDS = {0xDD: False, 0xDF: True}
 
 EMPTY = -1
 
+PAUSE = 119
+ALT_KEYS, CONTROL_KEYS = (56, 100), (29, 97)
+"""evdev codes."""
+
 
 class I8042State(NamedTuple):
     """The controller. `output` and `answer` are -1, or a byte and its status bits (0x60), left by 8."""
@@ -100,10 +99,11 @@ class I8042State(NamedTuple):
     a20: bool = True
     translator_broken: bool = False
     keyboard: Ps2KeyboardState = Ps2KeyboardState()
+    mouse: Ps2MouseState = Ps2MouseState()
 
 
 class I8042:
-    """Controller and keyboard.
+    """Controller, keyboard and mouse.
 
     `keyboard_irq` and `aux_irq` are called at the rising edges of IRQ 1 and IRQ 12, `on_reset` when the guest
     pulls the CPU's reset line. The A20 gate reads back and does nothing else.
@@ -119,6 +119,11 @@ class I8042:
         self._aux_irq = aux_irq
         self._on_reset = on_reset
         self.keyboard = Ps2Keyboard()
+        self.mouse = Ps2Mouse()
+        self.on_room: Callable[[], None] = _ignore
+        """Called when the guest has taken a byte, so that there may be room for a key."""
+        self.on_leds: Callable[[], None] = _ignore
+        """Called when the guest has set the keyboard's lights to something else."""
         self._translator = Translator()
         self._load(I8042State())
 
@@ -132,6 +137,7 @@ class I8042:
         self._a20 = bool(state.a20)
         self._translator.broken = bool(state.translator_broken)
         self.keyboard.restore(state.keyboard)
+        self.mouse.restore(state.mouse)
         self._keyboard_line, self._aux_line = self._lines()
 
     # -- the guest's side ----------------------------------------------------------------------------------
@@ -155,6 +161,7 @@ class I8042:
             self._settle()
         byte = self._last_read
         self._fill()
+        self.on_room()
         return byte
 
     def _write_byte(self, offset: int, value: int) -> None:
@@ -170,7 +177,10 @@ class I8042:
             else:
                 # Talking to the keyboard turns its interface on.
                 self._config &= ~KEYBOARD_OFF
+                leds = self.keyboard.leds
                 self.keyboard.command(value)
+                if self.keyboard.leds != leds:
+                    self.on_leds()
         else:
             return
         self._fill()
@@ -208,10 +218,13 @@ class I8042:
             self._a20 = bool(value & PORT_A20)
             if not value & PORT_RESET:
                 self._on_reset()
-        elif command in (WRITE_OUTPUT, AUX_LOOP):
+        elif command == WRITE_OUTPUT:
             self._answer = value
-        else:  # nobody takes it
-            self._answer = RESEND | (AUX_DATA | TIMEOUT) << 8
+        elif command == AUX_LOOP:
+            self._answer = value | AUX_DATA << 8
+        else:
+            self._config &= ~AUX_OFF
+            self.mouse.command(value)
 
     def _output_port(self) -> int:
         port = PORT_IDLE_LINES | PORT_RESET | (PORT_A20 if self._a20 else 0)
@@ -226,6 +239,30 @@ class I8042:
         self._fill()
         return taken
 
+    def press(self, code: int, down: bool) -> bool:
+        """The key with this evdev code goes down or up; down once more is a repeat. False if it does not fit now.
+
+        Keys that PS/2 keyboards do not have count as taken.
+        """
+        from tvmm.devices.keys import set2_codes  # not at the top: few machines are typed on
+
+        held = self.keyboard.down
+        codes = set2_codes(
+            code, down, alt=not held.isdisjoint(ALT_KEYS), control=not held.isdisjoint(CONTROL_KEYS)
+        )
+        if codes and not self.key(codes):
+            return False
+        if codes and down and code != PAUSE:
+            held.add(code)
+        else:
+            held.discard(code)
+        return True
+
+    def move(self, right: int, up: int, wheel: int, buttons: int) -> None:
+        """The mouse moves, its wheel turns towards the user, its buttons are now these; see `Ps2Mouse.move`."""
+        self.mouse.move(right, up, wheel, buttons)
+        self._fill()
+
     # -- inside --------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
@@ -237,6 +274,8 @@ class I8042:
                 byte = self.keyboard.take()
                 translated = self._translator.feed(byte) if self._config & TRANSLATE else byte
                 self._output = EMPTY if translated is None else translated
+            if self._output == EMPTY and self.mouse.has_output() and not self._config & AUX_OFF:
+                self._output = self.mouse.take() | AUX_DATA << 8
         self._settle()
 
     def _lines(self) -> tuple[bool, bool]:
@@ -265,12 +304,13 @@ class I8042:
     def reset(self) -> None:
         """To the state after power-on and firmware."""
         self._load(I8042State())
+        self.on_leds()
 
     def state(self) -> I8042State:
-        """Controller and keyboard as a record."""
+        """Controller, keyboard and mouse as a record."""
         return I8042State(
             self._config, self._output, self._answer, self._last_read, self._awaits, self._last_was_command,
-            self._a20, self._translator.broken, self.keyboard.state(),
+            self._a20, self._translator.broken, self.keyboard.state(), self.mouse.state(),
         )  # fmt: skip
 
     def restore(self, state: I8042State) -> None:
@@ -290,4 +330,10 @@ class I8042:
         check_flag("a20", state.a20)
         check_flag("translator_broken", state.translator_broken)
         Ps2Keyboard.check(state.keyboard)
+        Ps2Mouse.check(state.mouse)
         self._load(state)
+        self.on_leds()
+
+
+def _ignore() -> None:
+    """Before anybody listens."""

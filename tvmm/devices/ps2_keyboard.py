@@ -70,7 +70,10 @@ class Translator:
 
 
 class Ps2KeyboardState(NamedTuple):
-    """What the keyboard remembers. `awaits` is the command whose parameter is to come, or 0."""
+    """What the keyboard remembers. `awaits` is the command whose parameter is to come, or 0.
+
+    `down` are the evdev codes of the keys that the guest has been told are down, rising.
+    """
 
     keys: bytes = b""
     answers: bytes = b""
@@ -80,10 +83,14 @@ class Ps2KeyboardState(NamedTuple):
     rate: int = DEFAULT_RATE
     awaits: int = 0
     last_sent: int = 0
+    down: bytes = b""
 
 
 class Ps2Keyboard:
-    """The keyboard at the end of the cable. `leds` has scroll, num and caps lock in bits 0, 1 and 2."""
+    """The keyboard at the end of the cable. `leds` has scroll, num and caps lock in bits 0, 1 and 2.
+
+    `down` are evdev codes of keys that were typed down and not up, kept by whoever turns keys into scancodes.
+    """
 
     def __init__(self) -> None:
         self._load(Ps2KeyboardState())
@@ -97,6 +104,7 @@ class Ps2Keyboard:
         self._rate = state.rate
         self._awaits = state.awaits
         self._last_sent = state.last_sent
+        self.down = set(state.down)
 
     def key(self, codes: bytes) -> bool:
         """Type a key: its make or break code in set 2. False, and none of it kept, if it does not fit.
@@ -139,7 +147,7 @@ class Ps2Keyboard:
         if byte == IDENTIFY:
             return bytes([ACK]) + IDENTITY
         if byte == RESET:
-            self._load(Ps2KeyboardState())
+            self._load(Ps2KeyboardState(down=self._held()))
             return bytes([ACK, SELF_TEST_PASSED])
         if byte in WITH_PARAMETER:
             self._awaits = byte
@@ -175,8 +183,11 @@ class Ps2Keyboard:
         """What the keyboard remembers as a record."""
         return Ps2KeyboardState(
             bytes(self._keys), bytes(self._answers), self._scanning, self._set, self.leds, self._rate,
-            self._awaits, self._last_sent,
+            self._awaits, self._last_sent, self._held(),
         )  # fmt: skip
+
+    def _held(self) -> bytes:
+        return bytes(sorted(self.down))
 
     @staticmethod
     def check(state: Ps2KeyboardState) -> None:
@@ -192,6 +203,9 @@ class Ps2Keyboard:
         if check_uint("awaits", state.awaits, 0xFF) not in (0, *WITH_PARAMETER):
             raise ValueError("awaits is not a command with a parameter")
         check_uint("last_sent", state.last_sent, 0xFF)
+        down = check_bytes("down", state.down, 0, 0x100)
+        if down != bytes(sorted(set(down))):
+            raise ValueError("down does not rise")
 
     def restore(self, state: Ps2KeyboardState) -> None:
         """Take over `state`; raises `ValueError` with the name of a bad field and then changes nothing."""
