@@ -48,6 +48,8 @@ PURE = (
     "control/vnc_verbs.py",
     "migration/status.py",
     "virtio/",
+    "vnc/web_panel.py",
+    "vnc/web_rules.py",
     "migration/authority.py",
     "migration/bundle.py",
     "migration/pairing.py",
