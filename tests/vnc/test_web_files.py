@@ -68,5 +68,5 @@ def test_fetch_refuses_another_tarball() -> None:
 
 def test_imports_are_found_in_every_spelling() -> None:
     """As noVNC writes them."""
-    source = """import A from './a.js';\nimport { b,\n  c } from "../b.js";\nexport * from './c.js';\nimport './d.js';"""
+    source = """import A from './a.js';\nimport { b,\n c } from "../b.js";\nexport * from './c.js';\nimport './d.js';"""
     assert fetch.imported("core/x.js", source) == ["core/a.js", "b.js", "core/c.js", "core/d.js"]
