@@ -111,7 +111,7 @@ class EaxCodec:
         self._out, self._in = Eax(to_viewer), Eax(from_viewer)
         self._sent = self._taken = 0
 
-    def seal(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         """The messages that carry `data`."""
         messages = []
         for start in range(0, len(data), MESSAGE_BYTES):
@@ -121,7 +121,7 @@ class EaxCodec:
             self._sent += 1
         return b"".join(messages)
 
-    def open(self, data: bytearray) -> bytes:
+    def decrypt(self, data: bytearray) -> bytes:
         """What the whole messages in front of `data` carry; they are taken from it. Raises `RfbError`.
 
         Of a message that is not whole `data` keeps at most 64 KiB: it is the length's largest value.
@@ -225,7 +225,7 @@ class _RsaAesExchange:
         self._codec = EaxCodec(to_viewer, from_viewer)
         self._receive = self._hash
         ours = self._digest(self._offer.key.public + self._viewer_key)
-        return [Send(self._codec.seal(ours))]
+        return [Send(self._codec.encrypt(ours))]
 
     def _hash(self, data: bytearray) -> list[Step] | None:
         expected = self._digest(self._viewer_key + self._offer.key.public)
@@ -237,7 +237,7 @@ class _RsaAesExchange:
         self._receive = self._credentials
         subtype = _NAME_AND_PASSWORD if self._offer.passwords.has_users else _PASSWORD
         assert self._codec is not None
-        return [Send(self._codec.seal(subtype))]
+        return [Send(self._codec.encrypt(subtype))]
 
     def _credentials(self, data: bytearray) -> list[Step] | None:
         # Two lengths of one byte each: nothing here can be too long.
