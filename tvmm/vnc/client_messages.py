@@ -49,7 +49,7 @@ BUTTON_MARK = 0x80
 
 
 class SetPixelFormat(NamedTuple):
-    """What pixels are to be made of from now on. Not checked."""
+    """What pixels are to be made of from now on; not checked here."""
 
     pixel_format: PixelFormat
 
@@ -91,7 +91,10 @@ class KeyEvent(NamedTuple):
 
 
 class PointerEvent(NamedTuple):
-    """The pointer is at `x`, `y`, with these buttons down: bit 0 left, 1 middle, 2 right, 3 to 6 wheel, 7, 8 others."""
+    """The pointer is at `x`, `y` with `buttons` down.
+
+    Bits: 0 left, 1 middle, 2 right, 3 to 6 wheel (up, down, left, right), 7 and 8 two more.
+    """
 
     buttons: int
     x: int
@@ -115,7 +118,7 @@ class ClientCutText(NamedTuple):
 
 
 class ExtendedCutText(NamedTuple):
-    """A message of the extended clipboard; `tvmm.vnc.clipboard` takes it apart."""
+    """A message of the extended clipboard; its parts are in `tvmm.vnc.clipboard`."""
 
     payload: bytes
 
@@ -136,7 +139,7 @@ class EnableContinuousUpdates(NamedTuple):
 
 
 class ClientFence(NamedTuple):
-    """A fence (flags in `tvmm.vnc.server_messages`) that is to be answered, or the answer to one."""
+    """A fence that is to be answered, or the answer to one. Flags are in `tvmm.vnc.server_messages`."""
 
     flags: int
     payload: bytes
@@ -160,7 +163,7 @@ class SetDesktopSize(NamedTuple):
 
 
 class ExtendedKeyEvent(NamedTuple):
-    """A key went down or up that has this XT scancode; 0x80 is set in those that begin with 0xe0."""
+    """The same with its XT scancode; 0x80 is set in those that begin with 0xe0."""
 
     down: bool
     keysym: int

@@ -56,7 +56,7 @@ OUTPUT_BYTES = 1 << 20
 """That wait to be sent: with more of them nothing is read. A viewer could send fences and read no answers."""
 SIZE_MAX = 8192
 """Pixels, of a screen that a viewer wishes for. What the guest's display can do is for the shell to say."""
-XT_CODE_MAX = 0xFF
+XT_CODE_MAX = 0xFFFF
 MOTION_ZERO = 0x7FFF
 """Where a relative pointer is that has not moved."""
 EVERY_ENCODING = frozenset(encoding.first for encoding in ENCODINGS)
