@@ -39,10 +39,11 @@ NAMES_LIMIT = 64
 
 
 class CertificateContext(NamedTuple):
-    """A context, and the SHA-256 of its certificate (hexadecimal) for people to compare."""
+    """A context, the SHA-256 of its certificate (hexadecimal) for people to compare, and the certificate (PEM)."""
 
     context: ssl.SSLContext
     fingerprint: str
+    certificate: bytes
 
 
 def keys_context(path: Path) -> CertificateContext:
@@ -57,7 +58,7 @@ def keys_context(path: Path) -> CertificateContext:
     except (ValueError, ssl.SSLError) as error:
         reason = getattr(error, "reason", None) or str(error) or "it is malformed"
         raise HostError(f"{path} is no private key with its certificate: {reason}", "see 'tvmm keys show'") from error
-    return CertificateContext(context, certificate.fingerprint(hashes.SHA256()).hex())
+    return _described(context, certificate)
 
 
 def throw_away_context(names: Sequence[str], now: datetime.datetime) -> CertificateContext:
@@ -80,8 +81,8 @@ def throw_away_context(names: Sequence[str], now: datetime.datetime) -> Certific
     )
     data = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
-    return CertificateContext(_context(data), certificate.fingerprint(hashes.SHA256()).hex())
+    )
+    return _described(_context(data + certificate.public_bytes(serialization.Encoding.PEM)), certificate)
 
 
 def anonymous_context() -> ssl.SSLContext | None:
@@ -105,6 +106,11 @@ def ffdhe2048() -> int:
         divisor += 1
         term //= divisor
     return (1 << 2048) - (1 << 1984) + (((scaled >> spare) + 560316) << 64) - 1
+
+
+def _described(context: ssl.SSLContext, certificate: x509.Certificate) -> CertificateContext:
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    return CertificateContext(context, certificate.fingerprint(hashes.SHA256()).hex(), pem)
 
 
 def _dh_parameters(prime: int, generator: int) -> bytes:
