@@ -14,7 +14,7 @@ import trio
 from tests.golden.sections import golden
 from tests.support.device_contract import mutated
 from tests.support.netns import network_namespace
-from tests.support.state_machines import all_devices, make_images, net_devices, standing
+from tests.support.state_machines import all_devices, display_device, make_images, net_devices, standing
 from tvmm import MachineConfig
 from tvmm.board_state import load_board, save_board, section_types
 from tvmm.devices.acpi_pm import AcpiPmState
@@ -25,6 +25,7 @@ from tvmm.wiring.verification import differing_sections
 pytestmark = pytest.mark.kvm
 
 PATIENCE_S = 60
+MACHINES = ("devices", "nets", "display")
 
 
 class Setting:
@@ -36,6 +37,8 @@ class Setting:
 
     def config(self, side: int = 0) -> MachineConfig:
         """For a board. Boards of two sides can be there at once."""
+        if self.machine == "display":
+            return display_device()
         return all_devices(self._folder) if self.machine == "devices" else net_devices(side)
 
     def sections(self) -> list[Section]:
@@ -43,11 +46,11 @@ class Setting:
         return golden(self.machine)
 
 
-@pytest.fixture(params=["devices", "nets"])
+@pytest.fixture(params=MACHINES)
 def setting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting]:
     """Images, or a network namespace."""
     make_images(tmp_path)
-    around: AbstractContextManager[None] = nullcontext() if request.param == "devices" else network_namespace()
+    around: AbstractContextManager[None] = network_namespace() if request.param == "nets" else nullcontext()
     with around:
         yield Setting(request.param, tmp_path)
 
@@ -79,7 +82,7 @@ async def test_version_1_is_loaded_and_saved_as_it_was(setting: Setting) -> None
 
 def test_the_golden_sections_hold_something() -> None:
     """The states are of a guest that was in the middle of things: each kind of record occurs in them."""
-    machines = {machine: {section.name: section.data for section in golden(machine)} for machine in ("devices", "nets")}
+    machines = {machine: {section.name: section.data for section in golden(machine)} for machine in MACHINES}
     for machine, name, words in (
         ("devices", "virtio/disk0", (b"VringConfig", b"BlkRun", b"PciState")),
         ("devices", "virtio/disk2", (b"KeptRequest", b"InFlight", b"TransportState")),
@@ -87,6 +90,7 @@ def test_the_golden_sections_hold_something() -> None:
         ("devices", "virtio/rng1", (b"RngRun", b"VringConfig")),
         ("devices", "pci/00:01.0", (b"MsixState", b"BarState")),
         ("nets", "virtio/net0", (b"NetRun", b"FilterState", b"VringConfig")),
+        ("display", "display", (b"BochsDisplayState", b"VgaState")),
         ("nets", "virtio/net1", (b"NetRun", b"VringConfig")),
     ):
         assert all(word in machines[machine][name] for word in words), name

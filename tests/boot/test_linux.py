@@ -9,6 +9,7 @@ import pytest
 from tests.support.memory import FakeMemory
 from tvmm.boot.e820 import memory_map
 from tvmm.boot.entry import EntryState
+from tvmm.boot.framebuffer import Framebuffer
 from tvmm.boot.linux import (
     BOOT_PAGE_TABLES_SIZE,
     HEADER_END,
@@ -41,6 +42,32 @@ def test_zero_page_fields() -> None:
     assert unpack_from("<I", page, 0x228) == (COMMAND_LINE,)
     assert unpack_from("<Q", page, 0x70) == (0xE_0000,)
     assert page[0x1EF] == 0, "the sentinel"
+
+
+def test_no_screen() -> None:
+    """Without a framebuffer the kernel is told of no screen at all."""
+    _, page, _ = enter()
+    assert page[:0x40] == bytes(0x40)
+
+
+def test_screen() -> None:
+    """A VESA mode with a linear framebuffer; base, depth and colours at the offsets of struct screen_info."""
+    framebuffer = Framebuffer(0xC100_0000, 32 << 20, 1366, 768, 5504)
+    _, page, _ = enter(ENTRY._replace(framebuffer=framebuffer, rsdp=0xE_0000))
+    assert (page[0x07], page[0x0E], page[0x0F]) == (80, 25, 0x23)
+    assert unpack_from("<HHHHII", page, 0x10) == (16, 1366, 768, 32, 0xC100_0000, 512)
+    assert unpack_from("<H", page, 0x24) == (5504,)
+    red, green, blue, rest = iter_unpack("<BB", page[0x26:0x2E])
+    assert (red, green, blue, rest) == ((8, 16), (8, 8), (8, 0), (8, 24))
+    assert unpack_from("<II", page, 0x36) == (1, 0)
+    assert unpack_from("<Q", page, 0x70) == (0xE_0000,)
+
+
+def test_screen_above_4_gib() -> None:
+    """The high half of the address goes with a flag that says so."""
+    _, page, _ = enter(ENTRY._replace(framebuffer=Framebuffer(0x40_C000_0000, 16 << 20, 640, 480, 2560)))
+    assert unpack_from("<I", page, 0x18) == (0xC000_0000,)
+    assert unpack_from("<II", page, 0x36) == (3, 0x40)
 
 
 def test_memory_map_in_the_zero_page() -> None:

@@ -17,6 +17,6 @@ def file_name(section: Section) -> str:
 
 
 def golden(machine: str) -> list[Section]:
-    """All sections of ``devices`` or ``nets``, in the order of their names."""
+    """All sections of ``devices``, ``nets`` or ``display``, in the order of their names."""
     files = sorted((FOLDER / machine).glob("*.bin"))
     return [section for path in files for section in unpack_sections(path.read_bytes())]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-__all__ = ["DISK_BYTES", "all_devices", "make_images", "net_devices", "standing"]
+__all__ = ["DISK_BYTES", "all_devices", "display_device", "make_images", "net_devices", "standing"]
 
 DISK_BYTES = 8 << 20
 PLAIN = "locking=off,discard=ignore,logical_block_size=512,physical_block_size=512,min_io_size=512"
@@ -55,6 +55,11 @@ def net_devices(side: int) -> MachineConfig:
     """A network device on each transport, without offloads. `side` keeps the taps of two machines apart."""
     taps = [TAP.format(side=side, number=number) for number in range(2)]
     return MachineConfig.parse(memory="64M", net=[f"{taps[0]},queues=2,packed=on", f"{taps[1]},transport=mmio"])
+
+
+def display_device() -> MachineConfig:
+    """A display, which is all that is on PCI."""
+    return MachineConfig.parse(memory="64M", display="bochs-display,xres=1024,yres=768,vgamem=8M")
 
 
 @asynccontextmanager

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from tvmm.kvm.vram import VramMemory
     from tvmm.kvm.vring import MappedRam
 
-__all__ = ["DeviceWrites", "DirtyRings", "DirtyTracker", "KvmBitmapTracker", "KvmRingTracker", "make_tracker"]
+__all__ = [
+    "DeviceWrites",
+    "DirtyRings",
+    "DirtyTracker",
+    "KvmBitmapTracker",
+    "KvmRingTracker",
+    "make_tracker",
+    "with_vram",
+]
 
 
 class DeviceWrites(Protocol):
@@ -293,12 +301,17 @@ class _WithVram:
             self._vram.merge_into(words)
 
 
+def with_vram(devices: DeviceWrites | None, vram: VramMemory) -> DeviceWrites:
+    """`devices`, and what anybody writes to `vram`."""
+    return _WithVram(devices, vram)
+
+
 def make_tracker(board: Board, devices: DeviceWrites | None = None) -> DirtyTracker:
     """The rings if the machine has them, else the bitmap; with its video memory if it has one."""
     moving: list[tuple[int, str]] = []
     if board.devices is not None and board.devices.display is not None:
         vram = board.devices.display.vram
-        devices = _WithVram(devices, vram)
+        devices = with_vram(devices, vram)
         moving.append((vram.slot, vram.block.name))
     if board.rings is not None:
         return KvmRingTracker(board.rings, board.vm, board.ram, devices, moving)

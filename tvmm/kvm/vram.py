@@ -140,6 +140,8 @@ class VramMemory:
             self.refusals += 1
             return
         self._logged = log
+        # A new log may begin with all pages in it.
+        self._all = True
         self._region = Region(address, self.block.size, VRAM_BLOCK, 0, moves=True)
         self._ram.regions.add(self._region)
 

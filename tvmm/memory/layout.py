@@ -72,7 +72,8 @@ class Range(NamedTuple):
 
 
 PCI_IO = Range(0x1000, 0xF000)
-PCI_MMIO32 = Range(HOLE_START, 256 << 20)
+PCI_MMIO32 = Range(HOLE_START, 512 << 20)
+"""Room for the largest video memory, and for all else besides."""
 PCI_ECAM = Range(0xE000_0000, 256 << 20)
 """1 MiB for each of 256 buses."""
 VIRTIO_MMIO = Range(0xFEB0_0000, ONE_MIB)
