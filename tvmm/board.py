@@ -10,6 +10,7 @@ import os
 import stat
 import time
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.boot.loader import Hardware, KernelOptions, load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from tvmm.config.machine import MachineConfig
     from tvmm.control.target import FlatRange
+    from tvmm.devices.input_hub import InputHub
     from tvmm.kvm.dirty_log import DirtyRings
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.compat import CpuDescription
@@ -293,6 +295,15 @@ class Board:
 
     def _deadline_changed(self) -> None:
         self.on_deadline()
+
+    # --- people ---
+
+    @cached_property
+    def input(self) -> InputHub:
+        """Where viewers and clients type and point. Made when it is first asked for, on the event loop's thread."""
+        from tvmm.wiring.input import make_hub
+
+        return make_hub(self)
 
     # --- time ---
 

@@ -217,7 +217,9 @@ def _parts(board: Board) -> dict[str, _Part]:
         ),
         # Version 1 had no mouse, and none of the keys that are down.
         "i8042": _Part(
-            SectionType("i8042", 2, (I8042State, Ps2KeyboardState, Ps2MouseState), minimum=2),
+            SectionType(
+                "i8042", 2, (I8042State, Ps2KeyboardState, Ps2MouseState), minimum=2, upgrades={1: _keyboard_is_used}
+            ),
             keyboard.state,
             keyboard.restore,
         ),
@@ -237,6 +239,11 @@ def _parts(board: Board) -> dict[str, _Part]:
                 kind("bochs-display", BochsDisplayState, VgaState), display.model.state, display.restore
             )
     return parts
+
+
+def _keyboard_is_used(fields: dict[str, Any]) -> None:
+    """A guest that has run for a while has a driver for it."""
+    fields["keyboard"].fields["used"] = True
 
 
 def _pci_parts(board: Board) -> dict[str, _Part]:

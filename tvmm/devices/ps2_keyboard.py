@@ -72,7 +72,7 @@ class Translator:
 class Ps2KeyboardState(NamedTuple):
     """What the keyboard remembers. `awaits` is the command whose parameter is to come, or 0.
 
-    `down` are the evdev codes of the keys that the guest has been told are down, rising.
+    `down` are the evdev codes of the keys that the guest has been told are down, rising. `used`: it has sent a command.
     """
 
     keys: bytes = b""
@@ -84,12 +84,14 @@ class Ps2KeyboardState(NamedTuple):
     awaits: int = 0
     last_sent: int = 0
     down: bytes = b""
+    used: bool = False
 
 
 class Ps2Keyboard:
     """The keyboard at the end of the cable. `leds` has scroll, num and caps lock in bits 0, 1 and 2.
 
-    `down` are evdev codes of keys that were typed down and not up, kept by whoever turns keys into scancodes.
+    `down` are evdev codes of keys that were typed down and not up, kept by whoever turns keys into scancodes; `used` is
+    whether the guest has talked to it since power-on.
     """
 
     def __init__(self) -> None:
@@ -105,6 +107,7 @@ class Ps2Keyboard:
         self._awaits = state.awaits
         self._last_sent = state.last_sent
         self.down = set(state.down)
+        self.used = bool(state.used)
 
     def key(self, codes: bytes) -> bool:
         """Type a key: its make or break code in set 2. False, and none of it kept, if it does not fit.
@@ -133,6 +136,7 @@ class Ps2Keyboard:
 
     def command(self, byte: int) -> None:
         """A byte from the host: a command, or the parameter of the one before."""
+        self.used = True
         awaits, self._awaits = self._awaits, 0
         if awaits and byte < FIRST_COMMAND:
             self._answers[:] = self._parameter(awaits, byte)
@@ -147,7 +151,7 @@ class Ps2Keyboard:
         if byte == IDENTIFY:
             return bytes([ACK]) + IDENTITY
         if byte == RESET:
-            self._load(Ps2KeyboardState(down=self._held()))
+            self._load(Ps2KeyboardState(down=self._held(), used=True))
             return bytes([ACK, SELF_TEST_PASSED])
         if byte in WITH_PARAMETER:
             self._awaits = byte
@@ -183,7 +187,7 @@ class Ps2Keyboard:
         """What the keyboard remembers as a record."""
         return Ps2KeyboardState(
             bytes(self._keys), bytes(self._answers), self._scanning, self._set, self.leds, self._rate,
-            self._awaits, self._last_sent, self._held(),
+            self._awaits, self._last_sent, self._held(), self.used,
         )  # fmt: skip
 
     def _held(self) -> bytes:
@@ -206,6 +210,7 @@ class Ps2Keyboard:
         down = check_bytes("down", state.down, 0, 0x100)
         if down != bytes(sorted(set(down))):
             raise ValueError("down does not rise")
+        check_flag("used", state.used)
 
     def restore(self, state: Ps2KeyboardState) -> None:
         """Take over `state`; raises `ValueError` with the name of a bad field and then changes nothing."""
