@@ -27,6 +27,7 @@ from tvmm.chardev.factory import open_backend
 from tvmm.chardev.guest_end import SerialEnd
 from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
+from tvmm.control.vnc_target import NoVnc
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
 from tvmm.kvm.prompt import prompt_thread
@@ -48,8 +49,10 @@ if TYPE_CHECKING:
     from tvmm.chardev.port import Actions, Backend
     from tvmm.control.registry import MachinePaths
     from tvmm.control.target import VirtioDevices
+    from tvmm.control.vnc_target import VncTarget
     from tvmm.memory.ram import GuestRam
     from tvmm.migration.status import MigrationParameters, MigrationStatus
+    from tvmm.wiring.screen import Screen
 
 __all__ = ["Machine"]
 
@@ -80,6 +83,8 @@ class Machine:
         self.before_resume: Callable[[], None] = lambda: None
         """Called when the user lets a machine go on; raises `UserError` if it cannot."""
         self.virtio: VirtioDevices | None = None  # set with the board, if there are any
+        self.screen: Screen | None = None  # set with its tasks, if there is a display
+        self.viewers: VncTarget = NoVnc()
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board
@@ -170,6 +175,10 @@ class Machine:
                 nursery.start_soon(run, name=name)
             for console in self.board.devices.consoles.values():
                 await console.connect(stack, nursery, self._actions())
+            if self.board.devices.display is not None:
+                from tvmm.wiring.screen_tasks import start_screen
+
+                await start_screen(self, self.board.devices.display, nursery, stack)
         nursery.start_soon(self.supervisor.run, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")

@@ -41,6 +41,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "change-vnc-password": {"password": "new"},
     "expire_password": {"protocol": "vnc", "time": "now"},
     "set_link": {"name": "net0", "up": False},
+    "screendump": {"filename": "/nowhere/screen.ppm"},
     "set_password": {"protocol": "vnc", "password": "new"},
 }
 """What a command that cannot do without is given."""
@@ -67,12 +68,17 @@ class FakeMachine:
         self.start_migration = self.migration.start_migration
         self.cancel_migration = self.migration.cancel_migration
         self.listen_for_migration = self.migration.listen_for_migration
+        self.screens: list[tuple[str, str]] = []
         self.vnc = FakeVnc()
         self.vnc_servers = self.vnc.vnc_servers
         self.set_vnc_password = self.vnc.set_vnc_password
         self.expire_vnc_password = self.vnc.expire_vnc_password
         self._cpu_count = cpu_count
         self._state = "running"
+
+    async def save_screen(self, path: Path, image_format: str) -> None:
+        """See `ScreenTarget`."""
+        self.screens.append((str(path), image_format))
 
     def emit(self, name: str, data: dict[str, Json] | None = None) -> None:
         """Tell the control clients, if there is a server."""

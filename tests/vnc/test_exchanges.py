@@ -344,12 +344,12 @@ def test_rsa_aes_goes_on_with_its_codec() -> None:
     viewer = RsaViewer(129, 1024)
     codec = viewer.agree(wire)
     assert codec.next_message(wire.heard) == b"\2"
-    wire.say(codec.seal(b"\0" + bytes([len(FULL)]) + FULL.encode()) + codec.seal(b"\1")[:10])
+    wire.say(codec.encrypt(b"\0" + bytes([len(FULL)]) + FULL.encode()) + codec.encrypt(b"\1")[:10])
     assert wire.outcome == Passed()
     server = wire.codec
     assert isinstance(server, EaxCodec)
     text = bytes(range(256)) * 100
-    assert codec.open(bytearray(server.seal(text))) == text
+    assert codec.decrypt(bytearray(server.encrypt(text))) == text
     assert len(wire.unread) == 10
 
 
@@ -404,17 +404,17 @@ def test_codec_messages() -> None:
     """Long texts take several messages; none can be changed, left out, or sent twice."""
     out, back = EaxCodec(bytes(16), bytes([1]) * 16), EaxCodec(bytes([1]) * 16, bytes(16))
     text = bytes(20_000)
-    sealed = bytearray(out.seal(text))
+    sealed = bytearray(out.encrypt(text))
     assert len(sealed) == 20_000 + 3 * 18
     first = bytes(sealed[: 8192 + 18])
     part = sealed[:-1]
-    assert back.open(part) == text[:16384]
+    assert back.decrypt(part) == text[:16384]
     assert len(part) == 20_000 - 16_384 + 17
-    assert back.open(sealed[-(20_000 - 16_384 + 18) :]) == text[16384:]
-    for wrong in (first, bytes(18), out.seal(b"x")[:-1] + b"\0"):
+    assert back.decrypt(sealed[-(20_000 - 16_384 + 18) :]) == text[16384:]
+    for wrong in (first, bytes(18), out.encrypt(b"x")[:-1] + b"\0"):
         with pytest.raises(RfbError):
-            back.open(bytearray(wrong))
-    assert out.seal(b"") == b""
+            back.decrypt(bytearray(wrong))
+    assert out.encrypt(b"") == b""
 
 
 # --- what is offered ---
@@ -515,7 +515,7 @@ def test_any_bytes_inside_rsa_aes(texts: list[bytes], raw: bool) -> None:
     wire = Wire(RsaAes(129, passwords(), server_key()).begin(""))
     codec = _viewer().agree(wire)
     for text in texts:
-        wire.say(text if raw else codec.seal(text))
+        wire.say(text if raw else codec.encrypt(text))
     assert not isinstance(wire.outcome, Passed)
 
 

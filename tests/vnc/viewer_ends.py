@@ -129,7 +129,7 @@ class RsaViewer:
         codec = self.agree(wire)
         with_name = codec.next_message(wire.heard) == b"\1"
         name, secret = (user.encode() if with_name else b""), password.encode()
-        wire.say(codec.seal(bytes([len(name)]) + name + bytes([len(secret)]) + secret))
+        wire.say(codec.encrypt(bytes([len(name)]) + name + bytes([len(secret)]) + secret))
 
     def agree(self, wire: Wire) -> EaxCodec:
         """Up to the hashes; returns the viewer's codec."""
@@ -148,5 +148,5 @@ class RsaViewer:
         ours_to_server, server_to_us = digest(theirs + self.random), digest(self.random + theirs)
         codec = EaxCodec(ours_to_server[: self.kind.key_bytes], server_to_us[: self.kind.key_bytes])
         assert codec.next_message(wire.heard) == digest(server + self.public)
-        wire.say(codec.seal(digest(self.public + server)))
+        wire.say(codec.encrypt(digest(self.public + server)))
         return codec

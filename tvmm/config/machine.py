@@ -196,8 +196,13 @@ class MachineConfig(NamedTuple):
             checked = checked._replace(incoming=self._check_incoming(self.incoming))
         if self.vnc is not None:
             self._check_vnc(self.vnc)
-        if self.display is not None:
-            checked = checked._replace(display=self.display.check())
+            if self.display is None:
+                from tvmm.config.display import DisplayConfig
+
+                # Viewers without anything to look at are of no use.
+                checked = checked._replace(display=DisplayConfig())
+        if checked.display is not None:
+            checked = checked._replace(display=checked.display.check())
         if not (self.disks or self.nets or self.consoles or self.rngs):
             return checked
         from tvmm.config.virtio import check_virtio

@@ -9,7 +9,8 @@ import trio
 
 from tvmm.control.listener import unix_listener
 from tvmm.control.server import ControlServer
-from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, NoVnc, TaskInfo
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, TaskInfo
+from tvmm.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ class MachineTarget:
         self.start_migration = moves.start_migration
         self.cancel_migration = moves.cancel_migration
         self.listen_for_migration = moves.listen_for_migration
-        vnc: VncTarget = NoVnc()
+        vnc: VncTarget = machine.viewers
         self.vnc_servers = vnc.vnc_servers
         self.set_vnc_password = vnc.set_vnc_password
         self.expire_vnc_password = vnc.expire_vnc_password
@@ -58,6 +59,14 @@ class MachineTarget:
     def name(self) -> str:
         """The machine's name."""
         return self._machine.name
+
+    async def save_screen(self, path: Path, image_format: str) -> None:
+        """See `ScreenTarget`."""
+        from tvmm.wiring.picture import save_picture
+
+        if self._machine.screen is None:
+            raise UserError("this machine has no display", "start it with --display bochs-display, or --vnc")
+        await save_picture(self._machine.screen, path, image_format)
 
     def cpus(self) -> Sequence[CpuInfo]:
         """The vCPUs, by index."""

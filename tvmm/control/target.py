@@ -10,6 +10,7 @@ from tvmm.migration.status import NO_MIGRATION, MigrationParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import TypeAlias
 
     from tvmm.migration.status import MigrationStatus
@@ -29,6 +30,7 @@ __all__ = [
     "NoVirtio",
     "NoVnc",
     "QueueInfo",
+    "ScreenTarget",
     "TaskInfo",
     "VirtioDevices",
     "VirtioInfo",
@@ -324,7 +326,16 @@ class NoMigration:
         return UserError("this machine cannot be moved")
 
 
-class ControlTarget(VirtioDevices, MigrationTarget, VncTarget, Protocol):
+class ScreenTarget(Protocol):
+    """The guest's screen, as control clients see it."""
+
+    async def save_screen(self, path: Path, image_format: str) -> None:
+        """Write what the guest shows to the file `path`, as ``ppm`` or ``png``. Raises `UserError`: there is no screen,
+        or the file cannot be written.
+        """
+
+
+class ControlTarget(ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, Protocol):
     """A machine, as its control clients see it: what follows, its `VirtioDevices`, `MigrationTarget` and `VncTarget`.
 
     A method raises a `UserError` when the machine is in no state to do what is asked; the client gets its

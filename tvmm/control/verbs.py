@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs, migration_verbs, vnc_verbs
+from tvmm.control import device_verbs, migration_verbs, screen_verbs, vnc_verbs
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
@@ -226,6 +226,15 @@ VERBS: dict[str, Verb] = {
     "query-vnc-servers": Verb(vnc_verbs.query_vnc_servers),
     "quit": Verb(quit_machine, after=lambda target: target.quit()),
     "set_link": Verb(device_verbs.set_link, (Argument("name", "string"), Argument("up", "boolean"))),
+    "screendump": Verb(
+        screen_verbs.screendump,
+        (
+            Argument("filename", "string"),
+            Argument("device", "string", required=False),
+            Argument("head", "integer", required=False),
+            Argument("format", "string", required=False),
+        ),
+    ),
     "set_password": Verb(vnc_verbs.set_password, vnc_verbs.SET_PASSWORD),
     "stop": Verb(stop),
     "system_powerdown": Verb(system_powerdown),

@@ -7,18 +7,19 @@ happens is a call of KVM's each time, and half as many of them.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from tvmm.errors import HostError
 from tvmm.kvm.pixels import refresh
 from tvmm.screen import Canvas, Surface
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Screen", "ScreenSource", "Watcher"]
+__all__ = ["Screen", "Watcher"]
 
 PERIOD_S, IDLE_PERIOD_S = 1 / 60, 1 / 30
 """Between two looks: while something changes, and when nothing has for `IDLE_AFTER_S`."""
@@ -32,21 +33,41 @@ DARK = Surface(640, 480, 640 * 4, 32, 0)
 """The size of a screen that shows nothing."""
 
 
-class ScreenSource(Protocol):
-    """A display device: what the guest shows, and where it changed."""
+class Log(Protocol):
+    """`tvmm.kvm.vram.VramWatch`."""
+
+    def turn_on(self) -> None:
+        """Written pages are noted from now on. Raises `HostError`."""
+
+    def turn_off(self) -> None:
+        """No longer."""
+
+    def take(self) -> bytes | None:
+        """A byte for each page of 4 KiB, 1 if it was written since the last call; None: any may have been."""
+
+
+class Memory(Protocol):
+    """`tvmm.kvm.vram.VramMemory`."""
 
     @property
-    def vram(self) -> memoryview:
-        """All of the video memory."""
+    def watch(self) -> Log:
+        """Which pages were written."""
 
+    @property
+    def view(self) -> memoryview:
+        """All of it."""
+
+
+class ScreenSource(Protocol):
+    """`tvmm.wiring.display.Display`: what the guest shows, and where it changed."""
+
+    @property
+    def vram(self) -> Memory:
+        """The video memory."""
+
+    @property
     def surface(self) -> Surface | None:
-        """What is shown of it; None for nothing. Changes between two calls are the guest's affair."""
-
-    def touched(self) -> bytes | None:
-        """One byte a page of `vram` that says whether it was written since the last call; None: any may have been."""
-
-    def watch(self, on: bool) -> None:
-        """Whether `touched` will be asked for."""
+        """What is shown of it; None for nothing."""
 
 
 class Watcher(Protocol):
@@ -56,20 +77,25 @@ class Watcher(Protocol):
         """Tiles of the canvas, one byte each, that have changed."""
 
     def resized(self) -> None:
-        """`Screen.canvas` is another one, of another size; all of it is new."""
+        """`Screen.canvas` has another size, or the same, and all of it is new."""
 
 
 class Screen:
     """The canvas of one display, shared by all who look at it."""
 
-    def __init__(self, source: ScreenSource) -> None:
-        self.canvas = Canvas(DARK.width, DARK.height)
+    def __init__(self, source: ScreenSource, size: tuple[int, int] = (DARK.width, DARK.height)) -> None:
+        """`size` is that of a guest that shows nothing."""
+        self._dark = size
+        self.canvas = Canvas(*size)
         self._source = source
         self._surface: Surface | None = None
         self._all = True
         self._watchers: list[Watcher] = []
         self._wake = trio.Event()
         self._looking = trio.Lock()
+        self._readers = 0
+        self._busy = False
+        self._turn = trio.Event()
         self._hurry_until = self._changed_at = 0.0
 
     # --- who looks ---
@@ -78,7 +104,9 @@ class Screen:
     async def watched(self, watcher: Watcher) -> AsyncIterator[None]:
         """Within the block the canvas is kept up to date, and `watcher` is told; it begins with all of it."""
         if not self._watchers:
-            self._source.watch(True)
+            # Without a log all of it is compared each time.
+            with suppress(HostError):
+                self._source.vram.watch.turn_on()
             self._all = True
         self._watchers.append(watcher)
         self._stir()
@@ -88,7 +116,23 @@ class Screen:
         finally:
             self._watchers.remove(watcher)
             if not self._watchers:
-                self._source.watch(False)
+                self._source.vram.watch.turn_off()
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Within the block the canvas does not change. Others may read it at the same time."""
+        while self._busy:
+            await self._turn.wait()
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self._next_turn()
+
+    def _next_turn(self) -> None:
+        self._turn.set()
+        self._turn = trio.Event()
 
     def hurry(self) -> None:
         """Somebody has typed, and waits for what the guest makes of it."""
@@ -126,12 +170,20 @@ class Screen:
     async def refresh(self) -> None:
         """Bring the canvas up to date with what the guest shows now, and tell who watches."""
         async with self._looking:
-            await self._look()
+            # Nobody begins to read while this waits: many readers do not keep the screen from moving.
+            self._busy = True
+            try:
+                while self._readers:
+                    await self._turn.wait()
+                await self._look()
+            finally:
+                self._busy = False
+                self._next_turn()
 
     async def _look(self) -> None:
-        surface = self._source.surface()
+        surface, vram = self._source.surface, self._source.vram
         # Before the memory is read: what is written from here on is seen the next time.
-        touched = self._source.touched()
+        touched = vram.watch.take()
         if surface != self._surface or self._all:
             self._all, touched = False, None
         if surface is None:
@@ -139,17 +191,15 @@ class Screen:
             return
         self._surface = surface
         if (surface.width, surface.height) != (self.canvas.width, self.canvas.height):
-            self._resize(surface)
+            self._resize(surface.width, surface.height)
         if touched is not None and not any(touched):
             return
         damage = bytearray(self.canvas.columns * self.canvas.rows)
         size = surface.stride * surface.height if touched is None else PAGE * sum(map(bool, touched))
         if size <= AT_ONCE_BYTES:
-            count = refresh(surface, self._source.vram, self.canvas, touched, damage)
+            count = refresh(surface, vram.view, self.canvas, touched, damage)
         else:
-            count = await trio.to_thread.run_sync(
-                refresh, surface, self._source.vram, self.canvas, touched, damage
-            )
+            count = await trio.to_thread.run_sync(refresh, surface, vram.view, self.canvas, touched, damage)
         if count:
             self._changed_at = trio.current_time()
             tiles = bytes(damage)
@@ -159,10 +209,10 @@ class Screen:
     def _darken(self) -> None:
         if self._surface is not None:
             self._surface = None
-            self._resize(DARK)
+            self._resize(*self._dark)
 
-    def _resize(self, surface: Surface) -> None:
-        self.canvas = Canvas(surface.width, surface.height)
+    def _resize(self, width: int, height: int) -> None:
+        self.canvas.resize(width, height)
         self._changed_at = trio.current_time()
         for watcher in list(self._watchers):
             watcher.resized()

@@ -1,0 +1,264 @@
+"""One viewer's connection: its way in, its reader, and its writer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from tvmm.vnc.encoder import SUPPORTED, Encoder, EncoderSettings
+from tvmm.vnc.encodings import COPY_RECT
+from tvmm.vnc.errors import RfbError
+from tvmm.vnc.events import Authenticated, Key, Motion, Pointer, Rejected, StartTls, WantsIn, WantsSize
+from tvmm.vnc.keys import Keyboard
+from tvmm.vnc.lockout import LOGIN_SECONDS, address_key
+from tvmm.vnc.pointer import PointerTracker
+from tvmm.vnc.session import Session
+from tvmm.vnc.updates import SizeStatus
+
+if TYPE_CHECKING:
+    import ssl
+
+    from tvmm.vnc.events import Event
+    from tvmm.vnc.pointer import Steps
+    from tvmm.vnc.server import End, VncServer
+    from tvmm.vnc.updates import UpdatePlan
+
+__all__ = ["MADE", "Viewer"]
+
+MADE = frozenset(SUPPORTED) - {COPY_RECT}
+"""Encodings that the encoder makes."""
+READ_BYTES = 16 << 10
+GOODBYE_SECONDS = 1.0
+"""For the last words to a viewer that is sent away."""
+STALL_SECONDS = 60.0
+"""For a viewer to take an update, or a part of one that the network holds: behind that it is gone."""
+AT_ONCE_PIXELS = 64 << 10
+"""Encoded on the event loop's thread, in less than a change of threads takes; more goes to another one."""
+
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, RfbError)
+
+
+class _Leaves(Exception):
+    """The connection is over, by somebody's will."""
+
+
+class Viewer:
+    """A connection of `server`. `refusal`: it is not taken, and is told why."""
+
+    def __init__(self, server: VncServer, stream: trio.abc.Stream, end: End, refusal: str = "") -> None:
+        settings = server.settings
+        self.end = end
+        self.session = Session(() if refusal else settings.types(), settings.options, end.text)
+        self.proved = False
+        """It is who it says it is; the lock-out counts it as a viewer."""
+        self.since = time.monotonic()
+        self.bytes_sent = self.frames = 0
+        self._server = server
+        self._stream = stream
+        self._encoder = Encoder()
+        self._keyboard = Keyboard(settings.keystroke, settings.evdev_of_xt)
+        self._pointer = PointerTracker()
+        self._news = trio.Event()
+        self._sent = trio.Event()
+        self._scope = trio.CancelScope()
+        self.reason = refusal
+        """Why it went, or was sent away; '' if it went by itself."""
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Until it is gone, or sent away."""
+        with self._scope:
+            try:
+                with trio.fail_after(LOGIN_SECONDS):
+                    await self._come_in()
+                async with self._server.screen.watched(self):
+                    await self._stay()
+            except* (*_GONE, _Leaves) as group:
+                self.reason = self.reason or _told(group)
+        with trio.move_on_after(GOODBYE_SECONDS, shield=True):
+            try:
+                await self._flush()
+            except _GONE:
+                return
+
+    def leave(self, reason: str) -> None:
+        """Send it away. On the event loop."""
+        self.reason = reason
+        self._scope.cancel()
+
+    # --- for the screen ---
+
+    def damaged(self, tiles: bytes) -> None:
+        """See `Watcher`."""
+        self.session.damage(tiles)
+        self.stir()
+
+    def resized(self) -> None:
+        """See `Watcher`."""
+        canvas = self._server.screen.canvas
+        self.session.resize(canvas.width, canvas.height)
+        self.stir()
+
+    def stir(self) -> None:
+        """There may be something to send."""
+        self._news.set()
+
+    # --- the way in ---
+
+    async def _come_in(self) -> None:
+        session = self.session
+        await self._flush()
+        while not session.running:
+            while (event := session.next_event()) is not None:
+                await self._handle_early(event)
+                await self._flush()
+                if session.running:
+                    return
+            await self._flush()
+            data = bytes(await self._stream.receive_some(READ_BYTES))
+            if not data:
+                raise _Leaves
+            session.receive(data, time.monotonic_ns())
+
+    async def _handle_early(self, event: Event) -> None:
+        server = self._server
+        key = address_key(self.end.host)
+        if isinstance(event, StartTls):
+            await self._flush()
+            stream = trio.SSLStream(self._stream, cast("ssl.SSLContext", event.context), server_side=True)
+            await stream.do_handshake()
+            self._stream = stream
+            self.session.tls_ready()
+        elif isinstance(event, Authenticated):
+            self.proved = server.lockout.passed(key)
+            if not self.proved:
+                raise _Leaves("there are too many viewers")
+        elif isinstance(event, Rejected):
+            # Who guesses waits for the answer, and longer each time.
+            await trio.sleep(server.lockout.failed(key, time.monotonic()))
+            raise _Leaves(event.reason)
+        elif isinstance(event, WantsIn):
+            self._admit(event)
+
+    def _admit(self, event: WantsIn) -> None:
+        server = self._server
+        admission = server.sharing.enter(self, shared=event.shared)
+        if admission.refusal:
+            self.session.refuse()
+            raise _Leaves(admission.refusal)
+        for other in admission.leaving:
+            assert isinstance(other, Viewer)
+            other.leave("another viewer wants the screen for itself")
+        canvas = server.screen.canvas
+        self.session.admit(canvas.width, canvas.height, server.settings.name)
+        self.session.set_leds(server.hub.leds)
+        self.session.set_pointer(absolute=server.hub.absolute)
+        server.tell("VNC_INITIALIZED", self)
+
+    # --- in ---
+
+    async def _stay(self) -> None:
+        # What it was told at its admission may be old by now.
+        self.resized()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            await self._read()
+            nursery.cancel_scope.cancel()
+
+    async def _read(self) -> None:
+        session = self.session
+        while True:
+            while (event := session.next_event()) is not None:
+                self._handle(event)
+            self.stir()
+            while not session.reading:
+                await self._sent.wait()
+            data = bytes(await self._stream.receive_some(READ_BYTES))
+            if not data:
+                raise _Leaves
+            session.receive(data, time.monotonic_ns())
+
+    def _handle(self, event: Event) -> None:
+        hub = self._server.hub
+        if isinstance(event, Key):
+            for press in self._keyboard.key(event, hub.leds):
+                hub.key(press.code, press.down, self)
+        elif isinstance(event, Pointer | Motion):
+            canvas = self._server.screen.canvas
+            self._point(self._pointer.pointer(event, canvas.width, canvas.height))
+        elif isinstance(event, WantsSize):
+            self.session.answer_size(SizeStatus.PROHIBITED)
+            return
+        else:
+            return
+        hub.sync()
+        self._server.screen.hurry()
+
+    def _point(self, steps: Steps) -> None:
+        hub = self._server.hub
+        if steps.position is not None:
+            hub.move_to(*steps.position)
+        if steps.motion is not None:
+            hub.move_by(*steps.motion)
+        for code, down in steps.buttons:
+            hub.button(code, down, self)
+        if steps.wheel != (0, 0):
+            hub.wheel(*steps.wheel)
+
+    async def _write(self) -> None:
+        session = self.session
+        while True:
+            self._news = trio.Event()
+            news = self._news
+            if await self._update():
+                self.frames += 1
+                await self._flush()
+                continue
+            await self._flush()
+            wake = session.wake_ns(time.monotonic_ns())
+            seconds = float("inf") if wake is None else max(wake - time.monotonic_ns(), 0) / 1e9
+            with trio.move_on_after(seconds):
+                await news.wait()
+
+    async def _update(self) -> bool:
+        """Make one, if one may go; whether there is one."""
+        session, screen = self.session, self._server.screen
+        async with screen.still():
+            plan = session.plan(time.monotonic_ns())
+            if plan is None:
+                return False
+            if sum(rect.area for rect in plan.rects) <= AT_ONCE_PIXELS:
+                count, chunks = self._encode(plan)
+            else:
+                count, chunks = await trio.to_thread.run_sync(self._encode, plan)
+        session.finish(count, chunks, time.monotonic_ns())
+        return True
+
+    def _encode(self, plan: UpdatePlan) -> tuple[int, list[bytes]]:
+        wanted = plan.settings
+        settings = EncoderSettings(wanted.encoding, wanted.pixel_format, wanted.compress_level, wanted.quality)
+        return self._encoder.encode(self._server.screen.canvas, plan.rects, settings)
+
+    async def _flush(self) -> None:
+        output = self.session.take_output()
+        if not output:
+            return
+        data = b"".join(output)
+        with trio.fail_after(STALL_SECONDS):
+            await self._stream.send_all(data)
+        self.bytes_sent += len(data)
+        self._sent.set()
+        self._sent = trio.Event()
+
+
+def _told(group: BaseExceptionGroup[BaseException]) -> str:
+    """What ended it, in words; '' if it went by itself."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _told(error)
+        if isinstance(error, RfbError | _Leaves):
+            return str(error)
+    return ""
