@@ -34,7 +34,7 @@ from tvmm.vnc.client_messages import (
     SetPixelFormat,
 )
 from tvmm.vnc.encodings import ENCODINGS, Wishes
-from tvmm.vnc.errors import RfbMisuse
+from tvmm.vnc.errors import RfbError, RfbMisuse
 from tvmm.vnc.events import CutText, Event, Key, Motion, Pointer, WantsSize
 from tvmm.vnc.handshake import Handshake
 from tvmm.vnc.link import Link
@@ -431,5 +431,5 @@ class _Closing:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
+        if isinstance(error, RfbError):
             self._session.close()
