@@ -274,10 +274,11 @@ class Viewer:
     def tight_basic(self, rect: Rect, control: int, reader: Reader) -> None:
         """Copy and palette filters."""
         palette: list[int] = []
+        name = 0
         if control & 0x40:
             name = reader.number(1)
-            assert name in (0, 1)
-            if name:
+            assert name in (0, 1, 2)
+            if name == 1:
                 palette = [self.tpixel(reader) for _ in range(reader.number(1) + 1)]
                 assert len(palette) >= 2
         pixel_bytes = len(self.tpixel_bytes())
@@ -291,12 +292,35 @@ class Viewer:
             assert len(data) == size
         self.kinds.append("mono" if len(palette) == 2 else "indexed" if palette else "pixels")
         inner = Reader(data)
+        if name == 2:
+            self.kinds[-1] = "gradient"
+            assert self.wanted.bits_per_pixel in (16, 32)
+            self.put(rect, self.gradient(rect, inner))
+            return
         if not palette:
             self.put(rect, [self.tpixel(inner) for _ in range(rect.width * rect.height)])
             return
         bits = 1 if len(palette) == 2 else 8
         rows = [unpacked(inner, rect.width, bits) for _ in range(rect.height)]
         self.put(rect, [palette[index] for row in rows for index in row])
+
+    def gradient(self, rect: Rect, reader: Reader) -> list[int]:
+        """GradientFilter."""
+        most = (self.wanted.red_max, self.wanted.green_max, self.wanted.blue_max)
+        shifts = (self.wanted.red_shift, self.wanted.green_shift, self.wanted.blue_shift)
+        colours: dict[tuple[int, int, int], int] = {}
+        values = []
+        for y in range(rect.height):
+            for x in range(rect.width):
+                differences, value = self.to_colours(self.tpixel(reader)), 0
+                for part in range(3):
+                    guess = colours.get((x - 1, y, part), 0) + colours.get((x, y - 1, part), 0)
+                    guess -= colours.get((x - 1, y - 1, part), 0)
+                    guess = min(max(guess, 0), most[part])
+                    colours[x, y, part] = differences[part] + guess & most[part]
+                    value |= colours[x, y, part] << shifts[part]
+                values.append(value)
+        return values
 
     def tpixel_bytes(self) -> bytes:
         """As many bytes as a TPIXEL has."""

@@ -165,6 +165,36 @@ def test_kinds_of_tight() -> None:
     check_rect(viewer, expected(canvas, viewer), Rect(0, 0, 512, 192), 0.02)
 
 
+def test_gradient_until_a_quality_was_named() -> None:
+    """A photograph without loss is filtered, but not for a viewer that has ever known of JPEG."""
+    canvas, encoder = Canvas(256, 128), Encoder()
+    photo(canvas, random.Random(1))
+    viewer = Viewer(256, 128, DEFAULT)
+    plain = send(encoder, viewer, canvas, [Rect(0, 0, 256, 128)], EncoderSettings(TIGHT))
+    assert viewer.kinds == ["gradient"]
+    assert viewer.lines == expected(canvas, viewer)
+    assert send(encoder, viewer, canvas, [Rect(0, 0, 256, 128)], EncoderSettings(TIGHT, quality=5)) < plain / 3
+    assert encoder.lossy == viewer.lossy == [Rect(0, 0, 256, 128)]
+    viewer.lossy.clear()
+    send(encoder, viewer, canvas, [Rect(0, 0, 256, 128)], EncoderSettings(TIGHT))
+    assert encoder.lossy == []
+    assert viewer.kinds == ["gradient", "jpeg", "pixels"]
+    assert viewer.lines == expected(canvas, viewer)
+
+
+@pytest.mark.parametrize("subsampling", range(6))
+def test_wishes_about_jpeg(subsampling: int) -> None:
+    """A quality of 100 steps and each subsampling give a picture; more quality, more bytes."""
+    canvas, sizes = Canvas(256, 128), []
+    photo(canvas, random.Random(1))
+    for fine in (0, 60, 100):
+        viewer = Viewer(256, 128, DEFAULT)
+        wish = EncoderSettings(TIGHT, quality=5, fine_quality=fine, subsampling=subsampling)
+        sizes.append(send(Encoder(), viewer, canvas, [Rect(0, 0, 256, 128)], wish))
+        assert viewer.lossy
+    assert sizes == sorted(sizes)
+
+
 def test_no_jpeg_with_8_bits() -> None:
     """The specification allows it with 16 and 32 bits only."""
     canvas = Canvas(256, 128)
@@ -207,6 +237,8 @@ def test_outside_of_the_canvas(encoding: int, rect: Rect) -> None:
         EncoderSettings(99),
         EncoderSettings(RAW, compress_level=10),
         EncoderSettings(TIGHT, quality=10),
+        EncoderSettings(TIGHT, quality=9, fine_quality=101),
+        EncoderSettings(TIGHT, quality=9, subsampling=6),
         EncoderSettings(RAW, DEFAULT._replace(true_colour=False)),
     ],
 )

@@ -571,7 +571,7 @@ struct tvmm_rfb_job {
 struct tvmm_rfb_rect { uint32_t x, y, width, height; };
 enum tvmm_rfb_kind { TVMM_RFB_SOLID, TVMM_RFB_FLAT, TVMM_RFB_PHOTO, ... };
 struct tvmm_rfb_piece { struct tvmm_rfb_rect rect; uint32_t kind; };
-enum tvmm_rfb_rows { TVMM_RFB_ROWS_TIGHT, TVMM_RFB_ROWS_PNG, ... };
+enum tvmm_rfb_rows { TVMM_RFB_ROWS_TIGHT, TVMM_RFB_ROWS_GRADIENT, TVMM_RFB_ROWS_PNG, ... };
 int64_t tvmm_rfb_raw(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);
 int64_t tvmm_rfb_hextile(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);
 int64_t tvmm_rfb_zrle(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect);

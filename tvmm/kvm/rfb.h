@@ -73,10 +73,11 @@ int64_t tvmm_rfb_plan(const struct tvmm_rfb_job *job, const struct tvmm_rfb_rect
 
 /* What rows are made of: whole pixels, or indices of `job->palette` of that many bits, the leftmost pixel in the upper
  * ones. */
-enum tvmm_rfb_rows { TVMM_RFB_ROWS_TIGHT, TVMM_RFB_ROWS_PNG };
+enum tvmm_rfb_rows { TVMM_RFB_ROWS_TIGHT, TVMM_RFB_ROWS_GRADIENT, TVMM_RFB_ROWS_PNG };
 
 /* The pixels of a piece as indices if there are at most `colours` colours (the palette has them, and `bits` is 0 for one,
- * 1, 2, 4 or 8) or as they are (`bits` is 32). Tight has no 2 and 4; PNG has a filter byte before each row. */
+ * 1, 2, 4 or 8) or as they are (`bits` is 32). Tight has no 2 and 4; PNG has a filter byte before each row. With GRADIENT
+ * pixels, which have three bytes then, are what a viewer's prediction from their neighbours lacks. */
 int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect, enum tvmm_rfb_rows rows,
                             uint32_t colours, uint32_t *bits);
 

@@ -69,6 +69,8 @@ class Rows(IntEnum):
     """What rows of indices or pixels are for."""
 
     TIGHT = lib.TVMM_RFB_ROWS_TIGHT
+    GRADIENT = lib.TVMM_RFB_ROWS_GRADIENT
+    """As for Tight, and pixels of three bytes less what a viewer predicts."""
     PNG = lib.TVMM_RFB_ROWS_PNG
 
 

@@ -198,7 +198,7 @@ static uint32_t row_bits(uint32_t colours, enum tvmm_rfb_rows rows)
 {
     if (colours <= 2)
         return colours - 1;
-    if (rows == TVMM_RFB_ROWS_TIGHT || colours > 16)
+    if (rows != TVMM_RFB_ROWS_PNG || colours > 16)
         return 8;
     return colours <= 4 ? 2 : 4;
 }
@@ -239,6 +239,32 @@ static uint8_t *put_sub_filtered(const uint32_t *pixels, uint32_t width, uint8_t
     return out;
 }
 
+#define LINE_BYTES (3 * (TIGHT_WIDTH_MAX + 1) + TVMM_RFB_SLACK)
+
+/* The GradientFilter: each byte less left + above - above and left, kept from 0 to 255. Lines begin with a pixel of
+ * zeros, which is what lies outside. */
+static void put_differences(const uint8_t *restrict line, const uint8_t *restrict above, uint32_t bytes,
+                            uint8_t *restrict out)
+{
+    for (uint32_t at = 0; at < bytes; at++) {
+        int16_t guess = (int16_t)(line[at] + above[at + 3] - above[at]);
+        guess = guess < 0 ? 0 : guess;
+        guess = guess > 255 ? 255 : guess;
+        out[at] = (uint8_t)(line[at + 3] - guess);
+    }
+}
+
+static uint8_t *put_gradient(const uint32_t *pixels, uint32_t width, uint32_t height, uint8_t *out)
+{
+    uint8_t lines[2][LINE_BYTES];
+    memset(lines, 0, sizeof lines);
+    for (uint32_t y = 0; y < height; y++, pixels += width, out += 3 * width) {
+        put_pixels(lines[y & 1] + 3, pixels, width, 3);
+        put_differences(lines[y & 1], lines[~y & 1], 3 * width, out);
+    }
+    return out;
+}
+
 int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect *rect, enum tvmm_rfb_rows rows,
                             uint32_t colours, uint32_t *bits)
 {
@@ -250,7 +276,7 @@ int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect
     uint32_t count = rect->width * rect->height;
     if (count > TVMM_RFB_AREA_MAX || !room_for(job, (uint64_t)count * bytes + rect->height))
         return -1;
-    if (rows == TVMM_RFB_ROWS_PNG && bytes != 3)
+    if (rows != TVMM_RFB_ROWS_TIGHT && bytes != 3)
         return -1;
     convert_rect(job, rect, job->pixels);
     find_palette(&job->palette, job->pixels, count, colours);
@@ -258,6 +284,8 @@ int64_t tvmm_rfb_piece_rows(struct tvmm_rfb_job *job, const struct tvmm_rfb_rect
         *bits = 32;
         if (rows == TVMM_RFB_ROWS_TIGHT)
             return put_pixels(out, job->pixels, count, bytes) - job->out;
+        if (rows == TVMM_RFB_ROWS_GRADIENT)
+            return put_gradient(job->pixels, rect->width, rect->height, out) - job->out;
         for (uint32_t y = 0; y < rect->height; y++, line += rect->width)
             out = put_sub_filtered(line, rect->width, out);
         return out - job->out;

@@ -5,8 +5,8 @@ what each part becomes, and what goes into which compressed stream. Pixels are w
 that only the bytes of the update itself grow with the rectangle.
 
 Tight and TightPNG (rfbproto, "Tight Encoding"): large areas of one colour first; what looks like a photograph goes as
-JPEG, if the viewer allows it; text and drawings stay as they are, with a palette where that pays. A filter by gradients
-is not used: it helps only pictures that JPEG does better, and some viewers do not know it.
+JPEG, if the viewer allows it, and filtered by gradients if not; text and drawings stay as they are, with a palette
+where that pays.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TIGHT_WIDTH_MAX = 2048
 TIGHT_PLAIN_BYTES = 12
 """Fewer bytes are not compressed (rfbproto)."""
 TIGHT_FILL, TIGHT_JPEG, TIGHT_PNG_CONTROL, TIGHT_FILTER = 0x80, 0x90, 0xA0, 0x40
-FILTER_PALETTE = 1
-STREAM_PIXELS, STREAM_MONO, STREAM_INDEXED = 0, 1, 2
+FILTER_PALETTE, FILTER_GRADIENT = 1, 2
+STREAM_PIXELS, STREAM_MONO, STREAM_INDEXED, STREAM_GRADIENT = 0, 1, 2, 3
 PIECES_MAX = 400
 """Pieces of a rectangle. A picture that a guest made of nothing but changes of kind is cut into stripes instead."""
 PALETTE_DIVISOR = 16
@@ -50,10 +50,14 @@ class EncoderSettings(NamedTuple):
     """One of `SUPPORTED`."""
     pixel_format: PixelFormat = DEFAULT
     """Checked, and of true colours (`PixelFormat.as_true_colour`)."""
-    compress_level: int = 6
+    compress_level: int = 2
     """Of zlib: 0 (none) to 9."""
     quality: int | None = None
     """0 to 9, how good what goes as JPEG has to be. None: nothing may."""
+    fine_quality: int | None = None
+    """0 to 100 of JPEG's own, in place of what belongs to `quality`, where that is not None."""
+    subsampling: int | None = None
+    """0 to 5: a pixel of its own for each colour, one for 4, one for 2, none (grey), one for 8, one for 16."""
 
 
 class DeflateStream:
@@ -139,14 +143,18 @@ def columns(rect: Rect, width: int) -> Iterator[Rect]:
 
 
 class Encoder:
-    """One viewer's streams and buffers, about 600 KiB and 256 KiB for each of four streams once it is used."""
+    """One viewer's streams and buffers, about 600 KiB and 256 KiB for each of five streams once it is used."""
 
     def __init__(self) -> None:
         self._work = PixelWork()
         self._zrle: DeflateStream | None = None
-        self._tight: list[DeflateStream | None] = [None, None, None]
+        self._tight: list[DeflateStream | None] = [None] * 4
         self._wanted: PixelFormat | None = None
+        # Old browser viewers, which always name a quality, do not know the filter.
+        self._had_quality = False
         self._settings = EncoderSettings()
+        self.lossy: list[Rect] = []
+        """What the last call sent as JPEG."""
 
     def encode(self, canvas: Canvas, rects: Iterable[Rect], settings: EncoderSettings) -> tuple[int, list[bytes]]:
         """How many rectangles, and their bytes with headers, in the order in which they have to be sent.
@@ -163,6 +171,7 @@ class Encoder:
                 raise ValueError(f"{rect} is not on a canvas {canvas.width} pixels wide")
             if not (0 <= rect.y < rect.y + rect.height <= canvas.height):
                 raise ValueError(f"{rect} is not on a canvas {canvas.height} pixels high")
+        self.lossy = []
         chunks: list[bytes] = []
         if settings.encoding == RAW:
             count = sum(self._raw(canvas, rect, chunks) for rect in rects)
@@ -183,11 +192,16 @@ class Encoder:
             raise ValueError(f"no compression of level {settings.compress_level}")
         if settings.quality is not None and not 0 <= settings.quality <= 9:
             raise ValueError(f"no quality {settings.quality}")
+        if settings.fine_quality is not None and not 0 <= settings.fine_quality <= 100:
+            raise ValueError(f"no quality {settings.fine_quality} of 100")
+        if settings.subsampling is not None and not 0 <= settings.subsampling <= 5:
+            raise ValueError(f"no subsampling {settings.subsampling}")
         wanted = settings.pixel_format
         if not wanted.true_colour:
             raise ValueError("the pixels of a viewer with a colour map are not converted to true colours")
         self._settings, self._wanted = settings, wanted
         self._pixel, self._cpixel, self._tpixel = pixel_packing(wanted), zrle_packing(wanted), tight_packing(wanted)
+        self._had_quality |= settings.quality is not None
         self._may_jpeg = settings.quality is not None and wanted.bits_per_pixel in (16, 32)
 
     def _header(self, rect: Rect | Piece, chunks: list[bytes]) -> None:
@@ -237,8 +251,10 @@ class Encoder:
             self._tight_fill(canvas, piece, chunks)
             return 1
         if piece.kind is Kind.PHOTO and self._may_jpeg:
-            assert self._settings.quality is not None
-            data = jpeg(canvas, piece[:4], self._settings.quality)
+            settings = self._settings
+            assert settings.quality is not None
+            data = jpeg(canvas, piece[:4], settings.quality, settings.fine_quality, settings.subsampling)
+            self.lossy.append(Rect(*piece[:4]))
             self._header(piece, chunks)
             chunks += (bytes((TIGHT_JPEG,)) + compact_length(len(data)), data)
             return 1
@@ -246,7 +262,7 @@ class Encoder:
         for band in bands(Rect(*piece[:4]), max(1, AREA_MAX // piece.width)):
             self._header(band, chunks)
             if self._settings.encoding == TIGHT:
-                self._tight_basic(canvas, band, chunks)
+                self._tight_basic(canvas, band, piece.kind is Kind.PHOTO, chunks)
             else:
                 self._tight_png(canvas, band, chunks)
             count += 1
@@ -256,16 +272,20 @@ class Encoder:
         pixel = self._work.raw(canvas, self._tpixel, (piece.x, piece.y, 1, 1))
         chunks.append(bytes((TIGHT_FILL,)) + pixel)
 
-    def _tight_basic(self, canvas: Canvas, rect: Rect, chunks: list[bytes]) -> None:
+    def _tight_basic(self, canvas: Canvas, rect: Rect, photo: bool, chunks: list[bytes]) -> None:
+        gradient = photo and self._tpixel.size == 3 and not self._had_quality
         # An index of 8 bits is no smaller than a pixel of 8.
         most = 2 if self._tpixel.size == 1 else min(PALETTE_MAX, max(2, rect.width * rect.height // PALETTE_DIVISOR))
-        bits, rows = self._work.rows(canvas, self._tpixel, rect, Rows.TIGHT, most)
+        bits, rows = self._work.rows(canvas, self._tpixel, rect, Rows.GRADIENT if gradient else Rows.TIGHT, most)
         if not bits:
             self._tight_fill(canvas, rect, chunks)
             return
         stream = {1: STREAM_MONO, 8: STREAM_INDEXED, 32: STREAM_PIXELS}[bits]
         head = bytes((stream << 4,))
-        if bits != 32:
+        if bits == 32 and gradient:
+            stream = STREAM_GRADIENT
+            head = bytes((stream << 4 | TIGHT_FILTER, FILTER_GRADIENT))
+        elif bits != 32:
             palette = self._work.palette()
             head = bytes((stream << 4 | TIGHT_FILTER, FILTER_PALETTE, len(palette) // self._tpixel.size - 1)) + palette
         if len(rows) < TIGHT_PLAIN_BYTES:
