@@ -556,7 +556,9 @@ int32_t tvmm_screen_refresh(const struct tvmm_surface *surface, const uint8_t *v
 #define TVMM_RFB_SLACK ...
 #define TVMM_RFB_AREA_MAX ...
 #define TVMM_RFB_PALETTE_MAX ...
-struct tvmm_rfb_format { uint32_t red[256], green[256], blue[256], bytes, plain; };
+struct tvmm_rfb_format {
+    uint32_t red[256], green[256], blue[256], bytes, plain, shifted, red_shift, green_shift, blue_shift;
+};
 struct tvmm_rfb_palette { uint32_t count, limit, overflow, key, colours[256]; ...; };
 struct tvmm_rfb_job {
     const struct tvmm_rfb_format *format;

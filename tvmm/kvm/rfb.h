@@ -20,7 +20,9 @@
 struct tvmm_rfb_format {
     uint32_t red[256], green[256], blue[256];
     uint32_t bytes;
-    uint32_t plain; /* the values are those of the canvas */
+    uint32_t plain;   /* the values are those of the canvas */
+    uint32_t shifted; /* each table is but a shift: by these, of 8 bits of a colour. Faster than a look-up. */
+    uint32_t red_shift, green_shift, blue_shift;
 };
 
 /* Colours in the order in which they came, and a hash table to find them in. */

@@ -84,6 +84,12 @@ def _tables(packing: Packing) -> Any:
                 value = value[::-1]
             table[level] = int.from_bytes(value[packing.drop : packing.drop + packing.size], "little")
     raw.bytes = packing.size
+    shifts = [max(0, int(table[255]).bit_length() - 8) for table in (raw.red, raw.green, raw.blue)]
+    raw.shifted = all(
+        list(table) == [level << shift for level in range(256)]
+        for table, shift in zip((raw.red, raw.green, raw.blue), shifts, strict=True)
+    )
+    raw.red_shift, raw.green_shift, raw.blue_shift = shifts
     raw.plain = (
         packing.maxima == (255, 255, 255)
         and packing.shifts == (16, 8, 0)

@@ -28,11 +28,24 @@ static inline const tvmm_pixel *canvas_at(const struct tvmm_rfb_job *job, uint32
     return (const tvmm_pixel *)(job->canvas + 4 * ((uint64_t)y * job->width + x));
 }
 
+static void shift_line(const tvmm_pixel *restrict source, uint32_t *restrict target, uint32_t count, uint32_t red,
+                       uint32_t green, uint32_t blue)
+{
+    for (uint32_t at = 0; at < count; at++) {
+        uint32_t pixel = source[at];
+        target[at] = (pixel >> 16 & 255) << red | (pixel >> 8 & 255) << green | (pixel & 255) << blue;
+    }
+}
+
 static inline void convert_line(const struct tvmm_rfb_format *format, const tvmm_pixel *source, uint32_t *target,
                                 uint32_t count)
 {
     if (format->plain) {
         memcpy(target, source, 4ull * count);
+        return;
+    }
+    if (format->shifted) {
+        shift_line(source, target, count, format->red_shift & 31, format->green_shift & 31, format->blue_shift & 31);
         return;
     }
     for (uint32_t at = 0; at < count; at++) {

@@ -243,14 +243,15 @@ static uint8_t *put_sub_filtered(const uint32_t *pixels, uint32_t width, uint8_t
 
 /* The GradientFilter: each byte less left + above - above and left, kept from 0 to 255. Lines begin with a pixel of
  * zeros, which is what lies outside. */
-static void put_differences(const uint8_t *restrict line, const uint8_t *restrict above, uint32_t bytes,
+static void put_differences(const uint8_t *restrict line, const uint8_t *restrict above, uint64_t bytes,
                             uint8_t *restrict out)
 {
-    for (uint32_t at = 0; at < bytes; at++) {
-        int16_t guess = (int16_t)(line[at] + above[at + 3] - above[at]);
+    const uint8_t *restrict own = line + 3, *restrict upper = above + 3;
+    for (uint64_t at = 0; at < bytes; at++) {
+        int16_t guess = (int16_t)(line[at] + upper[at] - above[at]);
         guess = guess < 0 ? 0 : guess;
         guess = guess > 255 ? 255 : guess;
-        out[at] = (uint8_t)(line[at + 3] - guess);
+        out[at] = (uint8_t)(own[at] - guess);
     }
 }
 
