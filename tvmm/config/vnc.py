@@ -205,6 +205,8 @@ class VncConfig(NamedTuple):
                 f"VNC authentication at {where} is weak, and without TLS all can be read on its way; "
                 "tls=on allows encrypted connections only",
             )
+        if self.encryption != "required":
+            return (f"viewers may come to {where} without encryption; tls=on allows encrypted connections only",)
         return ()
 
     def spelling(self) -> str:

@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
     viewers: int = 32
     """Connections of all kinds beyond the strangers'."""
-    strangers: int = 16
+    strangers: int = 64
     """Connections that have not proved who they are."""
     strangers_per_address: int = 4
     guesses: int = 3
