@@ -57,8 +57,18 @@ def test_a_right_guess_makes_up_for_wrong_ones() -> None:
     guess(lockout, "a", 0.0)
     guess(lockout, "a", 0.0)
     lockout.arrive("a", 0.0)
-    assert lockout.passed("a")
+    assert lockout.passed("a", view_only=False)
     assert guess(lockout, "a", 1.0) == 1.0
+
+
+def test_who_may_only_look_cannot_guess_in_between() -> None:
+    """Its own password does not make up for wrong ones."""
+    lockout = Lockout()
+    for _ in range(3):
+        lockout.arrive("a", 0.0)
+        assert lockout.passed("a", view_only=True)
+        guess(lockout, "a", 0.0)
+    assert "too many wrong passwords" in lockout.arrive("a", 1.0)
 
 
 def test_wrong_guesses_are_forgotten() -> None:
@@ -77,7 +87,7 @@ def test_guesses_from_everywhere_are_slow_and_keep_nobody_out() -> None:
     assert delays[25] == 7.0
     assert max(delays) == 10.0
     assert lockout.arrive("b", 0.0) == ""
-    assert lockout.passed("b")
+    assert lockout.passed("b", view_only=False)
     assert guess(lockout, "c", 600.0) == 1.0, "a crowd is forgotten"
 
 
@@ -106,13 +116,13 @@ def test_viewers_have_places_of_their_own() -> None:
     lockout = Lockout(Limits(viewers=2, strangers_per_address=1))
     for _ in range(2):
         assert lockout.arrive("a", 0.0) == ""
-        assert lockout.passed("a")
+        assert lockout.passed("a", view_only=False)
     assert lockout.arrive("a", 0.0) == "there are too many viewers"
     lockout.leave("a", was_viewer=True)
     assert lockout.arrive("a", 0.0) == ""
     assert lockout.arrive("b", 0.0) == ""
-    assert lockout.passed("a")
-    assert not lockout.passed("b"), "somebody was faster"
+    assert lockout.passed("a", view_only=True)
+    assert not lockout.passed("b", view_only=True), "somebody was faster"
     lockout.leave("b", was_viewer=False)
     assert (lockout.viewers, lockout.strangers) == (2, 0)
 
@@ -147,7 +157,7 @@ class Anybody(RuleBasedStateMachine):
         strangers = [one for one in self.here if not one[1]]
         if strangers:
             one = strangers[index % len(strangers)]
-            if right and self.lockout.passed(one[0]):
+            if right and self.lockout.passed(one[0], view_only=len(self.here) % 2 == 0):
                 self.here[self.here.index(one)] = (one[0], True)
             elif not right:
                 delay = self.lockout.failed(one[0], self.now)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Sequence
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tvmm.vnc.des import encrypt_challenge
 from tvmm.vnc.rsa_aes import RSA_AES_TYPES, EaxCodec
 from tvmm.vnc.security_types import Exchange, Failed, Passed, Send, StartTls, Step, Wrap
+
+
+class Talk(Protocol):
+    """A connection as the viewer has it."""
+
+    heard: bytearray
+
+    def say(self, data: bytes) -> None:
+        """Send."""
+
+    def hear(self, size: int) -> bytes:
+        """The next bytes, which must be there."""
 
 
 class Wire:
@@ -91,12 +104,12 @@ def _read(end: ssl.SSLObject) -> bytes:
             return bytes(data)
 
 
-def answer_challenge(wire: Wire, password: str) -> None:
+def answer_challenge(wire: Talk, password: str) -> None:
     """VNC authentication as a viewer does it."""
     wire.say(encrypt_challenge(password.encode(), wire.hear(16)))
 
 
-def choose_subtype(wire: Wire, subtype: int) -> list[int]:
+def choose_subtype(wire: Talk, subtype: int) -> list[int]:
     """VeNCrypt up to the choice of a subtype; returns those that were offered."""
     assert wire.hear(2) == b"\0\2"
     wire.say(b"\0\2")
@@ -106,7 +119,7 @@ def choose_subtype(wire: Wire, subtype: int) -> list[int]:
     return offered
 
 
-def say_plain(wire: Wire, user: str, password: str) -> None:
+def say_plain(wire: Talk, user: str, password: str) -> None:
     """VeNCrypt's Plain as a viewer does it."""
     name, secret = user.encode(), password.encode()
     wire.say(len(name).to_bytes(4, "big") + len(secret).to_bytes(4, "big") + name + secret)
@@ -124,14 +137,14 @@ class RsaViewer:
         self.random = b"\x5a" * self.kind.key_bytes
         self.fingerprint = ""
 
-    def login(self, wire: Wire, user: str, password: str) -> None:
+    def login(self, wire: Talk, user: str, password: str) -> None:
         """All of it, checking what the server says."""
         codec = self.agree(wire)
         with_name = codec.next_message(wire.heard) == b"\1"
         name, secret = (user.encode() if with_name else b""), password.encode()
         wire.say(codec.encrypt(bytes([len(name)]) + name + bytes([len(secret)]) + secret))
 
-    def agree(self, wire: Wire) -> EaxCodec:
+    def agree(self, wire: Talk) -> EaxCodec:
         """Up to the hashes; returns the viewer's codec."""
         size = int.from_bytes(wire.heard[:4], "big") // 8
         server = wire.hear(4 + 2 * size)

@@ -4,7 +4,7 @@
   each address. A stranger who only connects holds a place for `HANDSHAKE_SECONDS`, later for `LOGIN_SECONDS`, and
   cannot hold all places from one address.
 * Guesses: `GUESSES` wrong ones are free, then each wrong one doubles the time for which the address is not let in at
-  all. A right one makes it forgotten. The answer to a wrong guess is late in any case, and later while many addresses
+  all. A right one makes it forgotten, unless the viewer may only look: it could try for more in between. The answer to a wrong guess is late in any case, and later while many addresses
   guess wrong: guesses from everywhere together come slowly, and nobody who knows the password waits for it.
 
 There is no lock-out of everybody, which would be a gift to whoever wants to keep the owner out.
@@ -115,9 +115,10 @@ class Lockout:
         self._strangers[key] = self._strangers.get(key, 0) + 1
         return ""
 
-    def passed(self, key: str) -> bool:
+    def passed(self, key: str, *, view_only: bool) -> bool:
         """A stranger at `key` has proved who it is. False if there are too many viewers: it has to go all the same."""
-        self._records.pop(key, None)
+        if not view_only:
+            self._records.pop(key, None)
         if self._viewers >= self._limits.viewers:
             return False
         self._forget_stranger(key)
