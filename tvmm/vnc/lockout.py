@@ -3,9 +3,10 @@
 * Connections: all of them have a limit, those that have not proved who they are have lower ones, altogether and for
   each address. A stranger who only connects holds a place for `HANDSHAKE_SECONDS`, later for `LOGIN_SECONDS`, and
   cannot hold all places from one address.
-* Guesses: `GUESSES` wrong ones are free, then each wrong one doubles the time for which the address is not let in at
-  all. A right one makes it forgotten, unless the viewer may only look: it could try for more in between. The answer to a wrong guess is late in any case, and later while many addresses
-  guess wrong: guesses from everywhere together come slowly, and nobody who knows the password waits for it.
+* Guesses: `guesses` wrong ones are free, then each wrong one doubles the time for which the address is not let in at
+  all. A right one makes them forgotten, unless its viewer may only look: it could try for more in between. The answer
+  to a wrong guess is late in any case, and later while many addresses guess wrong: guesses from everywhere together
+  come slowly, and nobody who knows the password waits for it.
 
 There is no lock-out of everybody, which would be a gift to whoever wants to keep the owner out.
 
