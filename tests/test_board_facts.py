@@ -74,6 +74,16 @@ def test_two_boards_of_one_configuration_do_not_differ(image: Path) -> None:
             "rng0 rate limit is none here and 5 bytes in 1000000000 ns there",
         ),
         (
+            {"device": ["virtio-keyboard,id=a"]},
+            {"device": ["virtio-tablet,id=a,serial=x"]},
+            "a kind is keyboard here and tablet there",
+        ),
+        (
+            {"device": ["virtio-tablet"]},
+            {"device": ["virtio-tablet,serial=x"]},
+            "tablet0 serial is none here and x there",
+        ),
+        (
             {"device": ["virtio-console,chardev=none"]},
             {"device": ["virtio-console,chardev=none", "virtserialport,chardev=none,name=agent"]},
             "console0 port 1 (port agent) is only there",

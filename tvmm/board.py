@@ -82,7 +82,8 @@ def builtin_guest_path() -> str:
 
 def has_virtio(config: MachineConfig) -> bool:
     """Whether the machine has devices beyond those of every board."""
-    return bool(config.disks or config.nets or config.consoles or config.rngs or config.display)
+    beside = config.disks, config.nets, config.consoles, config.rngs, config.inputs
+    return any(beside) or config.display is not None
 
 
 class Board:
@@ -304,6 +305,12 @@ class Board:
         from tvmm.wiring.input import make_hub
 
         return make_hub(self)
+
+    def release_keys(self) -> None:
+        """What a guest that has come from elsewhere takes for held down goes up, but for what somebody here holds."""
+        inputs = self.devices is not None and self.devices.inputs
+        if inputs or self.keyboard.keyboard.down or self.keyboard.mouse.buttons:
+            self.input.settle()
 
     # --- time ---
 

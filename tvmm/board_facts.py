@@ -117,6 +117,12 @@ def _device_facts(device: VirtioDevice) -> Iterator[tuple[str, str]]:
 
         assert isinstance(device, Rng)
         yield "rate limit", f"{device.max_bytes} bytes in {device.period_ns} ns" if device.max_bytes else "none"
+    elif device.type_name == "virtio-input":
+        from tvmm.virtio.input import Input
+
+        assert isinstance(device, Input)
+        yield "kind", device.settings.kind
+        yield "serial", device.settings.serial or "none"
 
 
 def adopted_facts(config: MachineConfig) -> frozenset[str]:

@@ -306,4 +306,9 @@ def _device_types(kind: str) -> tuple[type[Any], ...]:
         from tvmm.virtio.runner.rng import RngRun
 
         return RngState, RngRun
+    if kind == "virtio-input":
+        from tvmm.virtio.input import InputState
+        from tvmm.virtio.runner.input import InputRun
+
+        return InputState, InputRun
     raise ValueError(f"devices of kind {kind} have no section")

@@ -226,6 +226,7 @@ class Machine:
 
     def guest_has_arrived(self) -> None:
         """The guest that was waited for is here."""
+        self.board.release_keys()
         self._settled.set()
         self.moves.arrived.set()
 

@@ -10,6 +10,7 @@ from tvmm.config.console import CONSOLE_PROPERTIES, PORT_PROPERTIES, ConsoleConf
 from tvmm.config.device import DeviceConfig, device_type, device_types, help_request, help_text
 from tvmm.config.disk import DISK_PROPERTIES, DiskConfig
 from tvmm.config.file import options_from_toml
+from tvmm.config.input import INPUT_PROPERTIES, InputConfig
 from tvmm.config.machine import MachineConfig
 from tvmm.config.net import NetConfig
 from tvmm.config.rng import RNG_PROPERTIES, RngConfig
@@ -70,6 +71,10 @@ def test_devices_end_in_the_field_of_their_kind() -> None:
         ("virtio-serial-pci", "consoles", "pci"),
         ("virtio-serial-device", "consoles", "mmio"),
         ("virtio-console,transport=mmio", "consoles", "mmio"),
+        ("virtio-keyboard-pci", "inputs", "pci"),
+        ("virtio-keyboard-device", "inputs", "mmio"),
+        ("virtio-tablet-pci", "inputs", "pci"),
+        ("virtio-tablet,transport=mmio", "inputs", "mmio"),
     ],
 )
 def test_names_fix_the_transport(name: str, field: str, transport: str) -> None:
@@ -95,6 +100,13 @@ def test_ports_belong_to_the_console_before_them() -> None:
     assert (first.max_ports, first.cols, first.rows) == (3, 80, 25)
     assert second.ports == (PortConfig(console=True), PortConfig(SerialConfig("file", path="a", append=True)))
     assert second.max_ports == 31
+
+
+def test_input_devices_are_named_by_their_kind() -> None:
+    """Keyboards and tablets are counted apart, and stay in their order."""
+    devices = parsed("virtio-tablet", "virtio-keyboard", "virtio-tablet", "virtio-keyboard,id=mine").inputs
+    assert [device.id for device in devices] == ["tablet0", "keyboard0", "tablet1", "mine"]
+    assert [device.kind for device in devices] == ["tablet", "keyboard", "tablet", "keyboard"]
 
 
 def test_a_console_port_fills_an_empty_first_port() -> None:
@@ -126,6 +138,10 @@ BAD_DEVICES: list[tuple[list[str], str]] = [
     (["virtio-console", "virtserialport,name=a/b"], "cannot name a port"),
     (["virtio-console,name=" + "x" * 65], "cannot name a port"),
     (["virtio-console", "virtserialport,console=on"], "unknown device virtserialport option 'console'"),
+    (["virtio-keyboard,serial=" + "x" * 128], "virtio-keyboard property serial 'xxx"),
+    (["virtio-tablet,serial=\x7f"], "cannot be told to the guest"),
+    (["virtio-tablet,kind=keyboard"], "unknown device virtio-tablet option 'kind'"),
+    (["virtio-tablet,id=keyboard0", "virtio-keyboard"], "two devices have the id 'keyboard0'"),
     (["virtio-rng,id=a", "virtio-console,id=a"], "two devices have the id 'a'"),
     (["virtio-console,chardev=stdio", "virtconsole,chardev=stdio"], "want stdio"),
     (["virtio-console,chardev=file=x", "virtconsole,chardev=file=x"], "want the path 'x'"),
@@ -190,6 +206,7 @@ def test_records_made_by_hand_are_checked() -> None:
         (MachineConfig(consoles=(ConsoleConfig(ports=(PortConfig(FILE),)),)), "is no console"),
         (MachineConfig(consoles=(ConsoleConfig(ports=(PortConfig(SerialConfig("x"), console=True),)),)), "serial kind"),
         (MachineConfig(rngs=(RngConfig(max_bytes=-1),)), "max-bytes -1"),
+        (MachineConfig(inputs=(InputConfig(kind="mouse"),)), "kind 'mouse'"),
         (MachineConfig(nets=(NetConfig(queues=1000),)), "from 1 to 256"),
         (MachineConfig(devices=(DeviceConfig("virtio-rng"),)), "is none of a machine's other devices"),
     ):
@@ -202,6 +219,7 @@ def test_records_made_by_hand_are_checked() -> None:
     [
         ["virtio-rng"],
         ["virtio-rng,id=r,filename=/dev/hwrng,max-bytes=1k,period=500,transport=mmio,packed=on"],
+        ["virtio-keyboard", "virtio-keyboard,id=k,serial=a b,packed=on", "virtio-tablet,transport=mmio"],
         ["virtio-console"],
         ["virtio-console,id=c,cols=80,rows=25,chardev=tcp=[::1]:5,name=x", "virtconsole,name=a=b"],
         ["virtio-console,max_ports=4,chardev=pty,,link=/tmp/l", "virtserialport,chardev=file=a,,,,b,,append=on"],
@@ -210,7 +228,7 @@ def test_records_made_by_hand_are_checked() -> None:
 def test_spelling(devices: list[str]) -> None:
     """What a record is spelled as gives the record again."""
     config = parsed(*devices)
-    spelled = [rng.spelling() for rng in config.rngs]
+    spelled = [rng.spelling() for rng in config.rngs] + [device.spelling() for device in config.inputs]
     spelled += [text for console in config.consoles for text in console.spelling()]
     assert parsed(*spelled) == config
 
@@ -227,6 +245,7 @@ def test_one_device_by_itself(text: str) -> None:
 def test_each_field_is_a_property() -> None:
     """The tables have the fields of their records, in their order, with their defaults."""
     assert tuple(prop.attribute for prop in RNG_PROPERTIES) == RngConfig._fields
+    assert {prop.attribute for prop in INPUT_PROPERTIES} == {*InputConfig._fields} - {"kind"}
     assert tuple(prop.attribute for prop in CONSOLE_PROPERTIES) == ConsoleConfig._fields[:-1]
     assert tuple(prop.attribute for prop in PORT_PROPERTIES) == PortConfig._fields[:-1]
     for record, properties in ((RngConfig, RNG_PROPERTIES), (ConsoleConfig, CONSOLE_PROPERTIES)):

@@ -8,6 +8,7 @@ from tvmm.virtio.blk import Blk, BlkSettings
 from tvmm.virtio.console import Console, ConsoleSettings
 from tvmm.virtio.console_control import PortSettings
 from tvmm.virtio.features import DEFAULT_RING, Ring
+from tvmm.virtio.input import Input, InputSettings
 from tvmm.virtio.net import Net, NetBackend, NetSettings
 from tvmm.virtio.rng import Rng
 
@@ -43,9 +44,21 @@ def make_console(ring: int = ALL_RING) -> Console:
     return Console(ConsoleSettings(ports, max_ports=3), lambda byte: None, ring)
 
 
+def make_keyboard(ring: int = ALL_RING) -> Input:
+    """With a serial number."""
+    return Input(InputSettings("keyboard", "key-1"), ring)
+
+
+def make_tablet(ring: int = ALL_RING) -> Input:
+    """Without."""
+    return Input(InputSettings("tablet"), ring)
+
+
 MAKERS: dict[str, Callable[[], VirtioDevice]] = {
     "rng": make_rng,
     "blk": make_blk,
     "net": make_net,
     "console": make_console,
+    "keyboard": make_keyboard,
+    "tablet": make_tablet,
 }

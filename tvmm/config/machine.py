@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvmm.config.disk import DiskConfig
     from tvmm.config.display import DisplayConfig
     from tvmm.config.incoming import IncomingConfig
+    from tvmm.config.input import InputConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.config.vnc import VncConfig
@@ -105,6 +106,7 @@ class MachineConfig(NamedTuple):
     incoming: IncomingConfig | None = None
     vnc: VncConfig | None = None
     display: DisplayConfig | None = None
+    inputs: tuple[InputConfig, ...] = ()
 
     @classmethod
     def parse(
@@ -203,7 +205,7 @@ class MachineConfig(NamedTuple):
                 checked = checked._replace(display=DisplayConfig())
         if checked.display is not None:
             checked = checked._replace(display=checked.display.check())
-        if not (self.disks or self.nets or self.consoles or self.rngs):
+        if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs):
             return checked
         from tvmm.config.virtio import check_virtio
 

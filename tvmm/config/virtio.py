@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.disk import DiskConfig
+    from tvmm.config.input import InputConfig
     from tvmm.config.machine import MachineConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.config.serial import SerialConfig
 
-    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig
+    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig
 
 __all__ = ["MAX_MMIO", "MAX_PCI", "check_virtio", "parse_hardware"]
 
@@ -75,8 +76,11 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
             console.check()._replace(id=console.id or f"console{at}") for at, console in enumerate(config.consoles)
         ),
         rngs=tuple(rng.check()._replace(id=rng.id or f"rng{at}") for at, rng in enumerate(config.rngs)),
+        inputs=_name_inputs(config.inputs),
     )
-    everything: list[Virtio] = [*checked.disks, *checked.nets, *checked.consoles, *checked.rngs]
+    everything: list[Virtio] = [
+        *checked.disks, *checked.nets, *checked.consoles, *checked.rngs, *checked.inputs
+    ]  # fmt: skip
     _check_once("devices have the id", (device.id for device in everything), "give each an id=NAME of its own")
     _check_places(everything, 1 if checked.display is not None else 0)
     _check_files(checked.disks)
@@ -84,6 +88,17 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
     ports = [port.chardev for console in checked.consoles for port in console.ports]
     _check_backends([config.serial, *ports], config.control)
     return checked
+
+
+def _name_inputs(inputs: tuple[InputConfig, ...]) -> tuple[InputConfig, ...]:
+    """``keyboard0``, ``tablet0`` and so on, each kind by itself."""
+    counts: dict[str, int] = {}
+    named = []
+    for device in inputs:
+        number = counts.get(device.kind, 0)
+        counts[device.kind] = number + 1
+        named.append(device.check()._replace(id=device.id or f"{device.kind}{number}"))
+    return tuple(named)
 
 
 def _check_once(what: str, values: Iterable[object], hint: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmm.config.console import CONSOLE_PROPERTIES, PORT_PROPERTIES, ConsoleConfig, PortConfig
 from tvmm.config.device import DeviceConfig, DeviceType
 from tvmm.config.disk import DISK_PROPERTIES, DiskConfig
+from tvmm.config.input import INPUT_PROPERTIES, InputConfig
 from tvmm.config.net import NET_PROPERTIES, NetConfig
 from tvmm.config.properties import parse_device
 from tvmm.config.rng import RNG_PROPERTIES, RngConfig
@@ -33,6 +34,7 @@ class Hardware(NamedTuple):
     nets: tuple[NetConfig, ...] = ()
     consoles: tuple[ConsoleConfig, ...] = ()
     rngs: tuple[RngConfig, ...] = ()
+    inputs: tuple[InputConfig, ...] = ()
 
 
 class VirtioType(NamedTuple):
@@ -51,6 +53,8 @@ _DEVICES: tuple[tuple[str, str, str, str, tuple[Property, ...]], ...] = (
         (*CONSOLE_PROPERTIES, *PORT_PROPERTIES),
     ),
     ("virtio-rng", "virtio-rng", "rng", "source of random bytes", RNG_PROPERTIES),
+    ("virtio-keyboard", "virtio-keyboard", "keyboard", "keyboard, for guests without PS/2", INPUT_PROPERTIES),
+    ("virtio-tablet", "virtio-tablet", "tablet", "pointer that goes where the viewer's is", INPUT_PROPERTIES),
 )  # fmt: skip
 """Name, QEMU's name without the transport, record, summary, properties."""
 
@@ -83,6 +87,7 @@ def parse_devices(values: Sequence[str]) -> Hardware:
     nets: list[NetConfig] = []
     consoles: list[ConsoleConfig] = []
     rngs: list[RngConfig] = []
+    inputs: list[InputConfig] = []
     for text in values:
         known = VIRTIO_TYPES.get(text.partition(",")[0])
         if known is None:
@@ -95,6 +100,8 @@ def parse_devices(values: Sequence[str]) -> Hardware:
             nets.append(NetConfig(**given).check())
         elif known.makes == "rng":
             rngs.append(RngConfig(**given).check())
+        elif known.makes in ("keyboard", "tablet"):
+            inputs.append(InputConfig(kind=known.makes, **given).check())
         elif known.makes == "console":
             consoles.append(ConsoleConfig.of(given))
         elif not consoles:
@@ -104,4 +111,4 @@ def parse_devices(values: Sequence[str]) -> Hardware:
         else:
             consoles[-1] = consoles[-1].with_port(PortConfig(**given))
     whole = tuple(console.check() for console in consoles)
-    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs))
+    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs), tuple(inputs))

@@ -175,7 +175,7 @@ class VirtioInfo(NamedTuple):
     name: str
     """Its id."""
     kind: str
-    """`blk`, `net`, `console` or `rng`."""
+    """`blk`, `net`, `console`, `rng` or `input`."""
     transport: str
     """`pci` or `mmio`."""
     place: str

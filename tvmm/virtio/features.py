@@ -18,6 +18,7 @@ __all__ = [
     "BLK_ID",
     "CONSOLE_ID",
     "DEFAULT_RING",
+    "INPUT_ID",
     "NET_ID",
     "RING_FEATURES",
     "RNG_ID",
@@ -30,7 +31,7 @@ __all__ = [
     "refusal",
 ]
 
-NET_ID, BLK_ID, CONSOLE_ID, RNG_ID = 1, 2, 3, 4
+NET_ID, BLK_ID, CONSOLE_ID, RNG_ID, INPUT_ID = 1, 2, 3, 4, 18
 """Virtio device ids (5)."""
 
 

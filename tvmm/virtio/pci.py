@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ConfigError
 from tvmm.records import check_record
-from tvmm.virtio.features import BLK_ID, CONSOLE_ID, NET_ID
+from tvmm.virtio.features import BLK_ID, CONSOLE_ID, INPUT_ID, NET_ID
 from tvmm.virtio.pci_common import COMMON_LENGTH, CommonConfig
 from tvmm.virtio.pci_window import WINDOW_LENGTH, WINDOW_OFFSET, PciWindow, WindowState
 from tvmm.virtio.shell import Kick
@@ -54,7 +54,7 @@ SUBSYSTEM_ID = 0x1100
 """0x40 or more, so that no driver for legacy devices takes it for its own (4.1.2.1)."""
 REVISION = 1
 
-CLASSES = {NET_ID: 0x02_00_00, BLK_ID: 0x01_80_00, CONSOLE_ID: 0x07_80_00}
+CLASSES = {NET_ID: 0x02_00_00, BLK_ID: 0x01_80_00, CONSOLE_ID: 0x07_80_00, INPUT_ID: 0x09_80_00}
 OTHER_CLASS = 0xFF_00_00
 
 MSIX_BAR, BAR = 1, 4

@@ -22,21 +22,25 @@ if TYPE_CHECKING:
     from tvmm.bus import Device
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.disk import DiskConfig
+    from tvmm.config.input import InputConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.virtio.device import VirtioDevice
+    from tvmm.virtio.runner.input import InputRunner
     from tvmm.wiring.console import ConsoleDevice
     from tvmm.wiring.display import Display
     from tvmm.wiring.pci_bus import PciBus
     from tvmm.wiring.view import DiskPart, NetPart
 
-    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig
+    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig
 
 __all__ = ["Devices", "make_devices"]
 
 
 class Devices:
-    """Slots in the order of the command line: disks, networks, consoles, sources of entropy. `bus` is None without PCI.
+    """Slots in the order of the command line: disks, networks, consoles, sources of entropy, input.
+
+    `bus` is None without PCI.
 
     Built in a worker thread with the board, then run by the machine.
     """
@@ -48,6 +52,7 @@ class Devices:
         self.nets: dict[str, NetPart] = {}
         self.consoles: dict[str, ConsoleDevice] = {}
         self.display: Display | None = None
+        self.inputs: dict[str, InputRunner] = {}
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
@@ -192,6 +197,10 @@ def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devic
             from tvmm.wiring.display import make_display
 
             make_display(devices, board, config.display)
+        for options in config.inputs:
+            from tvmm.wiring.input import make_input
+
+            make_input(devices, options)
     except OSError as error:
         raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
     return devices
