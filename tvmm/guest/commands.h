@@ -61,6 +61,12 @@ COMMAND(cmd_netecho);
 /* cmd_vcon.c, virtio_rng.c */
 COMMAND(cmd_vcon);
 COMMAND(cmd_rng);
+/* cmd_screen.c, cmd_input.c */
+COMMAND(cmd_screen);
+COMMAND(cmd_input);
+COMMAND(cmd_keys);
+COMMAND(cmd_mouse);
+COMMAND(cmd_leds);
 /* cmd_end.c */
 COMMAND(cmd_halt);
 COMMAND(cmd_crash);

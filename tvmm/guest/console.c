@@ -14,20 +14,30 @@ static size_t ring_head, ring_tail; /* head: next to write; tail: next to read; 
 static bool raw_input, ctrl_c;
 static char *later; /* a page of its own, so that .bss stays small */
 static size_t later_head, later_tail; /* as those of the ring */
+static void (*mirror)(const char *text, size_t length);
+
+static void send(const void *data, size_t length)
+{
+    uart_write(data, length);
+    if (mirror)
+        mirror(data, length);
+}
 
 static void send_later(void)
 {
     while (later_tail != later_head) {
         size_t at = later_tail % LATER, length = min_u64(later_head - later_tail, LATER - at);
-        uart_write(later + at, length);
+        send(later + at, length);
         later_tail += length;
     }
 }
 
+void console_mirror(void (*write)(const char *text, size_t length)) { mirror = write; }
+
 void console_raw(const void *data, size_t length)
 {
     send_later();
-    uart_write(data, length);
+    send(data, length);
 }
 
 void console_write(const char *text, size_t length)
@@ -75,8 +85,12 @@ void print_later(const char *text, ...)
 
 bool console_trickle(void)
 {
-    if (later_tail != later_head && uart_try((u8)later[later_tail % LATER]))
+    char *byte = later + later_tail % LATER;
+    if (later_tail != later_head && uart_try((u8)*byte)) {
+        if (mirror)
+            mirror(byte, 1);
         later_tail++;
+    }
     return later_tail != later_head;
 }
 

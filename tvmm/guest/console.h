@@ -15,6 +15,9 @@ void console_raw(const void *data, size_t length);   /* byte by byte as it is */
 void print_later(const char *text, ...) __attribute__((format(printf, 1, 2)));
 bool console_trickle(void); /* true if there is more */
 
+/* All output goes to `write` too, until NULL is set. */
+void console_mirror(void (*write)(const char *text, size_t length));
+
 /* For drivers: one received byte. Ctrl-C becomes interrupted() unless raw input was asked for. */
 void console_receive(u8 byte);
 size_t console_room(void); /* leave what exceeds this in the device: raw input must not lose any */

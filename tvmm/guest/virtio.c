@@ -253,6 +253,12 @@ u64 virtio_config64(struct virtio *device, u32 offset)
     return value;
 }
 
+void virtio_set_config8(struct virtio *device, u32 offset, u8 value)
+{
+    if (offset < device->config_bytes)
+        mmio_write8(device->config + offset, value);
+}
+
 bool virtio_config_changed(struct virtio *device)
 {
     bool changed = device->config_pending;

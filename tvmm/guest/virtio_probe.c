@@ -210,6 +210,8 @@ struct virtio *virtio_find(u32 type, u64 number)
 const char *virtio_name(u32 type)
 {
     static const char *const names[] = {"device", "net", "blk", "console", "rng", "balloon"};
+    if (type == VIRTIO_INPUT)
+        return "input";
     return type < ARRAY_SIZE(names) ? names[type] : "device";
 }
 
