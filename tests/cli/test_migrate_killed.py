@@ -98,6 +98,10 @@ def moving(chain: Chain, uri: str, way: Way) -> Iterator[subprocess.Popen[bytes]
             verb.kill()
 
 
+QUIET_LOOKS = 50
+"""At a tenth of a second and more each: a destination notices at once when its source's connections are closed."""
+
+
 def lock_count(image: Path) -> int:
     """How many open file descriptions have a lock on it."""
     inode = f":{image.stat().st_ino} "
@@ -128,15 +132,20 @@ def check_running(chain: Chain, place: Place, *, disk: bool = True) -> None:
 
 
 def arrived(there: Place) -> bool:
-    """Whether the guest has come to a destination that lost its source: it says so, or that it does not have it."""
+    """Whether the guest has come to a destination that lost its source: it says so, or that it does not have it.
+
+    One to which the source had not even connected goes on waiting and says nothing.
+    """
     assert there.process.stderr is not None
-    said = b""
-    while b"waiting again" not in said and b"was refused" not in said:
+    said, quiet = b"", 0
+    while b"waiting again" not in said and b"was refused" not in said and quiet < QUIET_LOOKS:
         ready, _, _ = select.select([there.process.stderr], [], [], 0.1)
         if ready:
             said += os.read(there.process.stderr.fileno(), 4096)
         elif there.status() == "running":
             return True
+        else:
+            quiet += 1
     return False
 
 

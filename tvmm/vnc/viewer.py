@@ -12,8 +12,9 @@ from tvmm.vnc.encodings import COPY_RECT
 from tvmm.vnc.errors import RfbError
 from tvmm.vnc.events import Authenticated, Key, Motion, Pointer, Rejected, StartTls, WantsIn, WantsSize
 from tvmm.vnc.keys import Keyboard
-from tvmm.vnc.lockout import LOGIN_SECONDS, address_key
+from tvmm.vnc.lockout import HANDSHAKE_SECONDS, LOGIN_SECONDS, address_key
 from tvmm.vnc.pointer import PointerTracker
+from tvmm.vnc.security_types import NoSecurity
 from tvmm.vnc.session import Session
 from tvmm.vnc.updates import SizeStatus
 
@@ -50,7 +51,9 @@ class Viewer:
     def __init__(self, server: VncServer, stream: trio.abc.Stream, end: End, refusal: str = "") -> None:
         settings = server.settings
         self.end = end
-        self.session = Session(() if refusal else settings.types(), settings.options, end.text)
+        # A browser has shown the token of the console's address, and noVNC speaks few security types.
+        types = (NoSecurity(),) if end.websocket else settings.types()
+        self.session = Session(() if refusal else types, settings.options, end.text)
         self.proved = False
         """It is who it says it is; the lock-out counts it as a viewer."""
         self.since = time.monotonic()
@@ -118,7 +121,9 @@ class Viewer:
                 if session.running:
                     return
             await self._flush()
-            data = bytes(await self._stream.receive_some(READ_BYTES))
+            # A person may have to type a password; until then only programs talk.
+            with trio.fail_after(HANDSHAKE_SECONDS if not session.security else LOGIN_SECONDS):
+                data = bytes(await self._stream.receive_some(READ_BYTES))
             if not data:
                 raise _Leaves
             session.receive(data, time.monotonic_ns())
@@ -129,11 +134,12 @@ class Viewer:
         if isinstance(event, StartTls):
             await self._flush()
             stream = trio.SSLStream(self._stream, cast("ssl.SSLContext", event.context), server_side=True)
-            await stream.do_handshake()
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                await stream.do_handshake()
             self._stream = stream
             self.session.tls_ready()
         elif isinstance(event, Authenticated):
-            self.proved = server.lockout.passed(key)
+            self.proved = server.lockout.passed(key, view_only=event.view_only)
             if not self.proved:
                 raise _Leaves("there are too many viewers")
         elif isinstance(event, Rejected):

@@ -18,6 +18,7 @@ from tvmm.control.vnc_target import VncClientInfo, VncEnd, VncServerInfo
 from tvmm.control.vnc_verbs import event_data
 from tvmm.devices.keys import evdev_of_xt, keystroke
 from tvmm.errors import HostError, UserError
+from tvmm.migration.keys import KeyDirectory
 from tvmm.vnc.access import Access, open_access
 from tvmm.vnc.server import End, Settings, VncServer
 from tvmm.vnc.session import SessionOptions
@@ -127,7 +128,7 @@ async def serve_viewers(
 ) -> AsyncIterator[Viewers]:
     """Within the block viewers come in, in tasks of `nursery`. Raises `UserError`; says where, and with what."""
     say = machine.on_warning
-    access = await trio.to_thread.run_sync(partial(open_access, config, time.time, [socket.gethostname()]))
+    access = await trio.to_thread.run_sync(_open_access, config)
     for line in access.lines:
         say(line)
     viewers = Viewers(machine, screen, config, access)
@@ -149,6 +150,12 @@ async def serve_viewers(
             console = _web_console(machine, viewers, config.web, web, access)
             nursery.start_soon(partial(console.run, web), name="web console")
         yield viewers
+
+
+def _open_access(config: VncConfig) -> Access:
+    if config.keys:
+        KeyDirectory(Path(config.keys)).check()
+    return open_access(config, time.time, [socket.gethostname()])
 
 
 @asynccontextmanager
