@@ -8,7 +8,7 @@ from tests.support.rfb_viewer import RfbViewer
 from tvmm.screen import TILE_HEIGHT, TILE_WIDTH, Canvas
 from tvmm.vnc import encodings
 from tvmm.vnc.events import StartTls, WantsIn
-from tvmm.vnc.pixel_format import PixelFormat, Rect
+from tvmm.vnc.pixel_format import DEFAULT, PixelFormat, Rect
 from tvmm.vnc.security_types import NoSecurity
 from tvmm.vnc.server_messages import pseudo_rect
 from tvmm.vnc.session import Session, SessionOptions
@@ -30,9 +30,16 @@ def encode_raw(canvas: Canvas, rects: Iterable[Rect], pixel_format: PixelFormat)
     chunks = []
     for rect in rects:
         pixels = bytearray()
+        if pixel_format == DEFAULT:
+            for y in range(rect.y, rect.bottom):
+                at = (y * canvas.width + rect.x) * 4
+                pixels += canvas.pixels[at : at + rect.width * 4]
+            chunks.append(pseudo_rect(encodings.RAW, rect) + bytes(pixels))
+            continue
         for y in range(rect.y, rect.bottom):
             for x in range(rect.x, rect.right):
-                blue, green, red, _ = canvas.pixels[(y * canvas.width + x) * 4 :][:4]
+                at = (y * canvas.width + x) * 4
+                blue, green, red, _ = canvas.pixels[at : at + 4]
                 pixels += pixel_format.pixel(red, green, blue)
         chunks.append(pseudo_rect(encodings.RAW, rect) + bytes(pixels))
     return chunks

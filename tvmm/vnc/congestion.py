@@ -104,9 +104,12 @@ class Congestion:
         self._acknowledged = mark.position
         if self.shortest_ns is None or taken_ns < self.shortest_ns:
             self.shortest_ns = taken_ns
+        # What was sent before the last change measures the window from before.
         if mark.sent_ns >= self._adjusted_ns:
+            before = self.window
             self._adjust(taken_ns, self.shortest_ns, limited=mark.limited)
-            self._adjusted_ns = now_ns
+            if self.window != before:
+                self._adjusted_ns = now_ns
         return taken_ns
 
     def full(self, now_ns: int) -> bool:

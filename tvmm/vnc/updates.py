@@ -221,7 +221,7 @@ class Updates:
         rects = [clipped for clipped in (rect.clip(*self._view) for rect in rects) if clipped.area]
         if not rects:
             if self.facts.any_due(self.wishes.extensions):
-                output += self._framed(0, [])
+                output += self._framed(0)
                 self._done()
             return self._counted(output, now_ns), None
         if self._map_due:
@@ -238,7 +238,7 @@ class Updates:
             self._parts += chunks
             self._part_count += count
             return []
-        output = [] if self._streaming else [self._framed(MANY_RECTS, [])]
+        output = [] if self._streaming else [self._framed(None)]
         self._streaming += 1
         output += chunks
         self.congestion.sent(sum(map(len, output)), now_ns)
@@ -258,7 +258,7 @@ class Updates:
         if self._streaming:
             output = [*chunks, LAST_RECT]
         else:
-            output = [self._framed(self._part_count + count, []), *self._parts, *chunks]
+            output = [self._framed(self._part_count + count), *self._parts, *chunks]
         self._parts, self._part_count, self._streaming = [], 0, 0
         self._note_loss(plan, lossy)
         self.congestion.sent(sum(map(len, output)), now_ns)
@@ -297,12 +297,14 @@ class Updates:
             copy_rect=wishes.copy_rect,
         )
 
-    def _framed(self, count: int, chunks: Sequence[bytes]) -> bytes:
-        """An update's header with the facts that are due; `count` rectangles are to follow."""
+    def _framed(self, count: int | None) -> bytes:
+        """An update's header with the facts that are due; `count` rectangles are to follow, None: nobody knows yet."""
         told = self.facts.due(self.wishes.extensions, *self.seen)
-        if count < MANY_RECTS and count + len(told) >= MANY_RECTS:
+        if count is None:
+            return update_header(MANY_RECTS) + b"".join(told)
+        if count + len(told) >= MANY_RECTS:
             raise RfbMisuse(f"{count} rectangles in an update")
-        return update_header(count if count == MANY_RECTS else count + len(told)) + b"".join((*told, *chunks))
+        return update_header(count + len(told)) + b"".join(told)
 
     def _size_update(self) -> bytes:
         """An update about nothing but the size, if one is due."""
