@@ -14,10 +14,10 @@ from tvmm.vnc.errors import RfbError, RfbMisuse
 from tvmm.vnc.events import Authenticated, Event, Rejected, WantsIn
 from tvmm.vnc.security_types import Failed, Passed, Send, StartTls, Wrap
 from tvmm.vnc.server_messages import pack_reason
-from tvmm.vnc.states import READS, State, Step, after
+from tvmm.vnc.states import State, Step, after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tvmm.vnc.link import Link
     from tvmm.vnc.security_types import Exchange, SecurityType
@@ -51,12 +51,6 @@ class Handshake:
         self._chosen_number = 0
         self._exchange: Exchange | None = None
         self._steps: deque[SecurityStep] = deque()
-        self._readers: dict[State, Callable[[], bool]] = {
-            State.VERSION: self._read_version,
-            State.CHOICE: self._read_choice,
-            State.EXCHANGE: self._read_exchange,
-            State.INIT: self._read_init,
-        }
         link.send(OURS)
 
     def enter(self, step: Step) -> None:
@@ -67,7 +61,13 @@ class Handshake:
 
     def read(self) -> bool:
         """Look at what is next; whether there was enough of it. Raises `RfbError`."""
-        return self.state in READS and self._readers[self.state]()
+        if self.state is State.VERSION:
+            return self._read_version()
+        if self.state is State.CHOICE:
+            return self._read_choice()
+        if self.state is State.EXCHANGE:
+            return self._read_exchange()
+        return self.state is State.INIT and self._read_init()
 
     def check(self) -> None:
         """Raise `RfbError` if too much waits."""

@@ -9,7 +9,7 @@ from enum import Enum
 
 from tvmm.vnc.errors import RfbMisuse
 
-__all__ = ["READS", "TRANSITIONS", "State", "Step", "after"]
+__all__ = ["TRANSITIONS", "State", "Step", "after", "states_table"]
 
 
 class State(Enum):
@@ -22,11 +22,11 @@ class State(Enum):
     EXCHANGE = "exchange"
     """The security type's own exchange."""
     UPGRADE = "upgrade"
-    """What comes next is inside TLS; the shell makes it."""
+    """What comes next is inside TLS; the shell makes it, and until then the viewer's bytes wait."""
     INIT = "init"
     """The viewer is to say whether it shares the screen."""
     ADMISSION = "admission"
-    """The shell decides whether it gets it."""
+    """The shell decides whether it gets it; until then the viewer's bytes wait."""
     RUNNING = "running"
     CLOSED = "closed"
     """Nothing is read any more; what has been written may still be sent."""
@@ -59,10 +59,6 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_S.ADMISSION, _T.ADMITTED): _S.RUNNING,
     **{(state, _T.END): _S.CLOSED for state in State},
 }
-
-READS = frozenset({_S.VERSION, _S.CHOICE, _S.EXCHANGE, _S.INIT, _S.RUNNING})
-"""Where the viewer's bytes are looked at. In UPGRADE and ADMISSION they wait for the shell's word."""
-
 
 def after(state: State, step: Step) -> State:
     """The state that `step` leads to. Raises `RfbMisuse` if it has no place in `state`."""
