@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.common import Figures
 from tvmm.kvm.pixels import refresh
+from tvmm.kvm.scroll import ScrollFinder
 from tvmm.screen import TILE_HEIGHT, TILE_WIDTH, Canvas, Surface
 from tvmm.vnc.encoder import HEXTILE, RAW, TIGHT, TIGHT_PNG, ZRLE, Encoder, EncoderSettings
 from tvmm.vnc.pixel_format import DEFAULT, PixelFormat, Rect
@@ -28,6 +29,8 @@ VIDEO_FRAMES = 8
 COLOURS = ((200, 200, 200), (90, 200, 90), (220, 170, 80), (200, 200, 200))
 SMALL = PixelFormat(16, 16, False, True, 31, 63, 31, 11, 5, 0)
 
+SCROLLS = "scrolls"
+
 CASES = (
     ("Raw", EncoderSettings(RAW)),
     ("Raw, 16 bits", EncoderSettings(RAW, SMALL)),
@@ -37,11 +40,14 @@ CASES = (
     ("ZRLE, level 6", EncoderSettings(ZRLE, DEFAULT, 6)),
     ("ZRLE, level 9", EncoderSettings(ZRLE, DEFAULT, 9)),
     ("ZRLE, level 2, 16 bits", EncoderSettings(ZRLE, SMALL, 2)),
+    ("ZRLE, level 2, scrolls", EncoderSettings(ZRLE, DEFAULT, 2)),
     ("Tight, level 1", EncoderSettings(TIGHT, DEFAULT, 1)),
     ("Tight, level 2", EncoderSettings(TIGHT, DEFAULT, 2)),
     ("Tight, level 6", EncoderSettings(TIGHT, DEFAULT, 6)),
     ("Tight, level 2, quality 6", EncoderSettings(TIGHT, DEFAULT, 2, 6)),
     ("Tight, level 2, quality 9", EncoderSettings(TIGHT, DEFAULT, 2, 9)),
+    ("Tight, level 2, scrolls", EncoderSettings(TIGHT, DEFAULT, 2)),
+    ("Tight, level 2, quality 6, scrolls", EncoderSettings(TIGHT, DEFAULT, 2, 6)),
     ("TightPNG, level 2", EncoderSettings(TIGHT_PNG, DEFAULT, 2)),
     ("TightPNG, level 2, quality 6", EncoderSettings(TIGHT_PNG, DEFAULT, 2, 6)),
 )
@@ -145,7 +151,8 @@ def measure(pictures: Pictures, kind: str, runs: int) -> None:
     encoders = {name: Encoder() for name, _ in CASES}
     times: dict[str, list[float]] = {name: [] for name in encoders}
     sizes: dict[str, list[float]] = {name: [] for name in encoders}
-    changing, still = [], []
+    finder = ScrollFinder()
+    changing, still, finding = [], [], []
     for number in range(runs + 1):
         paint(number)
         damage = canvas.new_damage()
@@ -155,18 +162,25 @@ def measure(pictures: Pictures, kind: str, runs: int) -> None:
         started = time.perf_counter_ns()
         refresh(surface, pictures.vram, canvas, None, canvas.new_damage())
         still.append((time.perf_counter_ns() - started) / pixels)
-        rects = list(changed_rects(canvas, damage))
+        started = time.perf_counter_ns()
+        scrolls = finder.update(canvas, damage)
+        finding.append((time.perf_counter_ns() - started) / pixels)
+        left = bytearray(damage)
+        for scroll in scrolls:
+            scroll.settle(left, canvas.columns)
+        parts = {True: list(changed_rects(canvas, left)), False: list(changed_rects(canvas, damage))}
         for name, wanted in CASES:
             started = time.perf_counter_ns()
-            _, chunks = encoders[name].encode(canvas, rects, wanted)
+            _, chunks = encoders[name].encode(canvas, parts[name.endswith(SCROLLS)], wanted)
             if number:
                 times[name].append((time.perf_counter_ns() - started) / pixels)
                 sizes[name].append(sum(map(len, chunks)))
     print(f"{kind}, {canvas.width}x{canvas.height}: ns a pixel, and bytes a frame")
-    print(f"  {'refresh, as it changes':30}{Figures(tuple(changing[1:])).median:8.2f}")
-    print(f"  {'refresh, nothing changed':30}{Figures(tuple(still)).median:8.2f}")
+    print(f"  {'refresh, as it changes':36}{Figures(tuple(changing[1:])).median:8.2f}")
+    print(f"  {'refresh, nothing changed':36}{Figures(tuple(still)).median:8.2f}")
+    print(f"  {'scrolls, to find them':36}{Figures(tuple(finding[1:])).median:8.2f}")
     for name in encoders:
-        print(f"  {name:30}{Figures(tuple(times[name])).median:8.2f}{Figures(tuple(sizes[name])).median:12.0f}")
+        print(f"  {name:36}{Figures(tuple(times[name])).median:8.2f}{Figures(tuple(sizes[name])).median:12.0f}")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ SOURCES = (
     *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c", "blk_kept.c"),
     *("net.c", "net_tx.c", "net_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
-    *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c"),
+    *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
     "vram.c",
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""

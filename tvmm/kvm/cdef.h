@@ -591,3 +591,16 @@ struct tvmm_vram_log {
     uint64_t *pending;
 };
 int64_t tvmm_vram_collect(struct tvmm_vram_log *log);
+
+/* scroll.h */
+struct tvmm_scroll { uint32_t x, y, width, height, source_y; };
+struct tvmm_scroll_finder {
+    uint8_t *previous;
+    uint64_t previous_size;
+    uint32_t width, height;
+    uint64_t key;
+    struct tvmm_scroll found[4];
+    ...;
+};
+int32_t tvmm_scroll_update(struct tvmm_scroll_finder *finder, const uint8_t *canvas, uint64_t canvas_size,
+                           const uint8_t *damage, uint64_t damage_size);

@@ -22,11 +22,12 @@ from tvmm.vnc.pixel_format import DEFAULT, PixelFormat, Rect
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from tvmm.kvm.scroll import Scroll
     from tvmm.screen import Canvas
 
-__all__ = ["HEXTILE", "RAW", "SUPPORTED", "TIGHT", "TIGHT_PNG", "ZRLE", "Encoder", "EncoderSettings"]
+__all__ = ["HEXTILE", "RAW", "SUPPORTED", "TIGHT", "TIGHT_PNG", "ZRLE", "Encoder", "EncoderSettings", "encode_scrolls"]
 
-RAW, HEXTILE, TIGHT, ZRLE, TIGHT_PNG = 0, 5, 7, 16, -260
+RAW, COPY_RECT, HEXTILE, TIGHT, ZRLE, TIGHT_PNG = 0, 1, 5, 7, 16, -260
 SUPPORTED = (TIGHT, TIGHT_PNG, ZRLE, HEXTILE, RAW)
 
 TIGHT_WIDTH_MAX = 2048
@@ -130,6 +131,14 @@ def compact_length(length: int) -> bytes:
     if length >= 1 << 22:
         raise ValueError(f"{length} bytes are too many for one rectangle of Tight")
     return bytes((length & 127 | 128, length >> 7 & 127 | 128, length >> 14))
+
+
+def encode_scrolls(scrolls: Iterable[Scroll]) -> tuple[int, list[bytes]]:
+    """CopyRect rectangles (RFC 6143, 7.7.2): how many, and their bytes. They come before all others of an update."""
+    chunks = [
+        struct.pack(">4HiHH", one.x, one.y, one.width, one.height, COPY_RECT, one.x, one.source_y) for one in scrolls
+    ]
+    return len(chunks), chunks
 
 
 def bands(rect: Rect, height: int) -> Iterator[Rect]:
