@@ -12,6 +12,7 @@ from tvmm.errors import HostError, MemoryAccessError
 from tvmm.kvm.device_log import PAGE_SIZE, DeviceLog
 from tvmm.memory.layout import HIGH_MEMORY, HOLE_START
 from tvmm.memory.ram import MAIN_BLOCK, GuestRam, RamBlock
+from tvmm.memory.regions import Region
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "private"])
@@ -96,3 +97,22 @@ def test_writes_are_marked(ram: GuestRam) -> None:
         ram.mark_written(4 << 20, 1)
     log.close()
     ram.write(0x6000, b"the log is gone")
+
+
+def test_another_block(ram: GuestRam) -> None:
+    """It is nowhere until it has a region; who watches it hears of each write to it, and of no other."""
+    block = ram.add_block("vga.vram", 4 * PAGE_SIZE)
+    assert (block.fd >= 0) == (ram.blocks[MAIN_BLOCK].fd >= 0)
+    with pytest.raises(MemoryAccessError):
+        ram.read(0xC000_0000, 1)
+    heard: list[tuple[int, int]] = []
+    ram.watchers["vga.vram"] = lambda offset, length: heard.append((offset, length))
+    ram.regions.add(Region(0xC000_0000, 4 * PAGE_SIZE, "vga.vram", 0, moves=True))
+    ram.write(0x1000, b"elsewhere")
+    ram.write(0xC000_0010, b"here")
+    assert bytes(block.view[0x10:0x14]) == b"here"
+    ram.mark_written(0xC000_1000, 8)
+    ram.mark_block("vga.vram", 7, 1)
+    ram.zero()
+    assert heard == [(0x10, 4), (0x1000, 8), (7, 1), (0, 4 * PAGE_SIZE)]
+    assert not any(block.view)

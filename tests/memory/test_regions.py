@@ -81,3 +81,20 @@ def test_spans_agree_with_a_byte_map(wanted: list[tuple[int, int]], gpa: int, le
             for index in range(count)
         ]
         assert found == expected
+
+
+def test_a_region_that_moves() -> None:
+    """It goes from one place to another; who looks at the table in between sees it at the old place or not at all."""
+    fixed, here = Region(0, 0x1000, "a", 0), Region(0x4000, 0x1000, "b", 0, moves=True)
+    regions = table(fixed, here)
+    looking = iter(regions)
+    assert list(regions.fixed()) == [fixed]
+    regions.remove(here)
+    assert regions.find(0x4000) is None
+    assert len(regions) == 1
+    there = here._replace(gpa=0x2000)
+    regions.add(there)
+    assert regions.find(0x2FFF) == there
+    assert list(looking) == [fixed, here]
+    with pytest.raises(ValueError, match="not in tuple"):
+        regions.remove(here)

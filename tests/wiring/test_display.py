@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from struct import unpack_from
 
 import pytest
+import trio
 
 from tests.support.pci_driver import EcamAccess, FoundBar, enumerate_bus
-from tests.wiring.guests import GuestShell, guest
+from tests.wiring.guests import PROMPT, GuestShell, guest
 from tvmm import MachineConfig
 from tvmm.board import Board
 from tvmm.config.display import DisplayConfig
@@ -275,6 +276,45 @@ async def test_the_guest_sets_a_mode() -> None:
             await screen.poke(registers + 2 * register, value, 2)
         assert screen.display.surface == Surface(800, 600, 1600, 16, 0)
         assert heard == ["mode", "mode"]
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("seed", [3, 4])
+async def test_a_guest_that_writes_anywhere(seed: int) -> None:
+    """Random accesses to ports, registers and the holes between, with somebody who looks all the time.
+
+    Whatever is to be seen lies in the memory, and a reset makes everything good again.
+    """
+    async with guest(device=["bochs-display", "virtio-rng"]) as shell:
+        screen = Screen(shell)
+        vram, display = screen.vram, screen.display
+        vram.watch.turn_on()
+        looks = trio.Event()
+
+        def look() -> None:
+            surface = display.surface
+            touched = vram.watch.take()
+            assert touched is None or len(touched) == vram.pages
+            if surface is not None:
+                surface.check(vram.block.size)
+
+        async def keep_looking() -> None:
+            while not looks.is_set():
+                look()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_looking)
+            assert "fuzz" in await shell.ask(f"fuzz 1 {seed}")
+            for register in range(12):
+                await screen.poke(PCI_MMIO32.start + 16 * MIB + 0x500 + 2 * register, 0xFFFF >> register, 2)
+            for address in (ELSEWHERE, 0, 0xFFFF_FFFF, PCI_MMIO32.start, 0xE000_0000, ELSEWHERE):
+                await screen.poke(BAR0, address)
+            looks.set()
+        await shell.vm.reset()
+        await shell.vm.wait_serial(PROMPT)
+        assert display.surface == Surface(1280, 800, 5120, 32, 0)
+        assert vram.address == PCI_MMIO32.start
 
 
 def test_its_default_is_a_common_size() -> None:
