@@ -83,7 +83,7 @@ def _clipboard(chance: random.Random) -> bytes:
         content = bytes(4 * chance.randrange(4))
     elif action == clipboard.PROVIDE:
         text = bytes(chance.choice((0, 10, 100_000, 3 << 20)))
-        content = zlib.compress(struct.pack(">I", chance.choice((len(text), _number(chance, 32)))) + text)
+        content = zlib.compress(struct.pack(">I", len(text) if chance.random() < 0.95 else _number(chance, 32)) + text)
     return ExtendedCutText(struct.pack(">I", action | chance.choice((0, 1, 1, 1, 0x1F))) + content).pack()
 
 
@@ -99,7 +99,7 @@ def _message(chance: random.Random) -> bytes:
     if kind == 4:
         return KeyEvent(chance.random() < 0.7, chance.choice((_number(chance, 32), 0x61))).pack()
     if kind == 5:
-        return PointerEvent(_number(chance, 8), _number(chance, 16), _number(chance, 16)).pack()
+        return PointerEvent(_number(chance, 8) & 0x7F, _number(chance, 16), _number(chance, 16)).pack()
     if kind == 6:
         return ClientCutText(bytes(chance.choice((0, 5, 1000)))).pack()
     if kind == 7:
@@ -239,5 +239,5 @@ def hostile_run(seed: int) -> str:
     except RfbError as error:
         assert session.state.value == "closed"
         assert session.next_event() is None
-        return str(error).partition(" ")[0]
+        return " ".join(str(error).split()[:4])
     return session.state.value
