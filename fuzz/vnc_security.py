@@ -3,8 +3,8 @@
     python -m fuzz.vnc_security [--runs 2000] [--seed 1]
 
 A run is a login as a viewer makes it, right or with a wrong password, of which some bytes are changed, left out, put
-in, or cut into pieces. The exchange must go on or end, raise
-nothing but what the session takes for a broken viewer, keep few bytes, and let nobody in who sent a wrong password.
+in, or cut into pieces. The exchange must go on or end, raise nothing but what the session takes for a broken viewer,
+keep few bytes, and let nobody in who sent a wrong password.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ def test_what_is_no_password() -> None:
     assert known.check_password(b"full") == Grant()
     with pytest.raises(UserError, match="same first 8 bytes"):
         Passwords(Clock(), full="same", view_only="same")
+    with pytest.raises(UserError, match="same first 8 bytes"):
+        Passwords(Clock(), full="C)bc", view_only="\xe9bc")
 
 
 def test_generated_passwords() -> None:

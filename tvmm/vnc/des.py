@@ -11,7 +11,7 @@ from __future__ import annotations
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
-__all__ = ["CHALLENGE_BYTES", "KEY_BYTES", "encrypt_challenge"]
+__all__ = ["CHALLENGE_BYTES", "KEY_BYTES", "des_key", "encrypt_challenge"]
 
 CHALLENGE_BYTES = 16
 KEY_BYTES = 8
@@ -20,8 +20,14 @@ KEY_BYTES = 8
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
+def des_key(password: bytes) -> bytes:
+    """The key that `password` is; passwords with the same key are the same here."""
+    # Parity, which DES ignores: a password's highest bits, reversed.
+    key = password[:KEY_BYTES].ljust(KEY_BYTES, b"\0").translate(_REVERSED)
+    return bytes(value & 0xFE for value in key)
+
+
 def encrypt_challenge(password: bytes, challenge: bytes) -> bytes:
     """The response to `challenge`, whose length is a multiple of 8, of who knows `password`."""
-    key = password[:KEY_BYTES].ljust(KEY_BYTES, b"\0").translate(_REVERSED)
-    encryptor = Cipher(TripleDES(key * 3), modes.ECB()).encryptor()
+    encryptor = Cipher(TripleDES(des_key(password) * 3), modes.ECB()).encryptor()
     return encryptor.update(challenge) + encryptor.finalize()

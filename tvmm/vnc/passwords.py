@@ -12,7 +12,7 @@ import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import UserError
-from tvmm.vnc.des import CHALLENGE_BYTES, KEY_BYTES, encrypt_challenge
+from tvmm.vnc.des import CHALLENGE_BYTES, KEY_BYTES, des_key, encrypt_challenge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,7 +94,7 @@ class Passwords:
         """Let `password` be the full one from now on; '' lets nobody in. Raises `UserError`."""
         if password:
             check_password(password)
-        if password and _bytes(password)[:KEY_BYTES] == _bytes(self._view_only)[:KEY_BYTES]:
+        if password and des_key(_bytes(password)) == des_key(_bytes(self._view_only)):
             # For VNC authentication they would be the same, and who may only look could do everything.
             raise UserError(f"the VNC passwords have the same first {KEY_BYTES} bytes", "choose another one")
         self._full = password
