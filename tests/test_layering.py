@@ -41,6 +41,8 @@ PURE = (
     "control/qmp.py",
     "control/verbs.py",
     "control/device_verbs.py",
+    "control/input_target.py",
+    "control/input_verbs.py",
     "control/migration_info.py",
     "control/migration_verbs.py",
     "control/target.py",

@@ -12,6 +12,7 @@ import trio
 
 from tests.control.fake_migration import FakeMigration
 from tests.control.fake_vnc import FakeVnc
+from tvmm.control.input_target import InputAction, MouseInfo
 from tvmm.control.server import ControlServer
 from tvmm.control.target import (
     ChardevInfo,
@@ -43,6 +44,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "set_link": {"name": "net0", "up": False},
     "screendump": {"filename": "/nowhere/screen.ppm"},
     "set_password": {"protocol": "vnc", "password": "new"},
+    "send-key": {"keys": [{"type": "qcode", "data": "ctrl"}, {"type": "number", "data": 0xD3}], "hold-time": 5},
+    "input-send-event": {
+        "events": [{"type": "key", "data": {"down": True, "key": {"type": "qcode", "data": "a"}}}],
+        "head": 0,
+    },
 }
 """What a command that cannot do without is given."""
 
@@ -61,6 +67,7 @@ class FakeMachine:
         self.sizes = {"disk0": 1 << 30, "disk1": 1 << 20}
         self.links = {"net0": True}
         self.announced: list[str] = []
+        self.typed: list[object] = []
         self.migration = FakeMigration(self.emit)
         self.migration_status = self.migration.migration_status
         self.migration_parameters = self.migration.migration_parameters
@@ -182,6 +189,16 @@ class FakeMachine:
 
     def announce(self, net_ids: Sequence[str]) -> None:
         self.announced += net_ids or list(self.links)
+
+    async def send_keys(self, codes: Sequence[int], hold_ms: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.typed.append((list(codes), hold_ms))
+
+    def send_input(self, actions: Sequence[InputAction]) -> None:
+        self.typed += actions
+
+    def mice(self) -> list[MouseInfo]:
+        return [MouseInfo("tablet0", 0, True, True), MouseInfo("PS/2 mouse", 1, False, False)]
 
     def info(self) -> dict[str, Json]:
         return {"kernel": "built-in", "cpus": self._cpu_count}

@@ -177,6 +177,12 @@ SHAPES: dict[str, Any] = {
         }
     ],
     "quit": {},
+    "send-key": {},
+    "input-send-event": {},
+    "query-mice": [
+        {"name": "tablet0", "index": 0, "current": True, "absolute": True},
+        {"name": "PS/2 mouse", "index": 1, "current": False, "absolute": False},
+    ],
     "set_link": {},
     "set_password": {},
     "stop": {},

@@ -24,6 +24,7 @@ LEFT, RIGHT = BUTTONS["left"], BUTTONS["right"]
 class Tablet:
     """A pointer that notes what it is told."""
 
+    name = "tablet"
     absolute = True
 
     def __init__(self) -> None:

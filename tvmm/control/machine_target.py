@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm.control.listener import unix_listener
+from tvmm.control.machine_input import MachineInput
 from tvmm.control.server import ControlServer
 from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, TaskInfo
 from tvmm.errors import UserError
@@ -15,6 +16,7 @@ from tvmm.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tvmm.control.input_target import InputTarget
     from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
     from tvmm.machine import Machine
 
@@ -43,6 +45,10 @@ class MachineTarget:
         self.resize_disk = devices.resize_disk
         self.set_link = devices.set_link
         self.announce = devices.announce
+        people: InputTarget = MachineInput(lambda: machine.board.input)
+        self.send_keys = people.send_keys
+        self.send_input = people.send_input
+        self.mice = people.mice
         moves: MigrationTarget = machine.moves
         self.migration_status = moves.migration_status
         self.migration_parameters = moves.migration_parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+from tvmm.control.input_target import InputTarget
 from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
 from tvmm.migration.status import NO_MIGRATION, MigrationParameters
@@ -335,8 +336,8 @@ class ScreenTarget(Protocol):
         """
 
 
-class ControlTarget(ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, Protocol):
-    """A machine, as its control clients see it: what follows, its `VirtioDevices`, `MigrationTarget` and `VncTarget`.
+class ControlTarget(ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, InputTarget, Protocol):
+    """A machine, as its control clients see it: what follows, and the targets of its parts.
 
     A method raises a `UserError` when the machine is in no state to do what is asked; the client gets its
     text. Methods may be cancelled wherever they wait. The machine announces what happens to it, whoever

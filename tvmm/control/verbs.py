@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs, migration_verbs, screen_verbs, vnc_verbs
+from tvmm.control import device_verbs, input_verbs, migration_verbs, screen_verbs, vnc_verbs
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
@@ -202,6 +202,14 @@ VERBS: dict[str, Verb] = {
     "change-vnc-password": Verb(vnc_verbs.change_vnc_password, vnc_verbs.CHANGE_PASSWORD),
     "cont": Verb(cont),
     "expire_password": Verb(vnc_verbs.expire_password, vnc_verbs.EXPIRE_PASSWORD),
+    "input-send-event": Verb(
+        input_verbs.input_send_event,
+        (
+            Argument("device", "string", required=False),
+            Argument("head", "integer", required=False),
+            Argument("events", "objects"),
+        ),
+    ),
     "migrate": Verb(migration_verbs.migrate, migration_verbs.MIGRATE),
     "migrate-incoming": Verb(migration_verbs.migrate_incoming, (Argument("uri", "string"),)),
     "migrate-set-capabilities": Verb(migration_verbs.migrate_set_capabilities, (Argument("capabilities", "objects"),)),
@@ -215,6 +223,7 @@ VERBS: dict[str, Verb] = {
     "query-events": Verb(query_events),
     "query-kvm": Verb(query_kvm),
     "query-memory-size-summary": Verb(query_memory_size_summary),
+    "query-mice": Verb(input_verbs.query_mice),
     "query-migrate": Verb(migration_verbs.query_migrate),
     "query-migrate-capabilities": Verb(migration_verbs.query_migrate_capabilities),
     "query-migrate-parameters": Verb(migration_verbs.query_migrate_parameters),
@@ -225,6 +234,9 @@ VERBS: dict[str, Verb] = {
     "query-vnc": Verb(vnc_verbs.query_vnc),
     "query-vnc-servers": Verb(vnc_verbs.query_vnc_servers),
     "quit": Verb(quit_machine, after=lambda target: target.quit()),
+    "send-key": Verb(
+        input_verbs.send_key, (Argument("keys", "objects"), Argument("hold-time", "integer", required=False))
+    ),
     "set_link": Verb(device_verbs.set_link, (Argument("name", "string"), Argument("up", "boolean"))),
     "screendump": Verb(
         screen_verbs.screendump,

@@ -36,6 +36,10 @@ class Sink(Protocol):
     """A device on which something can be pressed. Called under the bus lock."""
 
     @property
+    def name(self) -> str:
+        """For people to read."""
+
+    @property
     def ready(self) -> bool:
         """Whether the guest uses it."""
 
@@ -153,6 +157,11 @@ class InputHub:
         self._touch(sink)
 
     # -- pointer -------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where `move_to` and `move_by` have brought the pointer, each 0 to 0x7fff."""
+        return self._position
 
     @property
     def absolute(self) -> bool:

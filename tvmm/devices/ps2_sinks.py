@@ -30,6 +30,7 @@ _BUTTON_BITS = {BUTTONS[name]: 1 << bit for bit, name in enumerate(("left", "rig
 class Ps2Keys:
     """Keeps what is held, and gives it to the keyboard of `chip` as it has room."""
 
+    name = "PS/2 keyboard"
     ready = True
 
     def __init__(self, chip: I8042) -> None:
@@ -91,6 +92,7 @@ class Ps2Keys:
 class Ps2Pointer:
     """Collects motion, and gives it to the mouse of `chip` at the end of a group or when a button changes."""
 
+    name = "PS/2 mouse"
     absolute = False
 
     def __init__(self, chip: I8042) -> None:
