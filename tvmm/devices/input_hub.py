@@ -92,6 +92,8 @@ class InputHub:
         self._touched: list[Sink] = []
         self._position = POSITION_LIMIT // 2, POSITION_LIMIT // 2
         self._told_leds = 0
+        self.lights_work = False
+        """Whether the guest has ever set a light: from one that does not, nothing is known of its locks."""
         self.screen = DEFAULT_SCREEN
         self.on_leds: list[Callable[[int], None]] = []
         """Called with the lights when they change. Bus lock held, any thread."""
@@ -238,7 +240,7 @@ class InputHub:
     def _leds_changed(self) -> None:
         leds = self._keyboard().leds
         if leds != self._told_leds:
-            self._told_leds = leds
+            self._told_leds, self.lights_work = leds, True
             for listener in list(self.on_leds):
                 listener(leds)
 
