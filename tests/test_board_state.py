@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 import trio
 
-from tests.golden.sections import golden
+from tests.golden.sections import FOLDERS, golden
 from tests.support.device_contract import mutated
 from tests.support.netns import network_namespace
-from tests.support.state_machines import all_devices, display_device, make_images, net_devices, standing
+from tests.support.state_machines import (
+    all_devices,
+    display_device,
+    input_devices,
+    make_images,
+    net_devices,
+    standing,
+)
 from tvmm import MachineConfig
 from tvmm.board_state import load_board, save_board, section_types
 from tvmm.devices.acpi_pm import AcpiPmState
@@ -25,7 +32,6 @@ from tvmm.wiring.verification import differing_sections
 pytestmark = pytest.mark.kvm
 
 PATIENCE_S = 60
-MACHINES = ("devices", "nets", "display")
 
 
 class Setting:
@@ -39,6 +45,8 @@ class Setting:
         """For a board. Boards of two sides can be there at once."""
         if self.machine == "display":
             return display_device()
+        if self.machine == "input":
+            return input_devices()
         return all_devices(self._folder) if self.machine == "devices" else net_devices(side)
 
     def sections(self) -> list[Section]:
@@ -46,7 +54,7 @@ class Setting:
         return golden(self.machine)
 
 
-@pytest.fixture(params=MACHINES)
+@pytest.fixture(params=list(FOLDERS))
 def setting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting]:
     """Images, or a network namespace."""
     make_images(tmp_path)
@@ -82,7 +90,7 @@ async def test_version_1_is_loaded_and_saved_as_it_was(setting: Setting) -> None
 
 def test_the_golden_sections_hold_something() -> None:
     """The states are of a guest that was in the middle of things: each kind of record occurs in them."""
-    machines = {machine: {section.name: section.data for section in golden(machine)} for machine in MACHINES}
+    machines = {machine: {section.name: section.data for section in golden(machine)} for machine in FOLDERS}
     for machine, name, words in (
         ("devices", "virtio/disk0", (b"VringConfig", b"BlkRun", b"PciState")),
         ("devices", "virtio/disk2", (b"KeptRequest", b"InFlight", b"TransportState")),
@@ -92,6 +100,9 @@ def test_the_golden_sections_hold_something() -> None:
         ("nets", "virtio/net0", (b"NetRun", b"FilterState", b"VringConfig")),
         ("display", "display", (b"BochsDisplayState", b"VgaState")),
         ("nets", "virtio/net1", (b"NetRun", b"VringConfig")),
+        ("input", "i8042", (b"Ps2MouseState",)),
+        ("input", "virtio/keyboard0", (b"InputRun", b"InputState", b"VringConfig")),
+        ("input", "virtio/tablet1", (b"InputState", b"PciState")),
     ):
         assert all(word in machines[machine][name] for word in words), name
 

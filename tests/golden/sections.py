@@ -1,4 +1,4 @@
-"""Sections as they were written by version 1, one file each."""
+"""Sections as they were written by released versions, one file each: how they were first written counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from pathlib import Path
 
 from tvmm.state import Section, unpack_sections
 
-__all__ = ["FOLDER", "file_name", "golden"]
+__all__ = ["FOLDERS", "file_name", "golden"]
 
-FOLDER = Path(__file__).parent / "sections-1"
+_HERE = Path(__file__).parent
+FOLDERS = {
+    "devices": _HERE / "sections-1" / "devices",
+    "nets": _HERE / "sections-1" / "nets",
+    "display": _HERE / "sections-1" / "display",
+    "input": _HERE / "sections-2" / "input",
+}
+"""By machine. The second generation has the mouse and virtio-input."""
 
 
 def file_name(section: Section) -> str:
@@ -17,6 +24,6 @@ def file_name(section: Section) -> str:
 
 
 def golden(machine: str) -> list[Section]:
-    """All sections of ``devices``, ``nets`` or ``display``, in the order of their names."""
-    files = sorted((FOLDER / machine).glob("*.bin"))
+    """All sections of one of `FOLDERS`, in the order of their names."""
+    files = sorted(FOLDERS[machine].glob("*.bin"))
     return [section for path in files for section in unpack_sections(path.read_bytes())]

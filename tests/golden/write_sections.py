@@ -1,4 +1,4 @@
-"""Writes the golden sections: ``python -m tests.golden.write_sections`` (root, with /dev/kvm), once for each version.
+"""Writes golden sections: ``python -m tests.golden.write_sections MACHINE...`` (root, with /dev/kvm), once for each.
 
 Files that are there are never written again: those of a released version stand for states that are out there. What they
 are of is in `tests.support.state_machines`; the guest has used every device.
@@ -6,19 +6,23 @@ are of is in `tests.support.state_machines`; the guest has used every device.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
 import trio
 
-from tests.golden.sections import FOLDER, file_name
+from tests.golden.sections import FOLDERS, file_name
+from tests.support.input_guest import InputDriver, write_ports
 from tests.support.netns import ip, network_namespace
-from tests.support.state_machines import all_devices, display_device, make_images, net_devices
+from tests.support.state_machines import all_devices, display_device, input_devices, make_images, net_devices
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
 from tvmm.board import Board
 from tvmm.board_state import save_board
+from tvmm.memory.layout import VIRTIO_MMIO
 from tvmm.state import Section, pack_sections
+from tvmm.virtio.features import Ring
 
 ORDERS = {
     "devices": (
@@ -53,25 +57,58 @@ async def save(config: MachineConfig, orders: tuple[str, ...], failing: str = ""
         return await save_board(vm.board)
 
 
-async def main() -> None:
-    """All machines."""
+async def save_input() -> list[Section]:
+    """The sections of a board whose drivers have keys and buttons down, and motion and groups that wait."""
+    board = Board(input_devices(), load=False)
+    try:
+        keyboard = InputDriver(board, VIRTIO_MMIO.start, 0x10_0000, Ring.VERSION_1 | Ring.RING_PACKED)
+        tablet = InputDriver(board, VIRTIO_MMIO.start + 0x1000, 0x20_0000)
+        write_ports(board, *((port, value) for byte in b"\xf3\xc8\xf3\xc8\xf3\x50\xf4" for port, value in
+                             ((0x64, 0xD4), (0x60, byte), (0x64, 0xA8))))  # fmt: skip
+        keyboard.offer(3)
+        tablet.offer(4)
+        keyboard.ask(0x11, 1)
+        for code, down in ((30, True), (48, True), (30, False)):
+            board.input.key(code, down, "one")
+            board.input.sync()
+        board.input.move_to(1000, 2000)
+        board.input.button(0x110, True, "one")
+        board.input.sync()
+        board.input.wheel(3)
+        board.input.sync()
+        with board.bus_lock:
+            board.keyboard.press(42, True)
+            board.keyboard.move(300, -20, 1, 0x11)
+        return await save_board(board)
+    finally:
+        board.close()
+
+
+async def main(machines: list[str]) -> None:
+    """The machines that were named."""
+    written = {}
     with tempfile.TemporaryDirectory() as folder, network_namespace():
-        make_images(Path(folder))
-        devices = all_devices(Path(folder), "faults=200000")
-        written = {"devices": await save(devices, ORDERS["devices"], "blkbench 2 randwrite 4096 32 5 irq")}
-        written["display"] = await save(display_device(), ORDERS["display"])
-        ip("link", "set", "lo", "up")
-        written["nets"] = await save(net_devices(0), ORDERS["nets"])
+        if "devices" in machines:
+            make_images(Path(folder))
+            devices = all_devices(Path(folder), "faults=200000")
+            written["devices"] = await save(devices, ORDERS["devices"], "blkbench 2 randwrite 4096 32 5 irq")
+        if "display" in machines:
+            written["display"] = await save(display_device(), ORDERS["display"])
+        if "nets" in machines:
+            ip("link", "set", "lo", "up")
+            written["nets"] = await save(net_devices(0), ORDERS["nets"])
+        if "input" in machines:
+            written["input"] = await save_input()
     for machine, sections in written.items():
-        if (FOLDER / machine).exists():
+        if FOLDERS[machine].exists():
             print(f"{machine}: is there already")
             continue
         for section in sections:
-            path = FOLDER / machine / file_name(section)
+            path = FOLDERS[machine] / file_name(section)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pack_sections([section]))
             print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, sys.argv[1:])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-__all__ = ["DISK_BYTES", "all_devices", "display_device", "make_images", "net_devices", "standing"]
+__all__ = ["DISK_BYTES", "all_devices", "display_device", "input_devices", "make_images", "net_devices", "standing"]
 
 DISK_BYTES = 8 << 20
 PLAIN = "locking=off,discard=ignore,logical_block_size=512,physical_block_size=512,min_io_size=512"
@@ -60,6 +60,12 @@ def net_devices(side: int) -> MachineConfig:
 def display_device() -> MachineConfig:
     """A display, which is all that is on PCI."""
     return MachineConfig.parse(memory="64M", display="bochs-display,xres=1024,yres=768,vgamem=8M")
+
+
+def input_devices() -> MachineConfig:
+    """Keyboards and tablets on both transports."""
+    devices = ["virtio-keyboard-device,packed=on,serial=k1", "virtio-tablet-device", "virtio-keyboard", "virtio-tablet"]
+    return MachineConfig.parse(memory="64M", device=devices)
 
 
 @asynccontextmanager
