@@ -125,6 +125,15 @@ def test_info_virtio(registry: Path, capsys: Capture) -> None:
     assert record[1]["last-error"] == "a\nloop"
 
 
+def test_sendkey(registry: Path) -> None:
+    """One combination or several, on the only machine or the one that is named; a key is no name."""
+    with running(registry, FakeMachine("web")) as machine:
+        assert main(["sendkey", "ctrl-alt-delete"]) == 0
+        assert main(["sendkey", "web", "a", "ret", "--hold", "5"]) == 0
+        assert main(["sendkey", "a", "b"]) == 0
+        assert machine.typed == [([29, 56, 111], 100), ([30], 5), ([28], 5), ([30], 100), ([48], 100)]
+
+
 def test_resize(registry: Path, capsys: Capture) -> None:
     """A disk gets the size, or that much more; the user hears from what to what."""
     with running(registry, FakeMachine("web")) as machine:
