@@ -146,6 +146,23 @@ def test_nothing_fills_the_controller_again_before_there_is_a_driver() -> None:
     assert desk.keyboard.down == {B}
 
 
+def test_a_guest_that_never_talks_to_its_keyboard() -> None:
+    """It reads keys and no more. What was too much is dropped; with the next key it hears how things are."""
+    desk = Desk()
+    desk.hub.key(SHIFT, True, 1)
+    for _ in range(100):
+        desk.hub.key(A, True, 1)
+        desk.hub.key(A, False, 1)
+    desk.hub.key(SHIFT, False, 1)
+    desk.keyboard.poll()
+    desk.hub.key(B, True, 1)
+    desk.keyboard.poll()
+    assert desk.keyboard.down == {B}
+    desk.hub.key(B, False, 1)
+    desk.keyboard.poll()
+    assert desk.keyboard.down == set()
+
+
 def test_lights(desk: Desk) -> None:
     """Who listens hears of each change once."""
     seen: list[int] = []

@@ -10,9 +10,11 @@ import trio
 import trio.testing
 
 from tests.support.input_guest import InputDriver, write_ports
+from tests.wiring.guests import guest
 from tvmm import MachineConfig
 from tvmm.board import Board
 from tvmm.board_state import load_board, save_board
+from tvmm.control.machine_target import MachineTarget
 from tvmm.devices.input_hub import InputHub
 from tvmm.memory.layout import VIRTIO_MMIO
 from tvmm.virtio.features import Ring
@@ -135,6 +137,18 @@ async def test_keys_that_are_down_when_the_guest_moves() -> None:
         assert tablet.events() == [(ABS, 0, 7), (ABS, 1, 8), (KEY, LEFT, 1), END, (KEY, LEFT, 0), END]
         assert waiting(second) == b"\xaa"
         first.devices.release()
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(60)
+async def test_keys_reach_a_running_guest() -> None:
+    """What a control client types interrupts the guest, which prints the scancodes."""
+    async with guest() as shell:
+        await shell.order("kbd 30")
+        await shell.vm.wait_serial("press keys")
+        await MachineTarget(shell.vm).send_keys([29, 111], 1)
+        for code in ("1d", "e0", "53", "e0", "d3", "9d"):
+            await shell.vm.wait_serial(f"scan code 0x{code}")
 
 
 async def test_a_plain_board_makes_no_hub_when_a_guest_arrives() -> None:

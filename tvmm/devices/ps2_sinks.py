@@ -5,7 +5,8 @@ they may, they are dropped, and when it is back it is told the difference: what 
 is down now. So no key stays down, however it goes on.
 
 Nothing waits for a guest that has never talked to its keyboard: its driver is yet to come, and empties the
-controller first. Linux takes one that fills again while it does so for broken.
+controller first. Linux takes one that fills again while it does so for broken. If it is a simple guest that
+never will, it is told the difference with the next key.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Ps2Keys:
         self._held: set[int] = set()
         self._waiting: list[tuple[int, bool]] = []
         self._behind = False
-        chip.on_room = self.pump
+        chip.on_room = self._room
 
     @property
     def leds(self) -> int:
@@ -53,7 +54,7 @@ class Ps2Keys:
         """See `Sink`. A repeat is typed again, as keyboards do, unless others wait."""
         repeat = down and code in self._held
         (self._held.add if down else self._held.discard)(code)
-        self.pump()
+        self._go_on(empty=not self._chip.keyboard.has_output())
         if self._behind or (repeat and self._waiting):
             return
         if not self._waiting and self._chip.press(code, down):
@@ -66,12 +67,17 @@ class Ps2Keys:
     def sync(self) -> None:
         """Keys go at once."""
 
-    def pump(self) -> None:
-        """There may be room: what waits goes on."""
-        if not self._waiting and not self._behind:
-            return
-        if not self._chip.keyboard.used:
-            self._fall_behind()
+    def _room(self) -> None:
+        """The guest has taken a byte."""
+        if self._waiting or self._behind:
+            self._go_on(empty=False)
+
+    def _go_on(self, *, empty: bool) -> None:
+        """What waits goes on, as far as there is room. For a guest that has never talked to its keyboard: if it is
+        `empty`, and not because the guest reads."""
+        if not self._chip.keyboard.used and not empty:
+            if self._waiting:
+                self._fall_behind()
             return
         while self._waiting and self._chip.press(*self._waiting[0]):
             self._waiting.pop(0)
