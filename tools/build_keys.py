@@ -171,6 +171,9 @@ def numbers_and_names() -> tuple[dict[int, int], dict[str, int]]:
     for code, name, number in re.findall(r'# evdev (\d+) \(0x\w+\), QKeyCode "(\w+)", number (0x\w+)', text):
         numbers[int(code)] = int(number, 16)
         names[name] = int(code)
+    # Names that QEMU has got since, and one that is another for the same key.
+    names |= {f"f{number}": 183 + number - 13 for number in range(13, 25)}
+    names |= {"lang1": 122, "lang2": 123, "asterisk": names["kp_multiply"]}
     # Print Screen: QEMU numbers it as what Alt makes of it, viewers as what it is by itself. One key, two names.
     numbers[names["sysrq"]] = 0xB7
     names["print"] = names["sysrq"]

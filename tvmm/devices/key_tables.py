@@ -21,17 +21,18 @@ XT = (
 
 QCODES = (
     "0 b 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 a a 1e ac_back 9e ac_bookmarks 9c ac_forward 9f ac_home ac ac_refresh ad "
-    "again 81 alt 38 alt_r 64 apostrophe 28 audiomute 71 audionext a3 audioplay a4 audioprev a5 audiostop a6 b 30 "
-    "backslash 2b backspace e bracket_left 1a bracket_right 1b c 2e calculator 8c caps_lock 3a comma 33 compose 7f "
-    "computer 9d copy 85 ctrl 1d ctrl_r 61 cut 89 d 20 delete 6f dot 34 down 6c e 12 end 6b equal d esc 1 f 21 f1 3b "
-    "f10 44 f11 57 f12 58 f2 3c f3 3d f4 3e f5 3f f6 40 f7 41 f8 42 f9 43 find 88 front 84 g 22 grave_accent 29 h 23 "
-    "help 8a henkan 5c hiragana 5b home 66 i 17 insert 6e j 24 k 25 katakanahiragana 5d kp_0 52 kp_1 4f kp_2 50 kp_3 "
-    "51 kp_4 4b kp_5 4c kp_6 4d kp_7 47 kp_8 48 kp_9 49 kp_add 4e kp_comma 79 kp_decimal 53 kp_divide 62 kp_enter 60 "
-    "kp_equals 75 kp_multiply 37 kp_subtract 4a l 26 left 69 less 56 lf 65 m 32 mail 9b mediaselect e2 menu 8b meta_l "
-    "7d meta_r 7e minus c muhenkan 5e n 31 num_lock 45 o 18 open 86 p 19 paste 87 pause 77 pgdn 6d pgup 68 power 74 "
-    "print 63 props 82 q 10 r 13 ret 1c right 6a ro 59 s 1f scroll_lock 46 semicolon 27 shift 2a shift_r 36 slash 35 "
-    "sleep 8e spc 39 stop 80 sysrq 63 t 14 tab f u 16 undo 83 up 67 v 2f volumedown 72 volumeup 73 w 11 wake 8f x 2d "
-    "y 15 yen 7c z 2c"
+    "again 81 alt 38 alt_r 64 apostrophe 28 asterisk 37 audiomute 71 audionext a3 audioplay a4 audioprev a5 audiostop "
+    "a6 b 30 backslash 2b backspace e bracket_left 1a bracket_right 1b c 2e calculator 8c caps_lock 3a comma 33 "
+    "compose 7f computer 9d copy 85 ctrl 1d ctrl_r 61 cut 89 d 20 delete 6f dot 34 down 6c e 12 end 6b equal d esc 1 "
+    "f 21 f1 3b f10 44 f11 57 f12 58 f13 b7 f14 b8 f15 b9 f16 ba f17 bb f18 bc f19 bd f2 3c f20 be f21 bf f22 c0 f23 "
+    "c1 f24 c2 f3 3d f4 3e f5 3f f6 40 f7 41 f8 42 f9 43 find 88 front 84 g 22 grave_accent 29 h 23 help 8a henkan 5c "
+    "hiragana 5b home 66 i 17 insert 6e j 24 k 25 katakanahiragana 5d kp_0 52 kp_1 4f kp_2 50 kp_3 51 kp_4 4b kp_5 4c "
+    "kp_6 4d kp_7 47 kp_8 48 kp_9 49 kp_add 4e kp_comma 79 kp_decimal 53 kp_divide 62 kp_enter 60 kp_equals 75 "
+    "kp_multiply 37 kp_subtract 4a l 26 lang1 7a lang2 7b left 69 less 56 lf 65 m 32 mail 9b mediaselect e2 menu 8b "
+    "meta_l 7d meta_r 7e minus c muhenkan 5e n 31 num_lock 45 o 18 open 86 p 19 paste 87 pause 77 pgdn 6d pgup 68 "
+    "power 74 print 63 props 82 q 10 r 13 ret 1c right 6a ro 59 s 1f scroll_lock 46 semicolon 27 shift 2a shift_r 36 "
+    "slash 35 sleep 8e spc 39 stop 80 sysrq 63 t 14 tab f u 16 undo 83 up 67 v 2f volumedown 72 volumeup 73 w 11 wake "
+    "8f x 2d y 15 yen 7c z 2c"
 )
 
 COMMON = (
