@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, RejectConnection, Request, TextMessage
 
+from tests.vnc.certificates import make_certificate
 from tests.vnc.test_web_rules import COOKIE, FILES, TOKEN
 from tvmm.vnc import web_server
 from tvmm.vnc.web_rules import Rules
@@ -360,12 +361,10 @@ async def test_listening() -> None:
 
 def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's and a client's, with a certificate of their own."""
-    from tests.vnc.certificates import make_certificate
-
-    certificate, key = make_certificate(folder)
+    made = make_certificate(folder)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    return server, ssl.create_default_context(cafile=certificate)
+    server.load_cert_chain(made.certificate, made.key)
+    return server, ssl.create_default_context(cafile=made.authority)
 
 
 async def test_tls(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
