@@ -90,37 +90,39 @@ def answer_prompt(command: Sequence[str], prompt: bytes, answer: bytes, **enviro
 
 
 class Screen:
-    """A program's window on an X server."""
+    """A program's window on an X server, found by a part of its title."""
 
-    def __init__(self, display: str, program: subprocess.Popen[bytes]) -> None:
+    def __init__(self, display: str, title: str, program: subprocess.Popen[bytes]) -> None:
         self._display = display
+        self._title = title
         self._program = program
 
     def picture(self) -> Image | None:
-        """What the largest window shows, or None as long as there is none."""
+        """What the window shows, or None as long as there is none."""
         if self._program.poll() is not None:
             assert self._program.stderr
             raise ViewerFailed(f"the viewer has ended: {self._program.stderr.read()[-2000:].decode()}")
-        windows = subprocess.run(
-            ["xdotool", "search", "--onlyvisible", "--name", " - TigerVNC"],
-            env={**os.environ, "DISPLAY": self._display},
-            capture_output=True,
-            check=False,
-        ).stdout.split()
-        if not windows:
+        if (window := self._window()) is None:
             return None
-        window = subprocess.run(
-            ["xwd", "-silent", "-id", windows[-1].decode(), "-display", self._display], capture_output=True, check=False
+        dump = subprocess.run(
+            ["xwd", "-silent", "-id", window, "-display", self._display], capture_output=True, check=False
         )
-        return xwd_picture(window.stdout) if window.returncode == 0 else None
+        return xwd_picture(dump.stdout) if dump.returncode == 0 else None
 
     def press(self, key: str) -> None:
-        """Press a key in the viewer's window, which the pointer is put into."""
-        run(["xdotool", "mousemove", "40", "40", "key", key], DISPLAY=self._display)
+        """Press and release a key in the window; it has to be there. There is no window manager to give it focus."""
+        run(["xdotool", "windowfocus", self._window() or "", "key", key], DISPLAY=self._display)
 
     def click(self, x: int, y: int) -> None:
         """Click at a place of the guest's screen; the window is at the X server's upper left corner."""
         run(["xdotool", "mousemove", str(x), str(y), "click", "1"], DISPLAY=self._display)
+
+    def _window(self) -> str | None:
+        search = ["xdotool", "search", "--onlyvisible", "--name", self._title]
+        found = subprocess.run(
+            search, env={**os.environ, "DISPLAY": self._display}, capture_output=True, check=False
+        ).stdout.split()
+        return found[-1].decode() if found else None
 
 
 def xwd_picture(data: bytes) -> Image:
@@ -166,7 +168,7 @@ def process(command: Sequence[str], **environment: str) -> Iterator[subprocess.P
         try:
             yield program
         finally:
-            program.terminate()
+            program.kill()  # vncviewer takes SIGTERM for a wish that it looks at when something comes
 
 
 @contextmanager

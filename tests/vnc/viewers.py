@@ -15,6 +15,7 @@ import io
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -135,6 +136,8 @@ class TigerVnc:
             picture = settled(screen.picture, until)
             for key in keys:
                 screen.press(key)
+            if keys:
+                time.sleep(QUIET_SECONDS)  # nothing tells when the viewer has taken them from the X server
             return picture
 
     @contextmanager
@@ -160,18 +163,25 @@ class TigerVnc:
             environment = {"HOME": home, "DISPLAY": display}
             secrets = {"VNC_USERNAME": target.user, "VNC_PASSWORD": target.password} if target.password else {}
             with process(command, **environment, **secrets) as viewer:
-                yield Screen(display, viewer)
+                yield Screen(display, " - TigerVNC", viewer)
 
 
 class GvncCapture:
     """gtk-vnc's gvnccapture, which asks for Tight, hextile and raw as it pleases, and types nothing."""
 
     name = "gvnccapture (gtk-vnc)"
-    missing = lacking(["gvnccapture"])
+    missing = lacking(["gvnccapture", "unshare"])
     encodings: Sequence[str] = ("",)
     securities: Sequence[str] = ("none", "vnc", "tls-none", "tls-vnc", "x509-none", "x509-vnc")
     types = False
     lossy = False
+
+    _TRUSTING: Sequence[str] = (
+        "unshare", "--map-root-user", "--mount", "sh", "-c",
+        'mount --bind "$0" /etc/ssl/certs/ca-certificates.crt && exec "$@"',
+    )  # fmt: skip
+    """gtk-vnc looks for an authority in the account's home, wherever $HOME is, and among the system's. It gets a
+    system of its own."""
 
     def capture(
         self,
@@ -181,15 +191,12 @@ class GvncCapture:
         keys: Sequence[str] = (),
         until: Until | None = None,
     ) -> Image:
-        with tempfile.TemporaryDirectory() as home:
-            if target.authority:
-                # Where gtk-vnc looks for what it checks certificates with.
-                place = Path(home) / ".pki" / "CA"
-                place.mkdir(parents=True)
-                shutil.copy(target.authority, place / "cacert.pem")
-            picture = Path(home) / "picture.png"
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "picture.png"
             command = ["gvnccapture", f"{target.host}:{target.port - 5900}", str(picture)]
-            answer_prompt(command, b"Password:", f"{target.password}\n".encode(), HOME=home)
+            if target.authority:
+                command = [*self._TRUSTING, str(target.authority), *command]
+            answer_prompt(command, b"Password:", f"{target.password}\n".encode())
             return opened(picture.read_bytes())
 
 
