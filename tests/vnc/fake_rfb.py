@@ -1,4 +1,4 @@
-"""The least RFB server that real viewers get along with: version 3.8, security None, Raw, one picture."""
+"""The least RFB server that real viewers get along with: version 3.8, a password or none, Raw, one picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Event", "FakeScreen", "pattern"]
+__all__ = ["Event", "FakeScreen", "pattern", "response"]
+
+
+def response(password: str, challenge: bytes) -> bytes:
+    """What a viewer answers that knows the password (RFB 7.2.2): DES with each byte's bits the other way round."""
+    key = bytes(int(f"{each:08b}"[::-1], 2) for each in password.encode()[:8].ljust(8, b"\0"))
+    return Cipher(TripleDES(key * 3), modes.ECB()).encryptor().update(challenge)
 
 
 class Event(NamedTuple):
@@ -30,9 +38,10 @@ def pattern(width: int, height: int, seed: int = 0) -> list[tuple[int, int, int]
 class FakeScreen:
     """Serves a picture and keeps what viewers do, in order, in `events`."""
 
-    def __init__(self, width: int, height: int, picture: list[tuple[int, int, int]]) -> None:
+    def __init__(self, width: int, height: int, picture: list[tuple[int, int, int]], password: str = "") -> None:
         self.size = width, height
         self.picture = picture
+        self.password = password
         self.sessions = 0
         self._send, self.events = trio.open_memory_channel[Event](1000)
         self._streams: list[trio.abc.Stream] = []
@@ -70,8 +79,14 @@ class FakeScreen:
         read = _reader(stream)
         await stream.send_all(b"RFB 003.008\n")
         await read(12)
-        await stream.send_all(b"\x01\x01")
+        await stream.send_all(b"\x01\x02" if self.password else b"\x01\x01")
         await read(1)
+        if self.password:
+            challenge = bytes(range(16))
+            await stream.send_all(challenge)
+            if await read(16) != response(self.password, challenge):
+                await stream.send_all(struct.pack(">II", 1, 14) + b"wrong password")
+                return
         await stream.send_all(bytes(4))
         await read(1)
         layout = struct.pack(">BBBBHHHBBBxxx", 32, 24, 0, 1, 255, 255, 255, 16, 8, 0)

@@ -149,6 +149,31 @@ async def test_buttons(browser: Browser) -> None:
         assert await it.screen.next("key") == (0x63, True)
 
 
+async def test_passwords(browser: Browser) -> None:
+    """The page asks, says what is wrong with the answer, and asks again when it is loaded again."""
+    async with bench() as it:
+        it.screen.password = "sesame"
+        for password, seen in (("wrong", "document.getElementById('notice').textContent"), ("sesame", CONNECTED)):
+            await browser.soon(browser.go, it.url)
+            await browser.soon(browser.wait, "document.getElementById('credentials').open")
+            await browser.soon(browser.click, "#password")
+            await browser.soon(browser.press, *password, "Enter")
+            said = await browser.soon(browser.wait, seen)
+            if password == "wrong":
+                assert said == "The screen refused this viewer: wrong password. Reload the page to try again."
+        await same_picture(browser, it)
+
+
+async def test_full_screen(browser: Browser) -> None:
+    """The guest's screen alone, and back."""
+    async with bench() as it:
+        await connected(browser, it.url)
+        await browser.soon(browser.click, "#full-screen")
+        await browser.soon(browser.wait, "document.fullscreenElement && document.fullscreenElement.id === 'screen'")
+        await browser.soon(browser.run, "document.exitFullscreen()")
+        await browser.soon(browser.wait, "!document.fullscreenElement")
+
+
 async def test_clipboard(browser: Browser) -> None:
     """Both ways, through the panel of the page."""
     async with bench() as it:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from tests.vnc.fake_rfb import response
 from tests.vnc.programs import QUIET_SECONDS, Screen, ViewerFailed, answer_prompt, process, run, settled, x_server
 
 if TYPE_CHECKING:
@@ -234,12 +235,7 @@ class VncSnapshot:
 
 def obscured(password: str) -> bytes:
     """A password as VNC's password files have it: DES with a key that everybody knows."""
-    from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
-    from cryptography.hazmat.primitives.ciphers import Cipher, modes
-
-    key = bytes(int(f"{each:08b}"[::-1], 2) for each in (23, 82, 107, 6, 35, 78, 88, 7))
-    encryptor = Cipher(TripleDES(key * 3), modes.ECB()).encryptor()
-    return encryptor.update(password.encode()[:8].ljust(8, b"\0"))
+    return response("\x17\x52\x6b\x06\x23\x4e\x58\x07", password.encode()[:8].ljust(8, b"\0"))
 
 
 class LibVncClient:
