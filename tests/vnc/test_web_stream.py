@@ -89,6 +89,17 @@ async def test_long_data_goes_out_in_frames() -> None:
     assert sum(sizes) == 2 * FRAME_SIZE + 1
 
 
+@pytest.mark.parametrize("size", [1, 125, 126, 65535, 65536, 65537])
+async def test_frames_of_every_form(size: int) -> None:
+    """Lengths take one, three or nine bytes."""
+    peer = Peer()
+    data = bytes(each % 251 for each in range(size))
+    await peer.stream.send_all(data)
+    received = [each for each in await peer.events() if isinstance(each, BytesMessage)]
+    assert b"".join(bytes(each.data) for each in received) == data
+    assert received[-1].message_finished
+
+
 async def test_pings_are_answered_and_empty_frames_are_not_the_end() -> None:
     """Only a close is."""
     peer = Peer()
