@@ -85,16 +85,17 @@ def test_no_display(start: Callable[..., QemuScreen]) -> None:
     ],
 )
 def test_picture_in_every_depth(start: Callable[..., QemuScreen], display: str, mode: str) -> None:
-    """What is on the screen is the documented picture, pixel by pixel."""
+    """What is on the screen is the documented picture, pixel by pixel; of large ones every 7th row."""
     qemu = start(display=display)
     width, height, bits = map(int, f"{mode}x32".split("x")[:3])
     assert f"screen mode: {width}x{height} {bits} bits, stride " in qemu.ask(f"screen mode {mode}")
     assert f"screen picture: seed 7, {width}x{height} {bits} bits, fnv1a " in qemu.ask("screen picture 7")
-    expected = picture(width, height, 7)
+    every = 1 if width < 1000 else 7
+    expected = picture(width, height, 7)[::every]
     if bits < 24:
         mask = 0xF8F8F8 if bits == 15 else 0xFFFFFF  # QEMU leaves the lower bits zero there
         expected = [[shown(colour, bits) & mask for colour in row] for row in expected]
-    assert qemu.pixels() == expected
+    assert qemu.pixels(every) == expected
 
 
 @pytest.mark.parametrize(
