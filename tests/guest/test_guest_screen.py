@@ -211,6 +211,24 @@ async def test_tablet() -> None:
         assert lines.decode() == "at 1000 32767 from 3\r\nbutton left down from 3\r\n"
 
 
+@needs_virtio_input
+@pytest.mark.parametrize("words", ["", "packed", "noevent noindirect noinorder intx"])
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+async def test_more_events_than_buffers(transport: str, words: str) -> None:
+    """All arrive, in order, through any format of ring."""
+    keyboard = f"virtio-keyboard,transport={transport},packed=on,in_order=on"
+    async with guest(words, display=DISPLAY, device=[keyboard]) as shell:
+        assert f"virtio {transport} " in await shell.ask("input")
+        await listen(shell, "keys")
+        for _ in range(100):
+            press(shell, KEY_A, KEY_C)
+            lines = (await shell.vm.wait_serial(f"key {KEY_C} up from 2\r\n")).decode().splitlines()
+            assert [line.split()[1:3] for line in lines] == [
+                [str(code), value] for code in (KEY_A, KEY_C) for value in ("down", "up")
+            ]
+        assert "keys: 400 events\r\n" in await finish(shell)
+
+
 @needs_input
 @on_each_keyboard
 async def test_lights(devices: tuple[str, ...], keyboard: int) -> None:

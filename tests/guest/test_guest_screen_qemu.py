@@ -195,13 +195,31 @@ def test_console_on_the_screen(start: Callable[..., QemuScreen]) -> None:
 
 
 def test_control_c_on_the_screen_ends_a_command(start: Callable[..., QemuScreen]) -> None:
-    """As on the serial line."""
+    """As on the serial line, also one that listens to the keyboard; the others are then not typed into the shell."""
     qemu = start()
     qemu.ask("screen console on")
-    qemu.order("spin\n")
-    qemu.wait(b"spin\r\n")
-    qemu.send(key("ctrl", True), key("c", True), key("c", False), key("ctrl", False))
-    assert "^C\r\n" in qemu.wait(b"tvmm> ")
+    for command, end in (("spin", b"spin\r\n"), ("keys", b"to end\r\n")):
+        qemu.order(f"{command}\n")
+        qemu.wait(end)
+        press(qemu, "x", "caps_lock")
+        qemu.send(key("ctrl", True), key("c", True), key("c", False), key("ctrl", False))
+        assert "^C\r\n" in qemu.wait(b"tvmm> ")
+        press(qemu, "backspace", "e", "ret")
+        assert "e: no such command" in qemu.wait(b"tvmm> ").lower()
+
+
+def test_scan_codes_as_they_are(start: Callable[..., QemuScreen]) -> None:
+    """`kbd` borrows the keyboard from its driver, and gives it back."""
+    qemu = start()
+    qemu.ask("screen console on")
+    qemu.order("kbd\n")
+    qemu.wait(b"to end\r\n")
+    press(qemu, "a")
+    assert "scan code 0x1e\r\nscan code 0x9e\r\n" in qemu.wait(b"0x9e\r\n")
+    qemu.order("\x03")
+    qemu.wait(b"tvmm> ")
+    press(qemu, "h", "e", "l", "p", "ret")
+    assert "this list" in qemu.wait(b"tvmm> ")
 
 
 KEYS = {

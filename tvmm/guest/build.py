@@ -22,6 +22,8 @@ FLAGS = (
     # Hosts that emulate kernel mode know few instructions; user mode keeps to the same plain set, which
     # also leaves no vector state to set up or to save.
     "-mgeneral-regs-only -fcf-protection=none -fno-stack-protector -fno-asynchronous-unwind-tables "
+    # Padding between branches is a twentieth of the image; only functions and loops keep theirs.
+    "-falign-jumps=1 -falign-labels=1 "
     "-fno-strict-aliasing -fno-delete-null-pointer-checks -fno-tree-loop-distribute-patterns "
     # Physical addresses are turned into pointers everywhere, so GCC's idea of object bounds does not hold.
     "-Wall -Wextra -Wno-array-bounds -Wno-stringop-overflow -Wno-stringop-overread "

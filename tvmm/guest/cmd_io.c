@@ -2,6 +2,7 @@
 #include "clock.h"
 #include "commands.h"
 #include "console.h"
+#include "input.h"
 #include "irq.h"
 #include "machine.h"
 
@@ -106,5 +107,6 @@ bool cmd_kbd(int count, char **arguments)
     while (!interrupted() && (count == 1 || rdtsc() < end))
         irq_wait(count == 1 ? 0 : end);
     irq_mask(KEYBOARD_IRQ, true);
+    ps2_resume(); /* if its driver is in use */
     return true;
 }

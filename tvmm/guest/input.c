@@ -7,6 +7,7 @@
 #include "terminal.h"
 
 #define MAX_SOURCES 16
+#define CTRL_C      3
 
 enum { LEFT_CTRL = 29, LEFT_SHIFT = 42, RIGHT_SHIFT = 54, CAPS_LOCK = 58, KEYPAD_7 = 71, KEYPAD_ENTER = 96,
        RIGHT_CTRL = 97, KEYPAD_SLASH = 98 };
@@ -81,17 +82,18 @@ static char character_of(u16 code)
     return (ctrl[0] || ctrl[1]) && c >= '@' ? c & 0x1f : c;
 }
 
+/* While somebody else listens, Ctrl-C is all that reaches the shell. */
 static void type_key(u16 code, int value)
 {
     bool down = value != KEY_RELEASED;
-    char c;
+    char c = down && terminal_shown() ? character_of(code) : 0;
     if (code == LEFT_SHIFT || code == RIGHT_SHIFT)
         shift[code == RIGHT_SHIFT] = down;
     else if (code == LEFT_CTRL || code == RIGHT_CTRL)
         ctrl[code == RIGHT_CTRL] = down;
-    else if (code == CAPS_LOCK && value == KEY_PRESSED)
+    else if (code == CAPS_LOCK && value == KEY_PRESSED && !listener)
         input_leds(leds ^ LED_CAPS);
-    else if (down && terminal_shown() && (c = character_of(code)))
+    else if (c && (!listener || c == CTRL_C))
         console_receive((u8)c);
 }
 
@@ -99,6 +101,6 @@ void input_report(const struct input_source *source, u16 type, u16 code, int val
 {
     if (listener)
         listener(source, type, code, value);
-    else if (type == EVENT_KEY)
+    if (type == EVENT_KEY)
         type_key(code, value);
 }

@@ -14,7 +14,8 @@
 #define INPUT_FULL  0x02
 #define FROM_MOUSE  0x20
 
-enum { READ_CONFIG = 0x20, WRITE_CONFIG = 0x60, MOUSE_ON = 0xa8, TEST_MOUSE = 0xa9, TO_MOUSE = 0xd4 };
+enum { READ_CONFIG = 0x20, WRITE_CONFIG = 0x60, MOUSE_OFF = 0xa7, TEST_MOUSE = 0xa9, KEYBOARD_OFF = 0xad,
+       TO_MOUSE = 0xd4 };
 
 #define CONFIG_INTERRUPTS 0x03
 #define CONFIG_OFF        0x30 /* keyboard, mouse */
@@ -221,9 +222,10 @@ void ps2_open(void)
     u32 drained = 0;
     if (inb(STATUS) == 0xff)
         return;
+    send(STATUS, KEYBOARD_OFF); /* what is typed now must not be taken for an answer */
+    send(STATUS, MOUSE_OFF);
     while (inb(STATUS) & OUTPUT_FULL && drained++ < AT_ONCE)
         inb(DATA);
-    send(STATUS, MOUSE_ON);
     send(STATUS, TEST_MOUSE);
     bool has_mouse = answer() == 0;
     send(STATUS, READ_CONFIG);
