@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.guest_picture import fnv1a, picture, shown
-from tests.support.qemu_screen import QemuScreen, have_qemu
+from tests.support.qemu_screen import QemuScreen, have_qemu, qemu_screen_command
 
 pytestmark = [pytest.mark.guest, pytest.mark.skipif(not have_qemu(), reason="no QEMU, or no KVM for it")]
 
@@ -63,6 +64,17 @@ def test_screen_tells_what_is_there(start: Callable[..., QemuScreen], machine: s
     )
     assert "screen mode: 640x480 32 bits, stride 2560\r\n" in qemu.ask("screen mode 640x480")
     assert ", 640x480 32 bits, stride 2560, EDID" in qemu.ask("screen")
+
+
+def test_behind_a_bios() -> None:
+    """SeaBIOS leaves its clock ticking and has placed the BARs; without KVM, where it is quick everywhere."""
+    command = qemu_screen_command("run=screen;screen,sum then=poweroff", display="VGA")
+    command[command.index("pc,accel=kvm")] = "pc,accel=tcg"
+    at = command.index("-bios")
+    done = subprocess.run(
+        command[:at] + command[at + 2 :], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    assert b"screen: pci 00:02.0, 16384 KiB at 0xfd000000, off, EDID" in done.stdout
 
 
 def test_no_display(start: Callable[..., QemuScreen]) -> None:

@@ -1,7 +1,7 @@
 """QEMU with a display and the built-in guest, driven at its shell and through QMP: what tvmm's screen is compared with.
 
-A PC with qboot in place of SeaBIOS, which takes minutes where KVM emulates kernel mode. qboot gives the display's BARs
-no address, so the guest does.
+A PC with qboot in place of SeaBIOS, which takes ten seconds where KVM emulates kernel mode. qboot gives the display's
+BARs no address, so the guest does.
 """
 
 from __future__ import annotations

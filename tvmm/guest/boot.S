@@ -20,6 +20,16 @@
 
     .section .text.boot, "ax", @progbits
 
+/*
+ * The legacy PIC may be as a BIOS left it, with a clock that ticks: its vectors are those of exceptions, and user mode has
+ * interrupts on from its first instruction.
+ */
+    .macro mask_pic
+    mov $0xff, %al
+    out %al, $0x21
+    out %al, $0xa1
+    .endm
+
 /* PVH: flat 32-bit protected mode, paging off, EBX = hvm_start_info. */
     .code32
     .globl entry_pvh
@@ -27,6 +37,7 @@ entry_pvh:
     mov $ENTRY_PVH, %edi
     mov %ebx, %esi
     lgdt gdt_pointer
+    mask_pic
 enter_long:
     mov $CR4_VALUE, %eax
     mov %eax, %cr4
@@ -60,6 +71,7 @@ entry_linux64:
     mov %rax, %cr3
     mov $CR0_VALUE, %eax
     mov %rax, %cr0
+    mask_pic
 enter_user:
     lidt idt_pointer
     mov boot_tss, %eax

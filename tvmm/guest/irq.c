@@ -1,7 +1,7 @@
 /*
  * Local APIC, I/O APIC, and the polling of service routines.
  *
- * The legacy PIC is masked and its line into the local APIC (LINT0) too: whatever happens to the PIC, it can
+ * The legacy PIC is masked (boot.S) and its line into the local APIC (LINT0) too: whatever happens to the PIC, it can
  * never bring in a vector of its own. Edges everywhere: a level line that is cleared by its service routine
  * makes a new edge as well, and needs no broadcast of the end of interrupt.
  */
@@ -112,8 +112,6 @@ static void ioapic_write(u32 index, u32 value)
 
 void irq_init(void)
 {
-    outb(0x21, 0xff);
-    outb(0xa1, 0xff);
     if (!apic_is_x2apic && command_line_has("x2apic"))
         wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | APIC_BASE_X2APIC);
     /* A local APIC in x2APIC mode leaves its page to the bus, which answers with ones. */
