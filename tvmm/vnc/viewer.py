@@ -240,12 +240,12 @@ class Viewer:
                 count, chunks = self._encode(plan)
             else:
                 count, chunks = await trio.to_thread.run_sync(self._encode, plan)
-        session.finish(count, chunks, time.monotonic_ns())
+        session.finish(count, chunks, time.monotonic_ns(), self._encoder.lossy)
         return True
 
     def _encode(self, plan: UpdatePlan) -> tuple[int, list[bytes]]:
-        wanted = plan.settings
-        settings = EncoderSettings(wanted.encoding, wanted.pixel_format, wanted.compress_level, wanted.quality)
+        # All but whether parts of the screen may be copied.
+        settings = EncoderSettings(*plan.settings[:6])
         return self._encoder.encode(self._server.screen.canvas, plan.rects, settings)
 
     async def _flush(self) -> None:
