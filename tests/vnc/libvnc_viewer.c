@@ -56,7 +56,8 @@ static rfbCredential *get_credential(rfbClient *client, int type)
         credential->userCredential.username = copy("VIEWER_USER");
         credential->userCredential.password = copy("VIEWER_PASSWORD");
     } else {
-        credential->x509Credential.x509CACertFile = copy("VIEWER_CA");
+        if (getenv("VIEWER_CA") && *getenv("VIEWER_CA"))
+            credential->x509Credential.x509CACertFile = copy("VIEWER_CA");
         credential->x509Credential.x509CrlVerifyMode = rfbX509CrlVerifyNone;
     }
     return credential;
