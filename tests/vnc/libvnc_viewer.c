@@ -99,7 +99,8 @@ int main(int argc, char **argv)
     if (!rfbInitClient(client, NULL, NULL))
         return 1;
     for (;;) {
-        int ready = WaitForMessage(client, missing ? 10000000 : quiet);
+        /* What has been read already is not waited for. */
+        int ready = client->buffered ? 1 : WaitForMessage(client, missing ? 10000000 : quiet);
         if (ready < 0 || (ready == 0 && missing))
             return 1;
         if (ready == 0)
