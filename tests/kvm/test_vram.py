@@ -197,6 +197,44 @@ def test_nothing_is_lost_between_looks(rig: Rig) -> None:
     assert sum(screen[::PAGE]) % 256 == 200 * 20 % 256
 
 
+def test_nothing_is_lost_while_it_moves(rig: Rig) -> None:
+    """The same while the memory is taken away and put back all the time; accesses in between go to nobody."""
+    rig.watch.turn_on()
+    rig.tracker.start()
+    screen, copy = bytearray(rig.vram.view), bytearray(rig.vram.view)
+    pages = [index * 13 % PAGES for index in range(100)]
+    code = b"".join(b"\x67\xfe\x05" + (HERE + page * PAGE).to_bytes(4, "little") for page in pages) + b"\xe6\x99"
+    rig.ram.blocks["pc.ram"].view[CODE : CODE + len(code)] = code
+    done = threading.Event()
+
+    def refresh(found: list[int] | None, into: bytearray) -> None:
+        for page in range(PAGES) if found is None else found:
+            into[page * PAGE : (page + 1) * PAGE] = rig.vram.view[page * PAGE : (page + 1) * PAGE]
+
+    def write() -> None:
+        for _ in range(100):
+            write_registers(rig.vcpu, Registers(rip=CODE))
+            while step(rig.vcpu.raw, 0) != DONE:
+                pass
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    moves = 0
+    while not done.is_set():
+        rig.vram.move(HERE, None)
+        rig.vram.move(None, HERE)
+        moves += 1
+        refresh(rig.taken(), screen)
+        refresh(rig.migrated(), copy)
+    writer.join()
+    refresh(rig.taken(), screen)
+    refresh(rig.migrated(), copy)
+    assert moves > 1
+    assert any(screen)
+    assert screen == copy == bytes(rig.vram.view)
+
+
 def test_a_place_that_kvm_refuses(rig: Rig) -> None:
     """On top of RAM: it is nowhere then, and the bytes can be reached by way of the bus."""
     rig.vram.move(HERE, 0x10_0000)
