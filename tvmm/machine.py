@@ -27,7 +27,6 @@ from tvmm.chardev.factory import open_backend
 from tvmm.chardev.guest_end import SerialEnd
 from tvmm.chardev.port import SerialHub
 from tvmm.config.machine import MachineConfig
-from tvmm.control.vnc_target import NoVnc
 from tvmm.errors import UserError, collapse
 from tvmm.halt import watch_for_halt
 from tvmm.kvm.prompt import prompt_thread
@@ -84,7 +83,7 @@ class Machine:
         """Called when the user lets a machine go on; raises `UserError` if it cannot."""
         self.virtio: VirtioDevices | None = None  # set with the board, if there are any
         self.screen: Screen | None = None  # set with its tasks, if there is a display
-        self.viewers: VncTarget = NoVnc()
+        self.viewers: VncTarget | None = None  # set with its tasks, if there is a server for them
         self.board: Board
         """The hardware; there is none before the block is entered."""
         self._prepared = board

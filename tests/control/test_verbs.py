@@ -184,6 +184,7 @@ SHAPES: dict[str, Any] = {
         {"name": "PS/2 mouse", "index": 1, "current": False, "absolute": False},
     ],
     "set_link": {},
+    "screendump": {},
     "set_password": {},
     "stop": {},
     "system_powerdown": {},

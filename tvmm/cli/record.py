@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import signal
@@ -32,8 +33,8 @@ _EXAMPLES = """\
 """
 
 _MORE = """\
-It ends after --for, with Ctrl-C, or with the machine, and what was recorded until then is kept. Pictures that are the
-same as the one before count as its length and take no room.
+It ends after --for, with Ctrl-C, or with the machine, and what was recorded until then is kept. Pictures
+that are the same as the one before count as its length and take no room.
 """
 DEFAULT_FPS, MAX_FPS = 10, 60
 MAX_SECONDS = 86400.0
@@ -50,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="?",
         help="the machine, as 'tvmm ps' lists it; may be left out while only one runs",
     )
-    parser.add_argument("file", metavar="FILE", help="FILE.webp, FILE.mp4, or a directory for pictures, with a / behind")
+    parser.add_argument("file", metavar="FILE", help="FILE.webp, FILE.mp4, or a directory, with a / behind")
     parser.add_argument("--fps", metavar="N", help=f"pictures a second, 1 to {MAX_FPS} (default {DEFAULT_FPS})")
     parser.add_argument("--for", metavar="TIME", dest="length", help="how long: 30s, 5m (default: until Ctrl-C)")
     attach(name, machine_names)
@@ -132,10 +133,8 @@ def _writer(name: str) -> Any:
     if ending == ".webp":
         return _webp
     if ending == ".mp4":
-        try:
-            import av  # noqa: F401
-        except ImportError:
-            raise ConfigError("recording .mp4 needs PyAV", "pip install 'tvmm[record]', or name a .webp") from None
+        if importlib.util.find_spec("av") is None:
+            raise ConfigError("recording .mp4 needs PyAV", "pip install 'tvmm[record]', or name a .webp")
         return _mp4
     raise ConfigError(f"{name!r} is neither .webp, .mp4 nor a directory", "name one, a directory with a / behind")
 
@@ -168,13 +167,13 @@ def _webp(path: Path, frames: Iterator[Frame]) -> tuple[int, float]:
 
 
 def _mp4(path: Path, frames: Iterator[Frame]) -> tuple[int, float]:
-    import av
-
+    av: Any = importlib.import_module("av")
     count, seconds, size = 0, 0.0, (0, 0)
     try:
         with av.open(str(path), "w") as film:
             stream = None
-            for count, frame in enumerate(frames, 1):
+            for frame in frames:
+                count += 1
                 if stream is None:
                     # H.264 has pixels in pairs.
                     size = frame.image.width & ~1, frame.image.height & ~1

@@ -22,8 +22,8 @@ _EXAMPLES = """\
 """
 
 _MORE = """\
-The machine needs a display (--display, or --vnc, which brings one), and nobody has to watch it. A guest that shows
-nothing gives a black picture. The name's ending says what it becomes: .png or .ppm.
+The machine needs a display (--display, or --vnc, which brings one), and nobody has to watch it. A guest
+that shows nothing gives a black picture. The name's ending says what it becomes: .png or .ppm.
 """
 
 

@@ -10,7 +10,7 @@ import trio
 from tvmm.control.listener import unix_listener
 from tvmm.control.machine_input import MachineInput
 from tvmm.control.server import ControlServer
-from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, TaskInfo
+from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, NoVnc, TaskInfo
 from tvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MachineTarget:
         self.start_migration = moves.start_migration
         self.cancel_migration = moves.cancel_migration
         self.listen_for_migration = moves.listen_for_migration
-        vnc: VncTarget = machine.viewers
+        vnc: VncTarget = machine.viewers or NoVnc()
         self.vnc_servers = vnc.vnc_servers
         self.set_vnc_password = vnc.set_vnc_password
         self.expire_vnc_password = vnc.expire_vnc_password

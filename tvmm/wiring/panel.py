@@ -25,14 +25,14 @@ def figures(machine: Machine) -> Figures:
         ram = status.ram
         move = Move(status.phase, ram.transferred, ram.remaining, ram.total, ram.throughput, status.error)
     devices = machine.virtio
-    viewers = sum(len(server.clients) for server in machine.viewers.vnc_servers())
+    servers = machine.viewers.vnc_servers() if machine.viewers is not None else ()
     return Figures(
         machine.name,
         machine.run_state(),
         vcpu_seconds=tuple(_seconds(vcpu.native_id) for vcpu in machine.vcpus),
         disks={disk.id: (disk.rd_bytes, disk.wr_bytes) for disk in devices.disks()} if devices else {},
         nets=_nets(machine),
-        viewers=viewers,
+        viewers=sum(len(server.clients) for server in servers),
         move=move,
     )
 
