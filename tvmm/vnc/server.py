@@ -102,6 +102,8 @@ class Settings(NamedTuple):
     keystroke: Callable[[int], Stroke | None]
     evdev_of_xt: Callable[[int], int | None]
     share: SharePolicy = "allow-exclusive"
+    lossy: bool = True
+    """Whether those who ask for JPEG get it."""
     options: SessionOptions = SessionOptions()
 
 

@@ -246,6 +246,8 @@ class Viewer:
     def _encode(self, plan: UpdatePlan) -> tuple[int, list[bytes]]:
         # All but whether parts of the screen may be copied.
         settings = EncoderSettings(*plan.settings[:6])
+        if not self._server.settings.lossy:
+            settings = settings._replace(quality=None)
         return self._encoder.encode(self._server.screen.canvas, plan.rects, settings)
 
     async def _flush(self) -> None:

@@ -57,6 +57,7 @@ class Viewers:
             keystroke,
             evdev_of_xt,
             config.share,  # type: ignore[arg-type]  # checked with the option
+            config.lossy,
             options,
         )
         self.server = VncServer(screen, machine.board.input, settings, self._tell)
