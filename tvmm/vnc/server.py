@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from tvmm.kvm.scroll import Scroll
     from tvmm.screen import Canvas
     from tvmm.vnc.keys import Stroke
     from tvmm.vnc.lockout import Limits
@@ -36,8 +37,12 @@ SHUTDOWN_SECONDS = 0.5
 class Watcher(Protocol):
     """Somebody who looks at the canvas."""
 
-    def damaged(self, tiles: bytes) -> None:
-        """These tiles have changed."""
+    @property
+    def copies(self) -> bool:
+        """Whether it makes use of what only moved."""
+
+    def damaged(self, tiles: bytes, scrolls: Sequence[Scroll]) -> None:
+        """These tiles have changed, and this much of them only moved."""
 
     def resized(self) -> None:
         """The canvas has another size, or is new as a whole."""

@@ -134,6 +134,13 @@ class Updates:
             self._recent.add(tiles)
             self._still.remove(tiles)
 
+    def lacking(self) -> bytes:
+        """One byte a tile: 1 where the viewer has not, or will not have, exactly what is there."""
+        union = 0
+        for part in (self.damage, self._lossy, self._still):
+            union |= int.from_bytes(part.tiles, "little")
+        return union.to_bytes(len(self.damage.tiles), "little")
+
     def check_size_answers(self) -> None:
         """Raise `RfbError` if the viewer has asked for another size too often."""
         if len(self._size_answers) >= SIZE_ANSWERS_MAX:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from tvmm.vnc.encoder import SUPPORTED, Encoder, EncoderSettings
+from tvmm.vnc.encoder import SUPPORTED, Encoder, EncoderSettings, encode_scrolls
 from tvmm.vnc.encodings import COPY_RECT
 from tvmm.vnc.errors import RfbError
 from tvmm.vnc.events import Authenticated, Key, Motion, Pointer, Rejected, StartTls, WantsIn, WantsSize
@@ -20,7 +20,9 @@ from tvmm.vnc.updates import SizeStatus
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Sequence
 
+    from tvmm.kvm.scroll import Scroll
     from tvmm.vnc.events import Event
     from tvmm.vnc.pointer import Steps
     from tvmm.vnc.server import End, VncServer
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MADE", "Viewer"]
 
-MADE = frozenset(SUPPORTED) - {COPY_RECT}
+MADE = frozenset(SUPPORTED) | {COPY_RECT}
 """Encodings that the encoder makes."""
 READ_BYTES = 16 << 10
 GOODBYE_SECONDS = 1.0
@@ -63,6 +65,7 @@ class Viewer:
         self._encoder = Encoder()
         self._keyboard = Keyboard(settings.keystroke, settings.evdev_of_xt)
         self._pointer = PointerTracker()
+        self._scrolls: list[Scroll] = []
         self._news = trio.Event()
         self._sent = trio.Event()
         self._scope = trio.CancelScope()
@@ -94,14 +97,26 @@ class Viewer:
 
     # --- for the screen ---
 
-    def damaged(self, tiles: bytes) -> None:
+    @property
+    def copies(self) -> bool:
         """See `Watcher`."""
+        return self.session.running and self.session.updates.wishes.copy_rect
+
+    def damaged(self, tiles: bytes, scrolls: Sequence[Scroll]) -> None:
+        """See `Watcher`."""
+        # What moved can be copied by a viewer that has all of it as it was, and only until the next change.
+        self._scrolls = []
+        if scrolls and self.copies:
+            columns = self._server.screen.canvas.columns
+            lacking = self.session.updates.lacking()
+            self._scrolls = [scroll for scroll in scrolls if not scroll.unseen(lacking, columns)]
         self.session.damage(tiles)
         self.stir()
 
     def resized(self) -> None:
         """See `Watcher`."""
         canvas = self._server.screen.canvas
+        self._scrolls = []
         self.session.resize(canvas.width, canvas.height)
         self.stir()
 
@@ -233,15 +248,29 @@ class Viewer:
         """Make one, if one may go; whether there is one."""
         session, screen = self.session, self._server.screen
         async with screen.still():
-            plan = session.plan(time.monotonic_ns())
+            scrolls, self._scrolls = self._scrolls, []
+            plan = self._plan(scrolls)
             if plan is None:
                 return False
             if sum(rect.area for rect in plan.rects) <= AT_ONCE_PIXELS:
                 count, chunks = self._encode(plan)
             else:
                 count, chunks = await trio.to_thread.run_sync(self._encode, plan)
-        session.finish(count, chunks, time.monotonic_ns(), self._encoder.lossy)
+        copies, copied = encode_scrolls(scrolls)
+        session.finish(copies + count, [*copied, *chunks], time.monotonic_ns(), self._encoder.lossy)
         return True
+
+    def _plan(self, scrolls: Sequence[Scroll]) -> UpdatePlan | None:
+        """What to encode beside `scrolls`, which are copied first."""
+        damage = self.session.updates.damage
+        before = bytes(damage.tiles) if scrolls else b""
+        for scroll in scrolls:
+            scroll.settle(damage.tiles, damage.columns)
+        plan = self.session.plan(time.monotonic_ns())
+        if plan is None and scrolls:
+            # It is not its time yet, and the picture may have changed until then.
+            damage.add(before)
+        return plan
 
     def _encode(self, plan: UpdatePlan) -> tuple[int, list[bytes]]:
         # All but whether parts of the screen may be copied.

@@ -10,8 +10,10 @@ import trio
 from tvmm.errors import HostError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from tvmm.kvm.scroll import Scroll
     from tvmm.wiring.screen import Screen
 
 __all__ = ["save_picture"]
@@ -20,7 +22,9 @@ __all__ = ["save_picture"]
 class _Nobody:
     """A watcher that only has the canvas brought up to date."""
 
-    def damaged(self, tiles: bytes) -> None:
+    copies = False
+
+    def damaged(self, tiles: bytes, scrolls: Sequence[Scroll]) -> None:
         """See `Watcher`."""
 
     def resized(self) -> None:

@@ -14,10 +14,13 @@ import trio
 
 from tvmm.errors import HostError
 from tvmm.kvm.pixels import refresh
+from tvmm.kvm.scroll import ScrollFinder
 from tvmm.screen import Canvas, Surface
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from tvmm.kvm.scroll import Scroll
 
 __all__ = ["Screen", "Watcher"]
 
@@ -73,8 +76,12 @@ class ScreenSource(Protocol):
 class Watcher(Protocol):
     """Somebody who looks at the canvas. Called on the event loop."""
 
-    def damaged(self, tiles: bytes) -> None:
-        """Tiles of the canvas, one byte each, that have changed."""
+    @property
+    def copies(self) -> bool:
+        """Whether it makes use of what only moved, which takes time to find."""
+
+    def damaged(self, tiles: bytes, scrolls: Sequence[Scroll]) -> None:
+        """Tiles of the canvas, one byte each, that have changed, and what of them only moved, if `copies`."""
 
     def resized(self) -> None:
         """`Screen.canvas` has another size, or the same, and all of it is new."""
@@ -93,6 +100,7 @@ class Screen:
         self._watchers: list[Watcher] = []
         self._wake = trio.Event()
         self._looking = trio.Lock()
+        self._finder: ScrollFinder | None = None
         self._readers = 0
         self._busy = False
         self._turn = trio.Event()
@@ -202,9 +210,18 @@ class Screen:
             count = await trio.to_thread.run_sync(refresh, surface, vram.view, self.canvas, touched, damage)
         if count:
             self._changed_at = trio.current_time()
-            tiles = bytes(damage)
+            tiles, scrolls = bytes(damage), self._scrolls(damage)
             for watcher in list(self._watchers):
-                watcher.damaged(tiles)
+                watcher.damaged(tiles, scrolls)
+
+    def _scrolls(self, damage: bytearray) -> Sequence[Scroll]:
+        if not any(watcher.copies for watcher in self._watchers):
+            # One that has missed a change would be wrong the next time.
+            self._finder = None
+            return ()
+        if self._finder is None:
+            self._finder = ScrollFinder()
+        return self._finder.update(self.canvas, damage)
 
     def _darken(self) -> None:
         if self._surface is not None:
