@@ -38,6 +38,8 @@ that are the same as the one before count as its length and take no room.
 """
 DEFAULT_FPS, MAX_FPS = 10, 60
 MAX_SECONDS = 86400.0
+WEBP_BYTES = 1 << 30
+"""Of pixels that a .webp is made of: they are all in memory until it is written."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -104,7 +106,7 @@ def _frames(
         wait = start + number * period - time.monotonic()
         if wait > 0:
             time.sleep(wait)
-        if stopped:
+        if stopped and shown is not None:
             break
         try:
             client.execute("screendump", filename=str(path))
@@ -153,7 +155,13 @@ def _pictures(path: Path, frames: Iterator[Frame]) -> tuple[int, float]:
 
 def _webp(path: Path, frames: Iterator[Frame]) -> tuple[int, float]:
     """All pictures have the size of the first one: that of a film cannot change."""
-    kept = list(frames)
+    kept, held = [], 0
+    for frame in frames:
+        kept.append(frame)
+        held += len(frame.image.tobytes())
+        if held > WEBP_BYTES:
+            say(f"{path} is full; a .mp4 or a directory takes more")
+            break
     if not kept:
         return 0, 0.0
     size = kept[0].image.size

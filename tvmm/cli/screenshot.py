@@ -52,8 +52,8 @@ def picture_format(path: str) -> str:
 
 def run(options: Mapping[str, Any]) -> int:
     """Have it written, by the machine's process."""
+    image_format = picture_format(options["file"])
     path = os.path.abspath(options["file"])
-    image_format = picture_format(path)
     entry = named(options)
     with control(entry, timeout=60.0) as client:
         client.execute("screendump", filename=path, format=image_format)
