@@ -150,6 +150,11 @@ class VncConfig(NamedTuple):
                 "users would send their passwords in the clear, since tls is off",
                 "leave tls=off out, or say insecure=on",
             )
+        if self.tls is False and not self.web.is_local and not self.insecure:
+            raise ConfigError(
+                f"browsers would send the console's token to {self.web.text} in the clear, since tls is off",
+                "leave tls=off out, or say insecure=on",
+            )
         if self.size is not None:
             _check_size(self.size)
         return self
@@ -183,7 +188,8 @@ class VncConfig(NamedTuple):
         """What becomes of `tls`: on this host nobody listens, unless it is wanted for names or with certificates."""
         if self.tls is not None:
             return "required" if self.tls else "off"
-        return "off" if self.address.is_local and not (self.users_file or self.keys) else "offered"
+        local = self.address.is_local and self.web.is_local
+        return "off" if local and not (self.users_file or self.keys) else "offered"
 
     @property
     def clear_users(self) -> bool:
