@@ -210,6 +210,6 @@ def test_a_console_for_other_hosts_is_encrypted() -> None:
     """Its address has the token in it; viewers may be of this host all the same."""
     assert VncConfig.parse(":0,web=0.0.0.0:8900").encryption == "offered"
     assert VncConfig.parse(":0,web=127.0.0.1:8900").encryption == "off"
-    with pytest.raises(ConfigError, match="token to 0.0.0.0:8900 in the clear"):
+    with pytest.raises(ConfigError, match=r"token to 0\.0\.0\.0:8900 in the clear"):
         VncConfig.parse(":0,web=0.0.0.0:8900,tls=off")
     assert VncConfig.parse(":0,web=0.0.0.0:8900,tls=off,insecure=on").encryption == "off"

@@ -38,6 +38,7 @@ __all__ = ["Viewers", "serve_viewers"]
 SERVER_ID = "default"
 """QEMU's name of a server that was given none."""
 BACKLOG = 16
+EVERYWHERE = ("0.0.0.0", "::")
 POINTER_POLL_S = 0.25
 """Between two looks at whether the guest has begun to use another pointer."""
 
@@ -221,5 +222,7 @@ def _web_console(
     names = [name for name in (address.host, socket.gethostname()) if name]
     rules = Rules(token, page_files(), names, secure=tls is not None)
     viewers.listening([_end(End(address.host, port, websocket=True))])
-    machine.on_warning(f"browsers find it at {console_url(address.host, port, token, secure=tls is not None)}")
+    # Who listens everywhere is not to be called by that address.
+    host = socket.gethostname() if address.host in EVERYWHERE else address.host
+    machine.on_warning(f"browsers find it at {console_url(host, port, token, secure=tls is not None)}")
     return WebConsole(rules, serve, Panel(partial(figures, machine), time.monotonic), tls=tls)
