@@ -202,7 +202,7 @@ class MachineConfig(NamedTuple):
                 from tvmm.config.display import DisplayConfig
 
                 # Viewers without anything to look at are of no use.
-                checked = checked._replace(display=DisplayConfig())
+                checked = checked._replace(display=DisplayConfig(*(self.vnc.size or ())))
         if checked.display is not None:
             checked = checked._replace(display=checked.display.check())
         if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs):

@@ -79,8 +79,10 @@ class Viewer:
         with self._scope:
             try:
                 with trio.fail_after(LOGIN_SECONDS):
-                    await self._come_in()
+                    wish = await self._come_in()
+                # The canvas is up to date from here on: not all viewers understand that a size changes later.
                 async with self._server.screen.watched(self):
+                    self._admit(wish)
                     await self._stay()
             except* (*_GONE, _Leaves) as group:
                 self.reason = self.reason or _told(group)
@@ -126,15 +128,16 @@ class Viewer:
 
     # --- the way in ---
 
-    async def _come_in(self) -> None:
+    async def _come_in(self) -> WantsIn:
+        """Up to the viewer's last message before it is in."""
         session = self.session
         await self._flush()
-        while not session.running:
+        while True:
             while (event := session.next_event()) is not None:
+                if isinstance(event, WantsIn):
+                    return event
                 await self._handle_early(event)
                 await self._flush()
-                if session.running:
-                    return
             await self._flush()
             # A person may have to type a password; until then only programs talk.
             with trio.fail_after(HANDSHAKE_SECONDS if not session.security else LOGIN_SECONDS):
@@ -161,8 +164,6 @@ class Viewer:
             # Who guesses waits for the answer, and longer each time.
             await trio.sleep(server.lockout.failed(key, time.monotonic()))
             raise _Leaves(event.reason)
-        elif isinstance(event, WantsIn):
-            self._admit(event)
 
     def _admit(self, event: WantsIn) -> None:
         server = self._server
@@ -182,8 +183,6 @@ class Viewer:
     # --- in ---
 
     async def _stay(self) -> None:
-        # What it was told at its admission may be old by now.
-        self.resized()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
             await self._read()

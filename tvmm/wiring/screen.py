@@ -124,7 +124,8 @@ class Screen:
         finally:
             self._watchers.remove(watcher)
             if not self._watchers:
-                self._source.vram.watch.turn_off()
+                with suppress(HostError):
+                    self._source.vram.watch.turn_off()
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
@@ -184,6 +185,10 @@ class Screen:
                 while self._readers:
                     await self._turn.wait()
                 await self._look()
+            except BaseException:
+                # What was taken from the log was not looked at, and others watch, too.
+                self._all = True
+                raise
             finally:
                 self._busy = False
                 self._next_turn()

@@ -23,7 +23,16 @@ async def start_screen(machine: Machine, display: Display, nursery: trio.Nursery
     screen = Screen(display, vnc.size) if vnc is not None and vnc.size is not None else Screen(display)
     machine.screen = screen
     token = machine.token
-    display.on_mode = lambda: token.run_sync_soon(screen.mode_changed, idempotent=True)
+
+    def mode_changed() -> None:
+        surface = display.surface
+        if surface is not None:
+            # A mouse is moved by pixels.
+            machine.board.input.screen = surface.width, surface.height
+        screen.mode_changed()
+
+    display.on_mode = lambda: token.run_sync_soon(mode_changed, idempotent=True)
+    mode_changed()
     nursery.start_soon(screen.run, name="screen")
     if vnc is not None and vnc.address.kind != "none":
         from tvmm.wiring.viewers import serve_viewers
