@@ -144,7 +144,10 @@ class World:
             share,
             options=SessionOptions(encodings=MADE),
         )
-        self.server = VncServer(self.screen, self.hub, settings, lambda event, viewer: self.told.append(event))
+        self.complaints: list[str] = []
+        self.server = VncServer(
+            self.screen, self.hub, settings, lambda event, viewer: self.told.append(event), self.complaints.append
+        )
 
     @asynccontextmanager
     async def viewer(self, nursery: trio.Nursery, *numbers: int, **options: Any) -> AsyncIterator[Client]:
@@ -313,5 +316,25 @@ async def test_nonsense_ends_a_viewer_and_nobody_else() -> None:
             while await other.stream.receive_some():
                 pass
             assert viewer.reason
+        made.display.write(0, b"\x11\x22\x33\0")
+        await same(client, made.display)
+
+
+async def test_a_fault_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a traceback for those who mend it; others go on."""
+    async with world() as (made, nursery), made.viewer(nursery, encodings.RAW) as client:
+        async with made.viewer(nursery, encodings.RAW) as other:
+            [_, viewer] = made.server.viewers
+
+            def fail(*arguments: object) -> None:
+                raise ZeroDivisionError("a fault")
+
+            monkeypatch.setattr(viewer, "_handle", fail)
+            await other.stream.send_all(b"\4\1\0\0" + XK_A.to_bytes(4, "big"))
+            while await other.stream.receive_some():
+                pass
+        [complaint] = made.complaints
+        assert "fault of tvmm's own" in complaint
+        assert "ZeroDivisionError: a fault" in complaint
         made.display.write(0, b"\x11\x22\x33\0")
         await same(client, made.display)

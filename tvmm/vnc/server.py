@@ -8,6 +8,7 @@ session and by one update.
 from __future__ import annotations
 
 import time
+import traceback
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -128,7 +129,9 @@ class End(NamedTuple):
 
 
 class VncServer:
-    """All viewers of one screen. `tell` is called with a word of QEMU's for each event and the viewer."""
+    """All viewers of one screen. `tell` is called with a word of QEMU's for each event and the viewer, `say` with what
+    the user should know.
+    """
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class VncServer:
         hub: InputLike,
         settings: Settings,
         tell: Callable[[str, Viewer], None] = lambda event, viewer: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.settings = settings
         self.screen = screen
@@ -145,6 +149,7 @@ class VncServer:
         self.lockout = Lockout(settings.limits)
         self.sharing = Sharing(settings.share)
         self.tell = tell
+        self.say = say
 
     async def run(
         self,
@@ -176,6 +181,9 @@ class VncServer:
             self.tell("VNC_CONNECTED", viewer)
         try:
             await viewer.run()
+        except Exception:
+            # A fault of tvmm's own, which somebody may know how to bring about: the guest does not pay for it.
+            self.say(f"the session with {end.text} ended by a fault of tvmm's own:\n{traceback.format_exc()}")
         finally:
             if not refusal:
                 self.viewers.remove(viewer)

@@ -61,7 +61,7 @@ class Viewers:
             config.lossy,
             options,
         )
-        self.server = VncServer(screen, machine.board.input, settings, self._tell)
+        self.server = VncServer(screen, machine.board.input, settings, self._tell, machine.on_warning)
         self._announced: set[Viewer] = set()
 
     def listening(self, ends: Sequence[VncEnd]) -> None:
