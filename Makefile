@@ -13,7 +13,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.tests-installed
 	$(VENV)/bin/ruff check tvmm tests examples bench fuzz setup.py
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
