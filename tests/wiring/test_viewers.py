@@ -82,6 +82,41 @@ async def test_a_viewer_is_told_the_right_size_at_once(tmp_path: Path) -> None:
         await client.until(shows())
 
 
+async def test_a_viewer_that_cannot_resize_keeps_to_its_size(tmp_path: Path) -> None:
+    """What lies beyond is not sent, though it is only moved; the test viewer checks each rectangle."""
+    async with (
+        watched_guest(path := tmp_path / "vnc") as shell,
+        rfb_client(path, HEXTILE, COPY_RECT, extensions=()) as client,
+    ):
+        await client.until(shows())
+        await shell.ask("screen mode 640x480")
+        await shell.order("screen animate 1 text fps=10")
+        await shell.vm.wait_serial("animating")
+        before = len(client.viewer.updates)
+        await client.until(lambda viewer: len(viewer.updates) > before + 3)
+        await shell.prompt()
+        await shell.ask("screen picture 2")
+        lines = canvas_bytes(*OTHER, seed=2)
+        wanted = b"".join(lines[4 * OTHER[0] * y :][: 4 * SIZE[0]] for y in range(SIZE[1]))
+        await client.until(lambda viewer: viewer.pixels == wanted)
+
+
+async def test_what_moves_is_right(tmp_path: Path) -> None:
+    """Text that scrolls while a picture moves, for a viewer that copies what it has."""
+    async with watched_guest(path := tmp_path / "vnc", size=OTHER) as shell, rfb_client(path, RAW, COPY_RECT) as client:
+        await client.until(shows(*OTHER))
+        await shell.order("screen animate 1 both fps=15")
+        await shell.vm.wait_serial("animating")
+        before = len(client.viewer.updates)
+        await client.until(lambda viewer: len(viewer.updates) > before + 5)
+        await shell.prompt()
+        async with rfb_client(path, RAW) as fresh:
+            await fresh.until(lambda viewer: viewer.updates)
+            await client.until(lambda viewer: viewer.pixels == fresh.viewer.pixels)
+        numbers = {number for update in client.viewer.updates for _, number in update.rects}
+        assert COPY_RECT in numbers
+
+
 async def test_a_screen_that_is_off_is_dark(tmp_path: Path) -> None:
     """And has the size that it was given; the viewer follows when the guest switches it on."""
     async with (

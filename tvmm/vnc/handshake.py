@@ -23,21 +23,24 @@ if TYPE_CHECKING:
     from tvmm.vnc.security_types import Exchange, SecurityType
     from tvmm.vnc.security_types import Step as SecurityStep
 
-__all__ = ["HANDSHAKE_BYTES", "Handshake"]
+__all__ = ["HANDSHAKE_BYTES", "NOBODY", "Handshake"]
 
 HANDSHAKE_BYTES = 64 << 10
 """That have arrived and wait, before a viewer is in. The longest thing to wait for is a key of RSA-AES."""
 VERSION = re.compile(rb"RFB (\d{3})\.(\d{3})\n")
 VERSION_BYTES = 12
 OURS = b"RFB 003.008\n"
+NOBODY = "nobody is let in here"
 FIRST_SECURITY_TYPES = (1, 2)
 """Those that 3.3 has: the server names one, and both go on without a word."""
 
 
 class Handshake:
-    """One viewer's way in."""
+    """One viewer's way in. `refusal`: what a viewer is told for whom there are no security types."""
 
-    def __init__(self, link: Link, security_types: Sequence[SecurityType], peer: str) -> None:
+    def __init__(
+        self, link: Link, security_types: Sequence[SecurityType], peer: str, refusal: str = NOBODY
+    ) -> None:
         self.state = State.VERSION
         self.minor_version = 8
         """3, 7 or 8."""
@@ -47,6 +50,7 @@ class Handshake:
         self.events: deque[Event] = deque()
         self._link = link
         self._peer = peer
+        self._refusal = refusal
         self._types = tuple(security_types)
         self._chosen_number = 0
         self._exchange: Exchange | None = None
@@ -101,15 +105,15 @@ class Handshake:
         if self._types:
             self.enter(Step.OFFERED)
         else:
-            self._link.send(pack_reason("nobody is let in here"))
-            self._reject("no security type is configured")
+            self._link.send(pack_reason(self._refusal))
+            self._reject(self._refusal)
         return True
 
     def _decide(self) -> None:
         """3.3: the first type that it has."""
         chosen = next((kind for kind in self._types if kind.number in FIRST_SECURITY_TYPES), None)
         if chosen is None:
-            reason = "a viewer with RFB 3.7 or 3.8 is needed here"
+            reason = "a viewer with RFB 3.7 or 3.8 is needed here" if self._types else self._refusal
             self._link.send(bytes(4) + pack_reason(reason))
             self._reject(reason)
             return

@@ -36,7 +36,7 @@ from tvmm.vnc.client_messages import (
 from tvmm.vnc.encodings import ENCODINGS, Wishes
 from tvmm.vnc.errors import RfbError, RfbMisuse
 from tvmm.vnc.events import CutText, Event, Key, Motion, Pointer, WantsSize
-from tvmm.vnc.handshake import Handshake
+from tvmm.vnc.handshake import NOBODY, Handshake
 from tvmm.vnc.link import Link
 from tvmm.vnc.pixel_format import DEFAULT
 from tvmm.vnc.server_messages import FENCE_FLAGS, FENCE_REQUEST, SYNC_NEXT
@@ -76,15 +76,19 @@ class SessionOptions(NamedTuple):
 
 
 class Session:
-    """One viewer's. `security_types` in the order of preference; none: nobody is let in. `peer` is its address."""
+    """One viewer's. `security_types` in the order of preference; none: it is told `refusal`. `peer` is its address."""
 
     def __init__(
-        self, security_types: Sequence[SecurityType], options: SessionOptions | None = None, peer: str = ""
+        self,
+        security_types: Sequence[SecurityType],
+        options: SessionOptions | None = None,
+        peer: str = "",
+        refusal: str = NOBODY,
     ) -> None:
         self.options = options or SessionOptions()
         self.peer = peer
         self._link = Link()
-        self._handshake = Handshake(self._link, security_types, peer)
+        self._handshake = Handshake(self._link, security_types, peer, refusal)
         self._events = self._handshake.events
         self._updates: Updates | None = None
         self._held_bytes = 0

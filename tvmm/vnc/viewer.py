@@ -55,7 +55,10 @@ class Viewer:
         self.end = end
         # A browser has shown the token of the console's address, and noVNC speaks few security types.
         types = (NoSecurity(),) if end.websocket else settings.types()
-        self.session = Session(() if refusal else types, settings.options, end.text)
+        if refusal:
+            self.session = Session((), settings.options, end.text, refusal)
+        else:
+            self.session = Session(types, settings.options, end.text)
         self.proved = False
         """It is who it says it is; the lock-out counts it as a viewer."""
         self.since = time.monotonic()
@@ -161,8 +164,9 @@ class Viewer:
             if not self.proved:
                 raise _Leaves("there are too many viewers")
         elif isinstance(event, Rejected):
-            # Who guesses waits for the answer, and longer each time.
-            await trio.sleep(server.lockout.failed(key, time.monotonic()))
+            if self.session.security:
+                # Who guesses waits for the answer, and longer each time. Who was not asked did not guess.
+                await trio.sleep(server.lockout.failed(key, time.monotonic()))
             raise _Leaves(event.reason)
 
     def _admit(self, event: WantsIn) -> None:
