@@ -90,7 +90,7 @@ async def test_a_viewer_that_cannot_resize_keeps_to_its_size(tmp_path: Path) -> 
     ):
         await client.until(shows())
         await shell.ask("screen mode 640x480")
-        await shell.order("screen animate 1 text fps=10")
+        await shell.order("screen animate 1 text fps=50")
         await shell.vm.wait_serial("animating")
         before = len(client.viewer.updates)
         await client.until(lambda viewer: len(viewer.updates) > before + 3)
