@@ -105,16 +105,15 @@ async def test_what_moves_is_right(tmp_path: Path) -> None:
     """Text that scrolls while a picture moves, for a viewer that copies what it has."""
     async with watched_guest(path := tmp_path / "vnc", size=OTHER) as shell, rfb_client(path, RAW, COPY_RECT) as client:
         await client.until(shows(*OTHER))
-        await shell.order("screen animate 1 both fps=15")
+        await shell.order("screen animate 60 both fps=10")
         await shell.vm.wait_serial("animating")
-        before = len(client.viewer.updates)
-        await client.until(lambda viewer: len(viewer.updates) > before + 5)
+        # A viewer on a busy host is not always quick enough for it.
+        await client.until(lambda viewer: any(number == COPY_RECT for _, number in viewer.updates[-1].rects))
+        await shell.vm.send_serial("\x03")
         await shell.prompt()
         async with rfb_client(path, RAW) as fresh:
             await fresh.until(lambda viewer: viewer.updates)
             await client.until(lambda viewer: viewer.pixels == fresh.viewer.pixels)
-        numbers = {number for update in client.viewer.updates for _, number in update.rects}
-        assert COPY_RECT in numbers
 
 
 async def test_a_screen_that_is_off_is_dark(tmp_path: Path) -> None:
