@@ -2,7 +2,7 @@
 
 Nobody watching costs nothing: KVM does not log the video memory then, and no task wakes up. While somebody does, the
 log says 60 times a second which pages were written, and only what lies on them is compared; a screen on which nothing
-happens is a call of KVM's each time, and half as many of them.
+happens is a call of KVM's each time, and fewer of them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Screen", "Watcher"]
 
-PERIOD_S, IDLE_PERIOD_S = 1 / 60, 1 / 30
-"""Between two looks: while something changes, and when nothing has for `IDLE_AFTER_S`."""
+PERIOD_S = 1 / 60
+"""Between two looks, while something changes."""
 HURRY_PERIOD_S, HURRY_FOR_S = 0.004, 0.06
 """After a key or a movement of the pointer, whose effect somebody waits to see."""
-IDLE_AFTER_S = 1.0
+IDLE_S = ((10.0, 1 / 8), (1.0, 1 / 30))
+"""And when nothing has for so long. Keys and pointers end it at once."""
 AT_ONCE_BYTES = 2 << 20
 """What is compared on the event loop's thread, in half a millisecond; more goes to another one."""
 PAGE = 4096
@@ -174,7 +175,8 @@ class Screen:
         now = trio.current_time()
         if now < self._hurry_until:
             return HURRY_PERIOD_S
-        return IDLE_PERIOD_S if now > self._changed_at + IDLE_AFTER_S else PERIOD_S
+        idle = now - self._changed_at
+        return next((period for least, period in IDLE_S if idle > least), PERIOD_S)
 
     async def refresh(self) -> None:
         """Bring the canvas up to date with what the guest shows now, and tell who watches."""
@@ -205,10 +207,10 @@ class Screen:
         self._surface = surface
         if (surface.width, surface.height) != (self.canvas.width, self.canvas.height):
             self._resize(surface.width, surface.height)
-        if touched is not None and not any(touched):
+        if touched is not None and 1 not in touched:
             return
         damage = bytearray(self.canvas.columns * self.canvas.rows)
-        size = surface.stride * surface.height if touched is None else PAGE * sum(map(bool, touched))
+        size = surface.stride * surface.height if touched is None else PAGE * touched.count(1)
         if size <= AT_ONCE_BYTES:
             count = refresh(surface, vram.view, self.canvas, touched, damage)
         else:

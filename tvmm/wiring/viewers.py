@@ -109,10 +109,11 @@ class Viewers:
 
     async def follow_pointer(self) -> None:
         """Tell viewers when the guest takes to a tablet, or to a mouse."""
-        hub, told = self._machine.board.input, None
+        hub = self._machine.board.input
+        told: bool | None = None
         while True:
-            absolute = hub.absolute
-            if absolute != told:
+            absolute = hub.absolute if self.server.viewers else told
+            if absolute is not None and absolute != told:
                 told = absolute
                 self.server.set_absolute(absolute)
             await trio.sleep(POINTER_POLL_S)
