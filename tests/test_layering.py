@@ -65,6 +65,7 @@ PURE = (
     "vnc/security_types.py",
     "vnc/vnc_auth.py",
     "vnc/vencrypt.py",
+    "vnc/client.py",
     "vnc/client_messages.py",
     "vnc/clipboard.py",
     "vnc/congestion.py",
@@ -79,11 +80,13 @@ PURE = (
     "vnc/pixel_format.py",
     "vnc/pointer.py",
     "vnc/quality.py",
+    "vnc/remote_input.py",
     "vnc/server_messages.py",
     "vnc/session.py",
     "vnc/share.py",
     "vnc/states.py",
     "vnc/tables.py",
+    "vnc/tight_decoder.py",
     "vnc/updates.py",
 )
 """Modules without IO: state machines, tables, parsers."""

@@ -52,7 +52,9 @@ class Watcher(Protocol):
 class ScreenLike(Protocol):
     """`tvmm.wiring.screen.Screen`, as viewers need it."""
 
-    canvas: Canvas
+    @property
+    def canvas(self) -> Canvas:
+        """What it shows."""
 
     def watched(self, watcher: Watcher) -> AbstractAsyncContextManager[None]:
         """Within the block the canvas follows the guest."""
@@ -119,6 +121,8 @@ class End(NamedTuple):
     host: str = ""
     port: int = 0
     websocket: bool = False
+    relay: bool = False
+    """It is a machine whose guest has come here, for those who look at it there: who that is was proved before."""
 
     @property
     def text(self) -> str:
@@ -150,6 +154,9 @@ class VncServer:
         self.sharing = Sharing(settings.share)
         self.tell = tell
         self.say = say
+        self._accepting = trio.CancelScope()
+        self._refusal = ""
+        self._left = trio.Event()
 
     async def run(
         self,
@@ -157,8 +164,30 @@ class VncServer:
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled; closes the listeners."""
-        await trio.serve_listeners(self._accept, list(listeners), task_status=task_status)
+        """Serve until cancelled; closes the listeners. After `close` those are served that are there."""
+        async with trio.open_nursery() as nursery:
+            with self._accepting:
+                await trio.serve_listeners(
+                    self._accept, list(listeners), handler_nursery=nursery, task_status=task_status
+                )
+
+    def close(self, refusal: str) -> None:
+        """Let nobody in any more: who comes by another way than `run` is told why. On the event loop."""
+        self._refusal = refusal
+        self._accepting.cancel()
+
+    async def move(self, screen: ScreenLike, hub: InputLike) -> None:
+        """From now on all look at another screen, and type there. Keys that they hold are not held there."""
+        self.screen, self.hub = screen, hub
+        for viewer in list(self.viewers):
+            await viewer.follow(screen)
+        self.set_leds(hub.leds)
+        self.set_absolute(hub.absolute)
+
+    async def wait_empty(self) -> None:
+        """Until nobody is connected."""
+        while self.viewers:
+            await self._left.wait()
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         try:
@@ -174,7 +203,7 @@ class VncServer:
     async def serve(self, stream: trio.abc.Stream, end: End) -> None:
         """Serve one viewer on `stream` until it is gone, and close it."""
         key = address_key(end.host)
-        refusal = self.lockout.arrive(key, time.monotonic())
+        refusal = self._refusal or self.lockout.arrive(key, time.monotonic())
         viewer = Viewer(self, stream, end, refusal)
         if not refusal:
             self.viewers.append(viewer)
@@ -191,6 +220,8 @@ class VncServer:
                 self.hub.release_all(viewer)
                 self.lockout.leave(key, was_viewer=viewer.proved)
                 self.tell("VNC_DISCONNECTED", viewer)
+                self._left.set()
+                self._left = trio.Event()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SHUTDOWN_SECONDS):
                 await trio.aclose_forcefully(stream)
 

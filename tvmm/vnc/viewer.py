@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.kvm.scroll import Scroll
+    from tvmm.screen import Canvas
     from tvmm.vnc.events import Event
     from tvmm.vnc.pointer import Steps
-    from tvmm.vnc.server import End, VncServer
+    from tvmm.vnc.server import End, ScreenLike, VncServer
     from tvmm.vnc.updates import UpdatePlan
 
 __all__ = ["MADE", "Viewer"]
@@ -54,7 +56,7 @@ class Viewer:
         settings = server.settings
         self.end = end
         # A browser has shown the token of the console's address, and noVNC speaks few security types.
-        types = (NoSecurity(),) if end.websocket else settings.types()
+        types = (NoSecurity(),) if end.websocket or end.relay else settings.types()
         if refusal:
             self.session = Session((), settings.options, end.text, refusal)
         else:
@@ -64,6 +66,11 @@ class Viewer:
         self.since = time.monotonic()
         self.bytes_sent = self.frames = 0
         self._server = server
+        self._screen = server.screen
+        self._watch = AsyncExitStack()
+        self._watching = False
+        self._turning = trio.Lock()
+        """Held while it turns from one screen to another."""
         self._stream = stream
         self._encoder = Encoder()
         self._keyboard = Keyboard(settings.keystroke, settings.evdev_of_xt)
@@ -83,10 +90,16 @@ class Viewer:
             try:
                 with trio.fail_after(LOGIN_SECONDS):
                     wish = await self._come_in()
-                # The canvas is up to date from here on: not all viewers understand that a size changes later.
-                async with self._server.screen.watched(self):
-                    self._admit(wish)
-                    await self._stay()
+                async with self._watch:
+                    try:
+                        self._watching = True
+                        async with self._turning:
+                            await self._watch.enter_async_context(self._screen.watched(self))
+                        # The canvas is up to date from here on: not all viewers understand that a size changes later.
+                        self._admit(wish)
+                        await self._stay()
+                    finally:
+                        self._watching = False
             except* (*_GONE, _Leaves) as group:
                 self.reason = self.reason or _told(group)
         with trio.move_on_after(GOODBYE_SECONDS, shield=True):
@@ -100,6 +113,18 @@ class Viewer:
         self.reason = reason
         self._scope.cancel()
 
+    async def follow(self, screen: ScreenLike) -> None:
+        """Look at another screen from now on."""
+        async with self._turning:
+            await self._watch.aclose()
+            self._screen = screen
+            self.resized()
+            if self._watching:
+                await self._watch.enter_async_context(screen.watched(self))
+            if not self._watching:
+                # It has left while it was waited for the screen.
+                await self._watch.aclose()
+
     # --- for the screen ---
 
     @property
@@ -112,7 +137,7 @@ class Viewer:
         # What moved can be copied by a viewer that has all of it as it was, and only until the next change.
         self._scrolls = []
         if scrolls and self.copies:
-            columns = self._server.screen.canvas.columns
+            columns = self._screen.canvas.columns
             lacking = self.session.updates.lacking()
             self._scrolls = [scroll for scroll in scrolls if not scroll.unseen(lacking, columns)]
         self.session.damage(tiles)
@@ -120,7 +145,7 @@ class Viewer:
 
     def resized(self) -> None:
         """See `Watcher`."""
-        canvas = self._server.screen.canvas
+        canvas = self._screen.canvas
         self._scrolls = []
         self.session.resize(canvas.width, canvas.height)
         self.stir()
@@ -178,7 +203,7 @@ class Viewer:
         for other in admission.leaving:
             assert isinstance(other, Viewer)
             other.leave("another viewer wants the screen for itself")
-        canvas = server.screen.canvas
+        canvas = self._screen.canvas
         self.session.admit(canvas.width, canvas.height, server.settings.name)
         self.session.set_leds(server.hub.leds)
         self.session.set_pointer(absolute=server.hub.absolute)
@@ -211,7 +236,7 @@ class Viewer:
             for press in self._keyboard.key(event, hub.leds):
                 hub.key(press.code, press.down, self)
         elif isinstance(event, Pointer | Motion):
-            canvas = self._server.screen.canvas
+            canvas = self._screen.canvas
             self._point(self._pointer.pointer(event, canvas.width, canvas.height))
         elif isinstance(event, WantsSize):
             self.session.answer_size(SizeStatus.PROHIBITED)
@@ -219,7 +244,7 @@ class Viewer:
         else:
             return
         hub.sync()
-        self._server.screen.hurry()
+        self._screen.hurry()
 
     def _point(self, steps: Steps) -> None:
         hub = self._server.hub
@@ -249,16 +274,19 @@ class Viewer:
 
     async def _update(self) -> bool:
         """Make one, if one may go; whether there is one."""
-        session, screen = self.session, self._server.screen
+        session, screen = self.session, self._screen
         async with screen.still():
+            if screen is not self._screen:
+                # Another one since it was waited for: the session has its size.
+                return True
             scrolls, self._scrolls = self._scrolls, []
             plan = self._plan(scrolls)
             if plan is None:
                 return False
             if sum(rect.area for rect in plan.rects) <= AT_ONCE_PIXELS:
-                count, chunks = self._encode(plan)
+                count, chunks = self._encode(screen.canvas, plan)
             else:
-                count, chunks = await trio.to_thread.run_sync(self._encode, plan)
+                count, chunks = await trio.to_thread.run_sync(self._encode, screen.canvas, plan)
         copies, copied = encode_scrolls(scrolls)
         session.finish(copies + count, [*copied, *chunks], time.monotonic_ns(), self._encoder.lossy)
         return True
@@ -275,12 +303,12 @@ class Viewer:
             damage.add(before)
         return plan
 
-    def _encode(self, plan: UpdatePlan) -> tuple[int, list[bytes]]:
+    def _encode(self, canvas: Canvas, plan: UpdatePlan) -> tuple[int, list[bytes]]:
         # All but whether parts of the screen may be copied.
         settings = EncoderSettings(*plan.settings[:6])
         if not self._server.settings.lossy:
             settings = settings._replace(quality=None)
-        return self._encoder.encode(self._server.screen.canvas, plan.rects, settings)
+        return self._encoder.encode(canvas, plan.rects, settings)
 
     async def _flush(self) -> None:
         output = self.session.take_output()
