@@ -69,6 +69,8 @@ class Machine:
         self.config = (config or MachineConfig()).check()
         self.name = self.config.name
         self.outcome: Outcome | None = None
+        self.farewell: Outcome | None = None
+        """How it will end: the guest has moved, and viewers or control clients are waited for."""
         self.backend_path = ""
         self.listeners: list[Callable[[str, dict[str, object]], None]] = []
         """Called with name and data of each QMP event."""
@@ -276,6 +278,8 @@ class Machine:
                         self.motion.start()
 
     def _refuse_without_guest(self) -> None:
+        if self.farewell is not None:
+            raise UserError(f"the guest has moved to {self.farewell.report}")
         if self.motion.stage == "inmigrate":
             raise UserError("the machine waits for a guest that 'tvmm migrate' sends", "it runs when that is here")
 
@@ -321,6 +325,8 @@ class Machine:
         """Press the power button; the guest may or may not heed it. Raises `UserError` if it cannot: it is paused, or
         not here yet.
         """
+        if self.farewell is not None:
+            raise UserError(f"the guest has moved to {self.farewell.report}")
         if self.motion.stage == "inmigrate":
             raise UserError("the machine waits for a guest and has none to power off", "'tvmm stop' ends it")
         if not self.motion.running:
@@ -331,7 +337,7 @@ class Machine:
 
     def quit(self) -> None:
         """End the machine now, whatever the guest does."""
-        self.supervisor.post(Outcome("quit"))
+        self.supervisor.post(self.farewell or Outcome("quit"))
 
     async def shutdown(self) -> Outcome:
         """Press the power button, give the guest `powerdown_timeout_s` to heed it, then quit."""

@@ -96,6 +96,8 @@ class Moves:
             raise UserError(f"the machine has ended ({machine.outcome.kind})")
         if self._out is not None and (self._out.status.under_way or not self._begun.is_set()):
             raise UserError("a migration is under way already", "'tvmm info' shows it, QMP's migrate_cancel ends it")
+        if machine.farewell is not None:
+            raise UserError(f"the guest has moved to {machine.farewell.report}")
         if machine.motion.stage == "inmigrate":
             raise UserError("the machine waits for a guest and has none to move")
         if machine.motion.stage == "postmigrate":

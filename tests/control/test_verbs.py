@@ -73,6 +73,7 @@ VIEWER = {
     "x-seconds": 1.5,
     "x-bytes-sent": 4096,
     "x-frames": 3,
+    "x-relay": False,
 }
 PLAIN = {"auth": "vencrypt", "vencrypt": "x509-plain"}
 

@@ -19,6 +19,7 @@ from tvmm.migration.messages import (
     RoundDone,
     Running,
     State,
+    Watched,
     Welcome,
 )
 from tvmm.migration.wire import Kind, Opening, Reply, Security
@@ -54,6 +55,7 @@ MESSAGES: Mapping[str, Any] = {
     "state-defaults": State((), False, 0),
     "commit": Commit(),
     "cancel": Cancel("the user wants it back"),
+    "watched": Watched(3),
     "goodbye": Goodbye(),
     "query": Query(SESSION),
     "welcome": Welcome(1, TOKEN),
@@ -71,6 +73,7 @@ OPENINGS = {
     "control": Opening(Kind.CONTROL, Security.PLAIN, 1, 1),
     "lane": Opening(Kind.LANE, Security.TLS, 1, 3, TOKEN, 63),
     "query": Opening(Kind.QUERY, Security.PAIR, 1, 0xFFFF),
+    "screen": Opening(Kind.SCREEN, Security.TLS, 1, 1, TOKEN),
 }
 
 REPLIES = {reply.name.lower().replace("_", "-"): reply for reply in Reply}

@@ -18,11 +18,11 @@ import trio
 
 from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
-from tvmm.errors import IncomingFailed
+from tvmm.errors import IncomingFailed, UserError
 from tvmm.migration import commit, incoming, outgoing, pairing, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
-from tvmm.migration.link import listen
+from tvmm.migration.link import LinkLost, listen
 from tvmm.migration.outgoing import Outgoing
 from tvmm.migration.secure import Insecure, Securer, Tls
 from tvmm.migration.source import SourceState
@@ -62,6 +62,7 @@ class Ends(NamedTuple):
     incoming: Incoming
     wire: Wire
     ended: list[IncomingFailed]
+    incoming_over: trio.Event
 
 
 @asynccontextmanager
@@ -90,12 +91,14 @@ async def connected(
             await arriving.run(listeners)
         except IncomingFailed as error:
             ended.append(error)
+        over.set()
 
+    over = trio.Event()
     with trio.fail_after(20):
         async with listen(there) as listeners, trio.open_nursery() as nursery:
             await nursery.start(wire.run)
             nursery.start_soon(arrive)
-            yield Ends(leaving, arriving, wire, ended)
+            yield Ends(leaving, arriving, wire, ended, over)
             nursery.cancel_scope.cancel()
 
 
@@ -176,17 +179,61 @@ async def test_ways_to_move(world: World, tmp_path: Path, compress: str, connect
         check_one_guest(world, ends)
 
 
-@pytest.mark.parametrize("connections", [1, 3])
-async def test_ways_to_move_with_tls(world: World, tmp_path: Path, connections: int) -> None:
-    """Neither side waits for a handshake on one lane while the other waits for another lane."""
+async def screen_of(world: World) -> trio.abc.Stream:
+    """The destination's end of the connection for viewers."""
+    while not world.destination.screens:
+        await trio.sleep(0.01)
+    return world.destination.screens[0]
+
+
+def paired() -> tuple[Securer, Securer]:
+    """Both ends of a pairing code."""
     secret = pairing.new_secret()
     gate = pairing.Gate(time.monotonic)
-    secured = (
+    return (
         Tls(tls.paired_source(secret), Security.PAIR, "localhost"),
         Tls(tls.paired_destination(secret, gate), Security.PAIR, gate=gate),
     )
+
+
+@pytest.mark.parametrize("secured", [None, paired()], ids=["plain", "paired"])
+async def test_viewers_get_a_connection(
+    world: World, tmp_path: Path, secured: tuple[Securer, Securer] | None
+) -> None:
+    """After the guest has moved: the destination waits for it, serves it after the end of everything else, and once."""
+    world.source.viewers = 2
+    async with connected(world, tmp_path, secured=secured) as ends:
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        stream = await world.source.open_screen()
+        there = await screen_of(world)
+        await ends.incoming_over.wait()
+        await stream.send_all(b"hello")
+        assert await there.receive_some(5) == b"hello"
+        await there.send_all(b"there")
+        assert await stream.receive_some(5) == b"there"
+        with pytest.raises((UserError, LinkLost)):
+            await world.source.open_screen()
+        await trio.aclose_forcefully(stream)
+        await trio.aclose_forcefully(there)
+
+
+async def test_nobody_waits_for_viewers_that_do_not_come(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For long; nor at all if there are none."""
+    monkeypatch.setattr(incoming, "SCREEN_SECONDS", 0.2)
+    world.source.viewers = 1
+    async with connected(world, tmp_path) as ends:
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        await ends.incoming_over.wait()
+        assert not world.destination.screens
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_ways_to_move_with_tls(world: World, tmp_path: Path, connections: int) -> None:
+    """Neither side waits for a handshake on one lane while the other waits for another lane."""
     parameters = MigrationParameters(2000, connections=connections, verify=True)
-    async with connected(world, tmp_path, parameters=parameters, secured=secured) as ends:
+    async with connected(world, tmp_path, parameters=parameters, secured=paired()) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.DONE
         check_one_guest(world, ends)
 

@@ -16,7 +16,19 @@ from tvmm.errors import ProtocolError
 from tvmm.migration import incoming
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost
-from tvmm.migration.messages import Answer, Cancel, Commit, Failure, Goodbye, Query, Ready, Refuse, RoundDone, Running
+from tvmm.migration.messages import (
+    Answer,
+    Cancel,
+    Commit,
+    Failure,
+    Goodbye,
+    Query,
+    Ready,
+    Refuse,
+    RoundDone,
+    Running,
+    Watched,
+)
 from tvmm.migration.receivers import LAST_ROUND
 from tvmm.migration.reception import MAX_STRANGERS
 from tvmm.migration.secure import Insecure
@@ -515,6 +527,54 @@ async def test_words_after_it_has_arrived(world: World, message: object) -> None
         await source.over.wait()
         assert not source.errors
         assert world.running == {"destination"}
+
+
+async def test_screens_of_strangers(world: World) -> None:
+    """Nobody gets one without the token, before the guest is here, or after another has it."""
+    await given_up(world)
+    async with waiting_for(world) as source:
+        _, reply = await source.open(Opening(Kind.SCREEN))
+        assert reply is Reply.NO_SUCH_TOKEN
+        link, token = await source.greeted()
+        for wrong in (bytes(16), b"s" * 16):
+            _, reply = await source.open(Opening(Kind.SCREEN, token=wrong))
+            assert reply is Reply.NO_SUCH_TOKEN
+        early, _ = await source.open(Opening(Kind.SCREEN, token=token))
+        assert await early.receive_some(1) == b""
+        stream, _ = await source.lane(token, 0)
+        await stream.send_all(round_end(0))
+        await link.send(STATE)
+        assert isinstance(await link.receive(), Ready)
+        await link.send(Commit())
+        assert isinstance(await link.receive(), Running)
+        await source.open(Opening(Kind.SCREEN, token=token))
+        late, _ = await source.open(Opening(Kind.SCREEN, token=token))
+        assert await late.receive_some(1) == b""
+        await link.send(Watched(-1))
+        await link.send(Goodbye())
+        await source.over.wait()
+        assert len(world.destination.screens) == 1
+        assert not source.errors
+        await trio.aclose_forcefully(world.destination.screens[0])
+
+
+async def test_a_screen_for_which_there_is_none(world: World) -> None:
+    """The connection is refused, in words for the destination's user."""
+    await given_up(world)
+    world.destination.has_screen = False
+    async with waiting_for(world) as source:
+        link, token = await source.greeted()
+        stream, _ = await source.lane(token, 0)
+        await stream.send_all(round_end(0))
+        await link.send(STATE)
+        assert isinstance(await link.receive(), Ready)
+        await link.send(Commit())
+        assert isinstance(await link.receive(), Running)
+        screen, _ = await source.open(Opening(Kind.SCREEN, token=token))
+        assert await screen.receive_some(1) == b""
+        assert any("no screen" in line for line in source.said)
+        await link.send(Goodbye())
+        await source.over.wait()
 
 
 class Eager(Insecure):

@@ -30,6 +30,7 @@ from tvmm.migration.messages import (
     RoundDone,
     Running,
     State,
+    Watched,
     Welcome,
 )
 from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Kind, Opening, pack
@@ -51,6 +52,7 @@ FORGED = {
         State((), False, 1 << 40),
         Commit(),
         Cancel("a\x1b[2Jforged"),
+        Watched(-1),
         Goodbye(),
         Query(b"s" * 16),
         Ready(),

@@ -18,7 +18,7 @@ from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Inbox, Kind, Opening
 from tvmm.state import Section
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from tvmm.kvm.pages import PageBitmap
 
@@ -136,6 +136,8 @@ class Leaving(Side):
         super().__init__(world)
         self.moved_to = ""
         self.kept_paused = False
+        self.viewers = 0
+        self.open_screen: Callable[[], Awaitable[trio.abc.Stream]]
         self.busy_pages = 200
         self.fail_save = False
         self.tracking_stopped_on: list[int] = []
@@ -190,9 +192,11 @@ class Leaving(Side):
         """Remembered."""
         self.throttled.append(percent)
 
-    def end(self, peer: str) -> None:
+    def end(self, peer: str, open_screen: Callable[[], Awaitable[trio.abc.Stream]]) -> int:
         """It lives elsewhere."""
         self.moved_to = peer
+        self.open_screen = open_screen
+        return self.viewers
 
     def keep_paused(self) -> None:
         """It may run elsewhere."""
@@ -214,6 +218,8 @@ class Arriving(Side):
         self.loaded: tuple[Section, ...] = ()
         self.fail_load = self.fail_start = False
         self.announced = 0
+        self.screens: list[trio.abc.Stream] = []
+        self.has_screen = True
         self.otherwise: list[str] = []
         self.rehearsed = 0
 
@@ -252,6 +258,12 @@ class Arriving(Side):
         if self.fail_start:
             raise ImageError("the guest cannot be started")
         self.world.run(self)
+
+    def show_screen(self, stream: trio.abc.Stream) -> None:
+        """Kept."""
+        if not self.has_screen:
+            raise ImageError("this machine has no screen")
+        self.screens.append(stream)
 
     def announce(self) -> None:
         """Counted."""

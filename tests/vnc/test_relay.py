@@ -11,11 +11,10 @@ import trio
 from trio.testing import memory_stream_pair
 
 from tests.support.rfb_pair import paint
-from tests.support.rfb_viewer import RfbViewer
+from tests.support.rfb_person import Person, come_in
 from tvmm.devices.keys import evdev_of_xt, keystroke, xt_of_evdev
 from tvmm.errors import ProtocolError
 from tvmm.screen import Canvas
-from tvmm.vnc import encodings
 from tvmm.vnc.client import Client
 from tvmm.vnc.client_messages import ExtendedKeyEvent, PointerEvent
 from tvmm.vnc.lockout import Limits
@@ -109,41 +108,6 @@ class FakeInput:
         pass
 
 
-class Person:
-    """Somebody at a viewer."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.viewer = RfbViewer()
-        self._stream = stream
-        self._news = trio.Event()
-
-    async def run(self) -> None:
-        """Take in what comes."""
-        try:
-            while data := await self._stream.receive_some(1 << 16):
-                self.viewer.receive(bytes(data))
-                await self.say()
-                self._news.set()
-                self._news = trio.Event()
-        except trio.ClosedResourceError:
-            return
-
-    async def say(self, data: bytes = b"") -> None:
-        """Send what there is, and `data`."""
-        self.viewer.send(data)
-        if output := self.viewer.take_output():
-            await self._stream.send_all(output)
-
-    async def wait(self, condition: Callable[[], bool]) -> None:
-        """Until it holds."""
-        while not condition():
-            await self._news.wait()
-
-    async def leave(self) -> None:
-        """Close the window."""
-        await self._stream.aclose()
-
-
 class Place:
     """A machine's server."""
 
@@ -162,15 +126,7 @@ class Place:
 
     async def person(self) -> Person:
         """Somebody who has come in, and gets updates as fast as they are made."""
-        person = Person(self.connect())
-        self.nursery.start_soon(person.run)
-        await person.wait(lambda: person.viewer.running)
-        extensions = (encodings.DESKTOP_SIZE, encodings.FENCE, encodings.CONTINUOUS_UPDATES, encodings.LED_STATE)
-        person.viewer.set_encodings(encodings.RAW, *extensions, encodings.POINTER_MOTION)
-        person.viewer.request(incremental=False)
-        await person.say(b"\x96\x01\0\0\0\0\xff\xff\xff\xff")
-        await person.wait(lambda: bool(person.viewer.updates))
-        return person
+        return await come_in(self.connect(), self.nursery)
 
 
 def shows(person: Person, place: Place) -> bool:

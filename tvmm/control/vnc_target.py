@@ -39,6 +39,8 @@ class VncClientInfo(NamedTuple):
     bytes_sent: int = 0
     frames: int = 0
     """Updates of the screen that it got."""
+    relay: bool = False
+    """It is the machine that the guest has come from, for those who look at it there."""
 
 
 class VncServerInfo(NamedTuple):

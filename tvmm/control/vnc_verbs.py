@@ -130,4 +130,5 @@ def _client(client: VncClientInfo) -> dict[str, Json]:
         "x-seconds": client.seconds,
         "x-bytes-sent": client.bytes_sent,
         "x-frames": client.frames,
+        "x-relay": client.relay,
     }

@@ -8,8 +8,10 @@ from tvmm.kvm.pages import PAGE
 from tvmm.migration.messages import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    import trio
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.memory.ram import GuestRam
@@ -66,8 +68,10 @@ class LeavingGuest(Guest, Protocol):
     def take_disks(self) -> None:
         """Lock them again. Raises `UserError` if somebody else has one."""
 
-    def end(self, peer: str) -> None:
-        """The guest lives at `peer` now."""
+    def end(self, peer: str, open_screen: Callable[[], Awaitable[trio.abc.Stream]]) -> int:
+        """The guest lives at `peer` now. Returns how many look at its screen here, to whom it is to be shown further
+        over the stream that `open_screen` makes, on which the other end is an RFB server. That raises any `TvmmError`.
+        """
 
     def keep_paused(self) -> None:
         """It may be somebody else's: when it is not held any more it stays paused, for the user's `resume`."""
@@ -107,6 +111,12 @@ class ArrivingGuest(Guest, Protocol):
 
     async def start(self, running: bool) -> None:
         """Let the guest go on, or have it paused as it was."""
+
+    def show_screen(self, stream: trio.abc.Stream) -> None:
+        """Begin to serve the guest's screen over RFB to those who look at it at its source; close `stream` in the end.
+
+        Raises `UserError` if there is none.
+        """
 
     def announce(self) -> None:
         """Tell the networks where the guest is now."""

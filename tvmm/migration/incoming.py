@@ -31,6 +31,7 @@ from tvmm.migration.messages import (
     RoundDone,
     Running,
     State,
+    Watched,
     Welcome,
 )
 from tvmm.migration.receivers import ReceiverLanes
@@ -57,6 +58,8 @@ COMMIT_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 """How long the source may still ask what has become of the guest, if it has not said that it knows. It gives up
 sooner by itself."""
+SCREEN_SECONDS = 30.0
+"""For the connection for the screen, of a source that has said that there are viewers."""
 FAREWELL_SECONDS = 1.0
 CODE_LOOK_SECONDS = 1.0
 
@@ -96,6 +99,8 @@ class Incoming:
         self._arrivals: dict[int, Any] = {}
         self._decided = trio.Event()
         self._answered = trio.Event()
+        self._screen_came = trio.Event()
+        self._watched = False
         self._in_doubt = False
         self._abandon: trio.CancelScope | None = None
         self._committed_ns = 0
@@ -158,6 +163,9 @@ class Incoming:
             limit = ANSWER_SECONDS if self.state is DestinationState.RUNNING or self._in_doubt else FAREWELL_SECONDS
             with trio.move_on_after(limit):
                 await self._answered.wait()
+            if self._watched:
+                with trio.move_on_after(SCREEN_SECONDS):
+                    await self._screen_came.wait()
             nursery.cancel_scope.cancel()
 
     async def _populate(self) -> None:
@@ -187,6 +195,15 @@ class Incoming:
         self._arrivals[number] = stream
         self._lanes_news.set()
         self._lanes_news = trio.Event()
+
+    async def take_screen(self, stream: trio.abc.Stream) -> None:
+        """See `Desk`. It may be here before the control connection's last words."""
+        if self.state is not DestinationState.RUNNING or self._screen_came.is_set():
+            raise ProtocolError("a connection for the screen has no place here")
+        if self._identity and not same(self._security.identity(stream), self._identity):
+            raise ProtocolError("a connection for the screen comes from somebody else than the guest")
+        self._guest.show_screen(stream)
+        self._screen_came.set()
 
     async def serve_query(self, link: Link) -> None:
         """What has become of a guest. Whoever asks before it was given up is told that it was abandoned, and then it
@@ -418,6 +435,8 @@ class Incoming:
         try:
             while True:
                 message = await link.receive()
+                if isinstance(message, Watched):
+                    self._watched = True
                 if isinstance(message, Goodbye):
                     self._answered.set()
                     return

@@ -27,6 +27,7 @@ __all__ = [
     "RoundDone",
     "Running",
     "State",
+    "Watched",
     "Welcome",
 ]
 
@@ -119,6 +120,14 @@ class Cancel(NamedTuple):
     reason: str = ""
 
 
+class Watched(NamedTuple):
+    """Source, before Goodbye: so many `viewers` look at the guest's screen here. A connection for that screen follows,
+    on which the destination is an RFB server.
+    """
+
+    viewers: int
+
+
 class Goodbye(NamedTuple):
     """Source: your word that it runs has come. Nobody will ask any more."""
 
@@ -135,5 +144,5 @@ class Answer(NamedTuple):
     outcome: str
 
 
-FROM_SOURCE: tuple[type[Any], ...] = (Hello, Block, State, Section, Commit, Cancel, Goodbye, Query)
+FROM_SOURCE: tuple[type[Any], ...] = (Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query)
 FROM_DESTINATION: tuple[type[Any], ...] = (Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer)

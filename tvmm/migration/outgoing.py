@@ -18,7 +18,7 @@ from tvmm.kvm.pages import PAGE
 from tvmm.migration.commit import Commitment, Destination
 from tvmm.migration.guest import blocks_of
 from tvmm.migration.link import LinkLost, open_connection, peer_name
-from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State
+from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State, Watched
 from tvmm.migration.policy import Advice, Decision, Policy, Round
 from tvmm.migration.progress import Progress
 from tvmm.migration.receivers import LAST_ROUND
@@ -384,8 +384,19 @@ class Outgoing:
         if self.state is SourceState.DONE:
             # Told before the machine ends for it: who watches is never in doubt.
             self._tell("completed")
-            self._guest.end(self.progress.peer)
+            viewers = self._guest.end(self.progress.peer, self._open_screen)
+            if viewers:
+                await self._talk.say_if_possible(Watched(viewers))
             await self._talk.say_if_possible(Goodbye())
+
+    async def _open_screen(self) -> trio.abc.Stream:
+        """See `LeavingGuest.end`: secured like all connections, and known by the token."""
+        stream = await open_connection(self._address, Opening(Kind.SCREEN, self._security.kind, token=self._token))
+        try:
+            return await self._security.wrap(stream)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
 
     async def _say_why(self, kind: object, error: BaseException | None, trace: object) -> None:
         """A word to a destination that still expects something."""

@@ -38,10 +38,13 @@ class Desk(Protocol):
     """Who serves a connection that has said what it is for. All may raise what `Link` raises, and `UserError`."""
 
     def knows(self, token: bytes) -> bool:
-        """Whether a lane belongs to the migration that is under way."""
+        """Whether a lane, or a connection for the screen, belongs to the migration that is under way."""
 
     async def take_lane(self, stream: trio.SocketStream, number: int) -> None:
         """Keep it: it is the desk's from now on."""
+
+    async def take_screen(self, stream: trio.abc.Stream) -> None:
+        """Show the guest's screen there to those who looked at it at the source: the stream is the desk's then."""
 
     async def serve_query(self, link: Link) -> None:
         """Answer a question."""
@@ -80,6 +83,9 @@ class Reception:
                 return
             if opening.kind is Kind.LANE:
                 await self._desk.take_lane(stream, opening.lane)
+                kept = True
+            elif opening.kind is Kind.SCREEN:
+                await self._desk.take_screen(secured)
                 kept = True
             elif opening.kind is Kind.QUERY:
                 await self._desk.serve_query(Link(secured, FROM_SOURCE))
@@ -121,7 +127,7 @@ class Reception:
             common_version(opening)
         except ProtocolError:
             return Reply.NO_COMMON_VERSION
-        if opening.kind is Kind.LANE and not self._desk.knows(opening.token):
+        if opening.kind in (Kind.LANE, Kind.SCREEN) and not self._desk.knows(opening.token):
             return Reply.NO_SUCH_TOKEN
         return Reply.GO
 

@@ -8,9 +8,9 @@
 
 All numbers are little-endian. Every connection begins with an opening by the source and a reply by the destination,
 both in the clear: so that two sides that were started differently say so in words. If the reply is `GO` and both want
-TLS its handshake follows. A lane's opening has the token that the destination gave out, the others' is zero. What
-somebody in between makes of these bytes can stop a migration and no more: each side goes on only in the way that it
-was told to by its user. Nothing here does IO.
+TLS its handshake follows. The opening of a lane, and of a connection for the screen, has the token that the destination
+gave out, the others' is zero. What somebody in between makes of these bytes can stop a migration and no more: each side
+goes on only in the way that it was told to by its user. Nothing here does IO.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Kind(IntEnum):
     CONTROL = 1
     LANE = 2
     QUERY = 3
+    SCREEN = 4
 
 
 class Security(IntEnum):

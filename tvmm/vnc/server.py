@@ -125,6 +125,11 @@ class End(NamedTuple):
     """It is a machine whose guest has come here, for those who look at it there: who that is was proved before."""
 
     @property
+    def key(self) -> str:
+        """What it is counted under by `Lockout`."""
+        return "relay" if self.relay else address_key(self.host)
+
+    @property
     def text(self) -> str:
         """For messages."""
         if not self.host:
@@ -202,7 +207,7 @@ class VncServer:
 
     async def serve(self, stream: trio.abc.Stream, end: End) -> None:
         """Serve one viewer on `stream` until it is gone, and close it."""
-        key = address_key(end.host)
+        key = end.key
         refusal = self._refusal or self.lockout.arrive(key, time.monotonic())
         viewer = Viewer(self, stream, end, refusal)
         if not refusal:

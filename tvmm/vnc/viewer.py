@@ -13,7 +13,7 @@ from tvmm.vnc.encodings import COPY_RECT
 from tvmm.vnc.errors import RfbError
 from tvmm.vnc.events import Authenticated, Key, Motion, Pointer, Rejected, StartTls, WantsIn, WantsSize
 from tvmm.vnc.keys import Keyboard
-from tvmm.vnc.lockout import HANDSHAKE_SECONDS, LOGIN_SECONDS, address_key
+from tvmm.vnc.lockout import HANDSHAKE_SECONDS, LOGIN_SECONDS
 from tvmm.vnc.pointer import PointerTracker
 from tvmm.vnc.security_types import NoSecurity
 from tvmm.vnc.session import Session
@@ -176,7 +176,7 @@ class Viewer:
 
     async def _handle_early(self, event: Event) -> None:
         server = self._server
-        key = address_key(self.end.host)
+        key = self.end.key
         if isinstance(event, StartTls):
             await self._flush()
             stream = trio.SSLStream(self._stream, cast("ssl.SSLContext", event.context), server_side=True)

@@ -11,6 +11,7 @@ import trio
 from tvmm.board import host_memory
 from tvmm.board_facts import adopted_facts, describe_board, differences
 from tvmm.board_state import keep_board, load_board, save_board, section_types
+from tvmm.control.vnc_target import NoVnc
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.dirty_log import make_tracker
 from tvmm.kvm.pages import ram_hash
@@ -22,11 +23,12 @@ from tvmm.wiring.cpu_parts import KvmParts
 from tvmm.wiring.verification import differing_sections
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.machine import Machine
     from tvmm.vcpu.thread import Vcpu
+    from tvmm.wiring.relaying import Relaying
 
 __all__ = ["ArrivingMachine", "LeavingMachine"]
 
@@ -162,17 +164,27 @@ class LeavingMachine(_MovingMachine):
             return vcpus
         return [vcpu for vcpu, count in zip(vcpus, counts, strict=True) if count >= WRITER_SHARE * max(counts)]
 
-    def end(self, peer: str) -> None:
+    def end(self, peer: str, open_screen: Callable[[], Awaitable[trio.abc.Stream]]) -> int:
         """See `LeavingGuest`."""
         self._ended = True
-        self._machine.start_task(partial(self._end_soon, peer), "farewell")
+        machine = self._machine
+        machine.farewell = Outcome("migrated", STATUS_MIGRATED, peer)
+        relaying: Relaying | None = None
+        if not isinstance(machine.viewers, NoVnc):
+            from tvmm.wiring.relaying import Relaying
 
-    async def _end_soon(self, peer: str) -> None:
-        """Clients that have heard of the end may ask about it."""
+            relaying = Relaying(machine, peer, open_screen, compressed=not self._local)
+        machine.start_task(partial(self._end_soon, machine.farewell, relaying), "farewell")
+        return relaying.viewers if relaying is not None else 0
+
+    async def _end_soon(self, outcome: Outcome, relaying: Relaying | None) -> None:
+        """Viewers stay for as long as they like; clients that have heard of the end may ask about it."""
+        if relaying is not None:
+            await relaying.run()
         with trio.move_on_after(LINGER_S):
             while self._machine.control_clients():
                 await trio.sleep(LINGER_POLL_S)
-        self._machine.supervisor.post(Outcome("migrated", STATUS_MIGRATED, peer))
+        self._machine.supervisor.post(outcome)
 
     def keep_paused(self) -> None:
         """See `LeavingGuest`."""
@@ -262,6 +274,14 @@ class ArrivingMachine(_MovingMachine):
         async with machine.motion.lock:
             machine.motion.arrive(running=running and not machine.config.paused)
         machine.guest_has_arrived()
+
+    def show_screen(self, stream: trio.abc.Stream) -> None:
+        """See `ArrivingGuest`."""
+        if self._machine.screen is None:
+            raise UserError("this machine has no screen for the source's viewers")
+        from tvmm.wiring.relaying import serve_relayed
+
+        self._machine.start_task(partial(serve_relayed, self._machine, stream), "relayed viewers")
 
     def announce(self) -> None:
         """See `ArrivingGuest`."""

@@ -6,7 +6,7 @@ import errno
 import secrets
 import socket
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from tvmm.vnc.session import SessionOptions
 from tvmm.vnc.viewer import MADE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from tvmm.config.vnc import VncAddress, VncConfig
     from tvmm.machine import Machine
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tvmm.vnc.web_server import WebConsole
     from tvmm.wiring.screen import Screen
 
-__all__ = ["Viewers", "serve_viewers"]
+__all__ = ["Viewers", "follow_pointer", "lights_followed", "serve_viewers"]
 
 SERVER_ID = "default"
 """QEMU's name of a server that was given none."""
@@ -91,6 +91,7 @@ class Viewers:
             time.monotonic() - viewer.since,
             viewer.bytes_sent,
             viewer.frames,
+            viewer.end.relay,
         )
 
     def set_vnc_password(self, password: str, connected: str) -> None:
@@ -105,18 +106,31 @@ class Viewers:
         """See `VncTarget`."""
         self._access.expire_password(time)
 
-    # --- tasks ---
 
-    async def follow_pointer(self) -> None:
-        """Tell viewers when the guest takes to a tablet, or to a mouse."""
-        hub = self._machine.board.input
-        told: bool | None = None
-        while True:
-            absolute = hub.absolute if self.server.viewers else told
-            if absolute is not None and absolute != told:
-                told = absolute
-                self.server.set_absolute(absolute)
-            await trio.sleep(POINTER_POLL_S)
+async def follow_pointer(server: VncServer) -> None:
+    """Tell viewers when the guest takes to a tablet, or to a mouse. Ends by being cancelled."""
+    told: bool | None = None
+    while True:
+        absolute = server.hub.absolute if server.viewers else told
+        if absolute is not None and absolute != told:
+            told = absolute
+            server.set_absolute(absolute)
+        await trio.sleep(POINTER_POLL_S)
+
+
+@contextmanager
+def lights_followed(machine: Machine, server: VncServer) -> Iterator[None]:
+    """Within the block viewers are told of the guest's lock keys."""
+    token = trio.lowlevel.current_trio_token()
+
+    def leds(value: int) -> None:
+        token.run_sync_soon(server.set_leds, value)
+
+    machine.board.input.on_leds.append(leds)
+    try:
+        yield
+    finally:
+        machine.board.input.on_leds.remove(leds)
 
 
 def _end(end: End) -> VncEnd:
@@ -135,19 +149,13 @@ async def serve_viewers(
     for line in access.lines:
         say(line)
     viewers = Viewers(machine, screen, config, access)
-    token = trio.lowlevel.current_trio_token()
-
-    def leds(value: int) -> None:
-        token.run_sync_soon(viewers.server.set_leds, value)
-
     async with AsyncExitStack() as stack:
         listeners, where = await stack.enter_async_context(_listen(config.address, config.to))
-        machine.board.input.on_leds.append(leds)
-        stack.callback(machine.board.input.on_leds.remove, leds)
+        stack.enter_context(lights_followed(machine, viewers.server))
         viewers.listening(_ends_of(listeners, config.address))
         say(f"viewers find the screen at {where}")
         nursery.start_soon(partial(viewers.server.run, listeners), name="vnc")
-        nursery.start_soon(viewers.follow_pointer, name="vnc pointer")
+        nursery.start_soon(follow_pointer, viewers.server, name="vnc pointer")
         if config.web.kind != "none":
             web, _ = await stack.enter_async_context(_listen(config.web))
             console = _web_console(machine, viewers, config.web, web, access)
