@@ -236,7 +236,7 @@ async def test_nobody_new() -> None:
         said = b""
         while data := await stranger.receive_some(1000):
             said += bytes(data)
-        assert b"nobody is let in" in said
+        assert b"the guest has moved" in said
         here.screen.draw(Rect(0, 0, 9, 9), 3, 3, 3)
         await person.wait(lambda: person.viewer.colour(1, 1) == (3, 3, 3))
         await late.send_all(b"RFB 003.008\n")
