@@ -155,6 +155,32 @@ def test_keys_and_pointers() -> None:
     assert both.events == [Motion(-3, 2, 0)]
 
 
+def test_copies() -> None:
+    """Of what is there already, also where both places overlap."""
+    client = Client()
+    client.receive(HANDSHAKE)
+    picture = Canvas(64, 32)
+    picture.pixels[:] = random.Random(1).randbytes(64 * 32 * 4)
+    client.receive(raw(picture))
+    client.take_damage()
+    client.receive(update_header(1) + pseudo_rect(encodings.COPY_RECT, Rect(3, 4, 60, 28)) + bytes(4))
+    for y in range(28):
+        at, start = ((y + 4) * 64 + 3) * 4, y * 64 * 4
+        assert client.canvas.pixels[at : at + 240] == picture.pixels[start : start + 240]
+    assert client.take_damage() == b"\1\1"
+
+
+def test_keys_before_it_is_in() -> None:
+    """They are kept, so many of them; where the pointer was is not."""
+    client = Client()
+    for _ in range(1000):
+        client.key(0x1E, True)
+    client.pointer(1, 1, 1)
+    assert not client.take_output()
+    client.receive(HANDSHAKE)
+    assert client.take_output().endswith(b"\xff\0\0\1\0\0\0\0\0\0\0\x1e" * 256)
+
+
 def test_buttons_before_they_are_known() -> None:
     """A bit that would mean something else to the other end is not sent."""
     client = Client()
@@ -206,6 +232,10 @@ WRONG = {
     "an unknown encoding": HANDSHAKE + update_header(1) + pseudo_rect(16),
     "Raw beyond the picture": HANDSHAKE + update_header(1) + pseudo_rect(0, Rect(1, 0, 64, 1)),
     "Tight beyond the picture": HANDSHAKE + tight(b"", Rect(0, 31, 1, 2)),
+    "a copy from beyond the picture": HANDSHAKE
+    + update_header(1)
+    + pseudo_rect(encodings.COPY_RECT, Rect(0, 0, 2, 2))
+    + b"\0\x3f\0\0",
     "Tight without pixels": HANDSHAKE + tight(b"", Rect(0, 0, 0, 2)),
     "JPEG": HANDSHAKE + tight(b"\x90"),
     "another filter": HANDSHAKE + tight(b"\x40\x03"),

@@ -24,7 +24,7 @@ from tvmm.vnc.remote_input import RemoteInput
 from tvmm.vnc.security_types import NoSecurity
 from tvmm.vnc.server import End, Settings, VncServer, Watcher
 
-A, B = 30, 48
+A, B, SHIFT = 30, 48, 42
 LEFT, RIGHT = 0x110, 0x111
 
 
@@ -145,9 +145,10 @@ async def nursery() -> AsyncIterator[trio.Nursery]:
 
 async def moved(here: Place, there: Place, *, compressed: bool = True) -> Relay:
     """The guest of `here` is `there` now."""
-    relay = Relay(there.connect(End(relay=True)), xt_of_evdev, compressed=compressed)
-    await here.nursery.start(relay.run)
-    await here.server.move(relay, relay.input)
+    relay = Relay(xt_of_evdev, compressed=compressed)
+    here.server.redirect(relay.input)
+    await here.nursery.start(relay.run, there.connect(End(relay=True)))
+    await here.server.move(relay)
     return relay
 
 
@@ -220,6 +221,23 @@ async def test_who_leaves_holds_nothing() -> None:
         await here.server.wait_empty()
 
 
+async def test_what_is_typed_before_there_is_a_connection() -> None:
+    """Keys come later, in order, with Shift that was held before; a letter that was held is none any more."""
+    async with nursery() as tasks:
+        here, there = Place(tasks), Place(tasks)
+        person = await here.person()
+        await person.say(ExtendedKeyEvent(True, 0, 0x2A).pack() + ExtendedKeyEvent(True, 0, 0x30).pack())
+        await here.input.wait("key", B, True)
+        relay = Relay(xt_of_evdev)
+        here.server.redirect(relay.input)
+        await person.say(PointerEvent(0, 5, 5).pack())
+        await person.say(ExtendedKeyEvent(True, 0, 0x1E).pack() + ExtendedKeyEvent(False, 0, 0x2A).pack())
+        await trio.testing.wait_all_tasks_blocked()
+        await tasks.start(relay.run, there.connect(End(relay=True)))
+        await there.input.wait("key", SHIFT, False)
+        assert there.input.heard == [("key", SHIFT, True), ("key", A, True), ("key", SHIFT, False)]
+
+
 async def test_nobody_new() -> None:
     """Who comes after the end is refused; who is there stays."""
     async with nursery() as tasks:
@@ -249,9 +267,8 @@ async def test_a_relay_ends_with_the_other_machine() -> None:
     """By itself, without an error."""
     async with nursery() as tasks:
         there = Place(tasks)
-        relay = Relay(there.connect(End(relay=True)), xt_of_evdev)
         async with trio.open_nursery() as inner:
-            await inner.start(relay.run)
+            await inner.start(Relay(xt_of_evdev).run, there.connect(End(relay=True)))
             there.server.viewers[0].leave("it ends")
 
 
@@ -264,7 +281,7 @@ async def test_wrong_ends(said: bytes) -> None:
         await far.send_eof()
         async with trio.open_nursery() as tasks:
             with pytest.raises(ProtocolError):
-                await tasks.start(Relay(near, xt_of_evdev).run)
+                await tasks.start(Relay(xt_of_evdev).run, near)
 
 
 async def test_an_end_that_breaks_later(autojump_clock: trio.testing.MockClock) -> None:
@@ -281,21 +298,22 @@ async def test_an_end_that_breaks_later(autojump_clock: trio.testing.MockClock) 
 
         tasks.start_soon(carry, relay_end, far)
         tasks.start_soon(carry, far, relay_end)
-        relay = Relay(near, xt_of_evdev)
+        relay = Relay(xt_of_evdev)
         person = await here.person()
         async with trio.open_nursery() as inner:
-            inner.start_soon(expect_error, relay)
+            inner.start_soon(expect_error, relay, near)
             while not relay.bytes_received:
                 await trio.testing.wait_all_tasks_blocked()
-            await here.server.move(relay, relay.input)
+            here.server.redirect(relay.input)
+            await here.server.move(relay)
             await far.send_all(b"\x07" * 9)
         assert person.viewer.running
 
 
-async def expect_error(relay: Relay) -> None:
+async def expect_error(relay: Relay, stream: trio.abc.Stream) -> None:
     """It ends badly."""
     with pytest.raises(ProtocolError):
-        await relay.run()
+        await relay.run(stream)
 
 
 # --- input, by itself ---
@@ -306,6 +324,7 @@ class FakeClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self.running = True
         self.canvas.resize(101, 51)
         self.said: list[tuple[int, ...]] = []
 

@@ -50,6 +50,8 @@ VERSION = b"RFB 003.008\n"
 NO_SECURITY = 1
 OUTPUT_BYTES = 1 << 20
 """That wait to be sent. A server could ask for answers, and not read them."""
+EARLY_KEYS = 256
+"""That are typed before the connection is made; what comes then is lost."""
 PIECE_BYTES = 64 << 10
 """Of Raw pixels that are looked at together."""
 CUT_TEXT_BYTES = 16 << 20
@@ -58,6 +60,7 @@ COMPRESS_LEVEL = 1
 """Of Tight: the guest's host has other things to do."""
 
 WANTED = (
+    encodings.COPY_RECT,
     encodings.DESKTOP_SIZE,
     encodings.EXTENDED_DESKTOP_SIZE,
     encodings.LAST_RECT,
@@ -87,6 +90,8 @@ class Client:
         """Whether the guest's pointer takes positions."""
         self._extended_buttons = False
         self._tight = TightDecoder()
+        self._early: list[bytes] = []
+        """What was typed before the server has let this viewer in."""
         self._encoding = encodings.TIGHT if compressed else encodings.RAW
         self._damage = Damage(1, 1)
         self._resized = False
@@ -145,11 +150,23 @@ class Client:
     # --- what the viewer does ---
 
     def key(self, xt_code: int, down: bool) -> None:
-        """A key by its XT scancode. Raises `RfbError` if the server has not read for long, as all of these."""
-        self._send(ExtendedKeyEvent(down, 0, xt_code).pack())
+        """A key by its XT scancode; one that comes before `running` is kept.
+
+        Raises `RfbError` if the server has not read for long, as `pointer` does.
+        """
+        message = ExtendedKeyEvent(down, 0, xt_code).pack()
+        if self.running:
+            self._send(message)
+        elif len(self._early) < EARLY_KEYS:
+            self._early.append(message)
 
     def pointer(self, x: int, y: int, buttons: int) -> None:
-        """The pointer is there (or has gone that far, around `MOTION_ZERO`), with these buttons of RFB's down."""
+        """The pointer is there (or has gone that far, around `MOTION_ZERO`), with these buttons of RFB's down.
+
+        Forgotten before `running`.
+        """
+        if not self.running:
+            return
         # The eighth bit means two things; it is sent once both ends know which.
         known = buttons if self._extended_buttons else buttons & 0x7F
         self._send(PointerEvent(known, x, y).pack(extended=self._extended_buttons))
@@ -182,6 +199,9 @@ class Client:
         self.running = True
         self._send(SetPixelFormat(DEFAULT).pack() + SetEncodings((self._encoding, encodings.RAW, *WANTED)).pack())
         self._request(incremental=False)
+        for message in self._early:
+            self._send(message)
+        self._early.clear()
         while True:
             (kind,) = yield 1
             reader = self._READERS.get(kind)
@@ -287,6 +307,14 @@ class Client:
             piece = Rect(rect.x, y, rect.width, min(lines, rect.bottom - y))
             self._put(piece, (yield 4 * piece.area))
 
+    def _copy(self, rect: Rect) -> Steps:
+        self._check(rect)
+        x, y = struct.unpack(">HH", (yield 4))
+        self._check(Rect(x, y, rect.width, rect.height))
+        canvas, line = self.canvas, 4 * rect.width
+        starts = (((y + row) * canvas.width + x) * 4 for row in range(rect.height))
+        self._put(rect, b"".join(canvas.pixels[at : at + line] for at in starts))
+
     def _tight_rect(self, rect: Rect) -> Steps:
         self._check(rect)
         if not rect.area:
@@ -325,6 +353,7 @@ class Client:
 
     _DECODERS: ClassVar[dict[int, Callable[[Client, Rect], Steps]]] = {
         encodings.RAW: _raw,
+        encodings.COPY_RECT: _copy,
         encodings.TIGHT: _tight_rect,
         encodings.DESKTOP_SIZE: _desktop_size,
         encodings.EXTENDED_DESKTOP_SIZE: _extended_desktop_size,

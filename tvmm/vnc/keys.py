@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
     from tvmm.vnc.events import Key
 
-__all__ = ["HELD_MAX", "Keyboard", "Press", "Stroke"]
+__all__ = ["HELD_MAX", "MODIFIERS", "Keyboard", "Press", "Stroke"]
 
 HELD_MAX = 64
 """Keys that one viewer holds down; more are ignored, for nobody has so many fingers."""
 CAPS_LOCK_LED = 4
 NUM_LOCK_LED = 2
 LEFT_SHIFT, RIGHT_SHIFT, NUM_LOCK, ALTGR = 42, 54, 69, 100
+MODIFIERS = frozenset((29, LEFT_SHIFT, RIGHT_SHIFT, 56, 97, ALTGR, 125, 126))
+"""Keys that are held for what others mean with them: Ctrl, Shift, Alt and Meta."""
 LEFT_TAB, TAB = 0xFE20, 0xFF09
 """Some viewers call Shift and Tab by a name of its own."""
 LEVEL3_SHIFTS = (0xFE03, 0xFF7E)

@@ -31,16 +31,14 @@ STALL_SECONDS = 30.0
 
 
 class Relay:
-    """`ScreenLike`, and `input` is `InputLike`, over a stream that `run` closes."""
+    """`ScreenLike`, and `input` is `InputLike`, which keeps what is typed before there is a connection."""
 
-    def __init__(
-        self, stream: trio.abc.Stream, xt_of_evdev: Callable[[int], int | None], *, compressed: bool = True
-    ) -> None:
+    def __init__(self, xt_of_evdev: Callable[[int], int | None], *, compressed: bool = True) -> None:
         self._client = Client(compressed=compressed)
         self.input = RemoteInput(self._client, xt_of_evdev, self._stir)
         self.bytes_received = 0
         self._told = 0
-        self._stream = stream
+        self._stream: trio.abc.Stream
         self._watchers: list[Watcher] = []
         self._readers = 0
         self._busy = False
@@ -84,11 +82,14 @@ class Relay:
 
     # --- tasks ---
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until the server has gone; started when the whole picture is there.
+    async def run(
+        self, stream: trio.abc.Stream, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Until the server has gone; started when the whole picture is there. Once.
 
         Raises `ProtocolError` for a server that breaks the protocol or stalls. Closes the stream.
         """
+        self._stream = stream
         try:
             with collapse():
                 with trio.fail_after(FIRST_PICTURE_SECONDS):

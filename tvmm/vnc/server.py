@@ -181,13 +181,19 @@ class VncServer:
         self._refusal = refusal
         self._accepting.cancel()
 
-    async def move(self, screen: ScreenLike, hub: InputLike) -> None:
-        """From now on all look at another screen, and type there. Keys that they hold are not held there."""
-        self.screen, self.hub = screen, hub
+    def redirect(self, hub: InputLike) -> None:
+        """From now on all type somewhere else, where nothing is held yet. On the event loop."""
+        self.hub = hub
+        for viewer in self.viewers:
+            viewer.hold_modifiers()
+
+    async def move(self, screen: ScreenLike) -> None:
+        """From now on all look at another screen, that of the guest that they type to."""
+        self.screen = screen
         for viewer in list(self.viewers):
             await viewer.follow(screen)
-        self.set_leds(hub.leds)
-        self.set_absolute(hub.absolute)
+        self.set_leds(self.hub.leds)
+        self.set_absolute(self.hub.absolute)
 
     async def wait_empty(self) -> None:
         """Until nobody is connected."""

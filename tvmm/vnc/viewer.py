@@ -12,7 +12,7 @@ from tvmm.vnc.encoder import SUPPORTED, Encoder, EncoderSettings, encode_scrolls
 from tvmm.vnc.encodings import COPY_RECT
 from tvmm.vnc.errors import RfbError
 from tvmm.vnc.events import Authenticated, Key, Motion, Pointer, Rejected, StartTls, WantsIn, WantsSize
-from tvmm.vnc.keys import Keyboard
+from tvmm.vnc.keys import MODIFIERS, Keyboard
 from tvmm.vnc.lockout import HANDSHAKE_SECONDS, LOGIN_SECONDS
 from tvmm.vnc.pointer import PointerTracker
 from tvmm.vnc.security_types import NoSecurity
@@ -124,6 +124,12 @@ class Viewer:
             if not self._watching:
                 # It has left while it was waited for the screen.
                 await self._watch.aclose()
+
+    def hold_modifiers(self) -> None:
+        """Shift and its like, which the viewer's user still holds down, are held in the server's hub; others repeat."""
+        for code in self._keyboard.held:
+            if code in MODIFIERS:
+                self._server.hub.key(code, True, self)
 
     # --- for the screen ---
 

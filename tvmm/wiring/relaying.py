@@ -43,10 +43,13 @@ class Relaying:
         self._machine = machine
         self._peer = peer
         self._open_screen = open_screen
-        self._compressed = compressed
+        self._relay = Relay(xt_of_evdev, compressed=compressed)
         self._server = _server_of(machine)
         self.viewers = sum(viewer.session.running for viewer in self._server.viewers) if self._server else 0
         """How many there are to be relayed."""
+        if self._server is not None and self.viewers:
+            # At once: what is typed before there is a connection is kept for it.
+            self._server.redirect(self._relay.input)
 
     async def run(self) -> None:
         """Until the last viewer has left, or the other machine has ended; then all have left."""
@@ -56,26 +59,27 @@ class Relaying:
         server.close("the guest has moved")
         try:
             with collapse():
-                await self._relay(server)
+                await self._carry(server)
         except (TvmmError, trio.TooSlowError, trio.BrokenResourceError, OSError) as error:
             say(f"the viewers could not go on looking: {str(error) or 'the destination does not answer'}")
         for viewer in list(server.viewers):
             viewer.leave("the guest has moved")
 
-    async def _relay(self, server: VncServer) -> None:
+    async def _carry(self, server: VncServer) -> None:
+        relay = self._relay
+
         with trio.fail_after(CONNECT_SECONDS):
             stream = await self._open_screen()
-        relay = Relay(stream, xt_of_evdev, compressed=self._compressed)
 
         async def follow(*, task_status: trio.TaskStatus[None]) -> None:
-            await relay.run(task_status=task_status)
+            await relay.run(stream, task_status=task_status)
             # The other machine has ended, or wants no viewers.
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             await nursery.start(follow)
             relay.input.on_leds.append(server.set_leds)
-            await server.move(relay, relay.input)
+            await server.move(relay)
             count = len(server.viewers)
             self._machine.on_warning(
                 f"the guest has moved to {self._peer}; {count} {'viewers are' if count != 1 else 'viewer is'} "
