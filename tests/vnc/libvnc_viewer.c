@@ -4,7 +4,8 @@
  *
  * ENCODINGS as libvncclient spells them ("tight zrle"); SCHEMES are numbers of security types, by commas, VeNCrypt's
  * subtypes among them, or "any". QUALITY 0..9, or -1 for no JPEG. The picture is taken when all of the screen has come
- * and nothing more came for QUIET_MS. VIEWER_USER, VIEWER_PASSWORD and VIEWER_CA are taken from the environment. */
+ * and nothing more came for QUIET_MS. VIEWER_USER, VIEWER_PASSWORD, VIEWER_CA and VIEWER_CLICK (X,Y: where the left
+ * button is pressed) are taken from the environment. */
 #include <rfb/rfbclient.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,7 +79,7 @@ static void set_schemes(rfbClient *client, char *text)
 int main(int argc, char **argv)
 {
     rfbClient *client;
-    int quiet;
+    int quiet, x, y;
 
     if (argc < 7)
         return 2;
@@ -113,6 +114,9 @@ int main(int argc, char **argv)
         SendKeyEvent(client, key, TRUE);
         SendKeyEvent(client, key, FALSE);
     }
+    if (getenv("VIEWER_CLICK") && sscanf(getenv("VIEWER_CLICK"), "%d,%d", &x, &y) == 2)
+        for (int mask = 1; mask >= 0; mask--)
+            SendPointerEvent(client, x, y, mask);
     /* The pixels that libvncclient asks for by default are R, G, B, unused. */
     printf("P6 %d %d 255\n", client->width, client->height);
     for (size_t each = 0; each < (size_t)client->width * client->height; each++)

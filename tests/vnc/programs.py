@@ -20,7 +20,7 @@ __all__ = [
     "QUIET_SECONDS",
     "Screen",
     "ViewerFailed",
-    "answer_prompt",
+    "answer_prompts",
     "process",
     "run",
     "settled",
@@ -57,10 +57,10 @@ def run(command: Sequence[str], *, stdin: bytes = b"", **environment: str) -> by
     return done.stdout
 
 
-def answer_prompt(command: Sequence[str], prompt: bytes, answer: bytes, **environment: str) -> bytes:
-    """Run a command that asks on a terminal for something secret, once; what it has printed there.
+def answer_prompts(command: Sequence[str], name: bytes, secret: bytes, **environment: str) -> bytes:
+    """Run a command that may ask on a terminal for a name, and for a password; what it has printed there.
 
-    It throws away what was typed before it turned the echo off.
+    It throws away what was typed before it turned the echo off for the password.
     """
     ours, theirs = os.openpty()
     output = bytearray()
@@ -75,11 +75,12 @@ def answer_prompt(command: Sequence[str], prompt: bytes, answer: bytes, **enviro
             with suppress(OSError):
                 while part := os.read(ours, 4096):
                     output += part
-                    if answer and prompt in output:
+                    if b"Username:" in part:
+                        os.write(ours, name + b"\n")
+                    if b"Password:" in part:
                         while termios.tcgetattr(ours)[3] & termios.ECHO and program.poll() is None:
                             time.sleep(POLL_SECONDS)
-                        os.write(ours, answer)
-                        answer = b""
+                        os.write(ours, secret + b"\n")
             status = program.wait()
             timer.cancel()
     finally:
@@ -114,8 +115,9 @@ class Screen:
         run(["xdotool", "windowfocus", self._window() or "", "key", key], DISPLAY=self._display)
 
     def click(self, x: int, y: int) -> None:
-        """Click at a place of the guest's screen; the window is at the X server's upper left corner."""
-        run(["xdotool", "mousemove", str(x), str(y), "click", "1"], DISPLAY=self._display)
+        """Click at a place of the window."""
+        place = ["--window", self._window() or "", str(x), str(y)]
+        run(["xdotool", "mousemove", *place, "click", "1"], DISPLAY=self._display)
 
     def _window(self) -> str | None:
         search = ["xdotool", "search", "--onlyvisible", "--name", self._title]

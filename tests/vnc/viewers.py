@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tests.vnc.fake_rfb import response
-from tests.vnc.programs import QUIET_SECONDS, Screen, ViewerFailed, answer_prompt, process, run, settled, x_server
+from tests.vnc.programs import QUIET_SECONDS, Screen, ViewerFailed, answer_prompts, process, run, settled, x_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ class Viewer(Protocol):
     encodings: Sequence[str]
     securities: Sequence[str]
     types: bool
-    """Whether `capture` can press keys."""
+    """Whether `capture` can press keys, and click."""
     lossy: bool
     """Whether the picture that it gives is a JPEG file, whatever was sent."""
 
@@ -63,8 +63,10 @@ class Viewer(Protocol):
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
-        """The picture, RGB; then `keys` (characters) are pressed and released one after the other.
+        """The picture, RGB; then `keys` (characters) are pressed and released one after the other, and the left button
+        at `click`.
 
         A viewer that cannot tell when all of the screen has come takes `until` for the sign of it, or a time without
         changes.
@@ -132,12 +134,15 @@ class TigerVnc:
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         with self.watching(target, encoding, security) as screen:
             picture = settled(screen.picture, until)
             for key in keys:
                 screen.press(key)
-            if keys:
+            if click:
+                screen.click(*click)
+            if keys or click:
                 time.sleep(QUIET_SECONDS)  # nothing tells when the viewer has taken them from the X server
             return picture
 
@@ -173,7 +178,7 @@ class GvncCapture:
     name = "gvnccapture (gtk-vnc)"
     missing = lacking(["gvnccapture", "unshare"])
     encodings: Sequence[str] = ("",)
-    securities: Sequence[str] = ("none", "vnc", "tls-none", "tls-vnc", "x509-none", "x509-vnc")
+    securities: Sequence[str] = ("none", "vnc", *(each for each in VENCRYPT if each != "plain"))
     types = False
     lossy = False
 
@@ -191,13 +196,14 @@ class GvncCapture:
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "picture.png"
             command = ["gvnccapture", f"{target.host}:{target.port - 5900}", str(picture)]
             if target.authority:
                 command = [*self._TRUSTING, str(target.authority), *command]
-            answer_prompt(command, b"Password:", f"{target.password}\n".encode())
+            answer_prompts(command, target.user.encode(), target.password.encode())
             return opened(picture.read_bytes())
 
 
@@ -218,6 +224,7 @@ class VncSnapshot:
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         with tempfile.TemporaryDirectory() as folder:
             picture, secret = Path(folder) / "picture.jpeg", Path(folder) / "password"
@@ -261,6 +268,7 @@ class LibVncClient:
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         schemes = {"none": "1", "vnc": "2"}.get(security) or f"19,{VENCRYPT[security]}"
         arguments = [
@@ -273,6 +281,7 @@ class LibVncClient:
             VIEWER_USER=target.user,
             VIEWER_PASSWORD=target.password,
             VIEWER_CA=str(target.authority or ""),
+            VIEWER_CLICK="{},{}".format(*click) if click else "",
         )
         # libvncclient writes its log to standard error; the picture begins with its magic number.
         return opened(data)
@@ -313,11 +322,14 @@ command.vncdo()
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "picture.png"
             password = ["-p", target.password] if target.password else []
             pressed = [word for key in keys for word in ("key", key)]
+            if click:
+                pressed += ["move", *map(str, click), "click", "1"]
             run(
                 [
                     sys.executable, "-c", self._CODE, self._NAMES[encoding or "raw"], *password,
@@ -340,7 +352,7 @@ class AsyncVnc:
     _CODE = """
 import asyncio, sys, asyncvnc
 from PIL import Image
-host, port, user, password, encoding, path, *keys = sys.argv[1:]
+host, port, user, password, encoding, path, click, *keys = sys.argv[1:]
 async def main():
     async with asyncvnc.connect(host, int(port), user or None, password or None) as client:
         if encoding == "raw":
@@ -348,6 +360,9 @@ async def main():
         Image.fromarray(await client.screenshot()).convert("RGB").save(path)
         for key in keys:
             client.keyboard.press(key)
+        if click:
+            client.mouse.move(*map(int, click.split(",")))
+            client.mouse.click()
         await client.drain()
 asyncio.run(main())
 """
@@ -359,13 +374,14 @@ asyncio.run(main())
         security: str = "none",
         keys: Sequence[str] = (),
         until: Until | None = None,
+        click: tuple[int, int] | None = None,
     ) -> Image:
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "picture.png"
             run(
                 [
                     sys.executable, "-c", self._CODE, target.host, str(target.port), target.user, target.password,
-                    encoding, str(picture), *keys,
+                    encoding, str(picture), "{},{}".format(*click) if click else "", *keys,
                 ]
             )  # fmt: skip
             return opened(picture.read_bytes())
