@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -59,7 +59,7 @@ def done() -> Iterator[list[Done]]:
         rows: dict[str, Row] = defaultdict(Row)
         for name, what, detail in made:
             row = rows[name]
-            new = (*getattr(row, what), detail) if detail else True
+            new: Any = (*getattr(row, what), detail) if detail else True
             rows[name] = row._replace(**{what: new})
         write_table(rows)
 
@@ -78,9 +78,9 @@ def screens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screens]:
         yield screen
 
 
-def cases(parts: str, known: Sequence[str] | None = None) -> list[object]:
+def cases(parts: str, known: Sequence[str] | None = None) -> list[Any]:
     """Each viewer with each of its encodings, or security types."""
-    made = []
+    made: list[Any] = []
     for viewer in VIEWERS:
         skip = pytest.mark.skipif(bool(viewer.missing), reason=viewer.missing)
         for part in getattr(viewer, parts):
