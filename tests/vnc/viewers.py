@@ -207,6 +207,46 @@ class GvncCapture:
             return opened(picture.read_bytes())
 
 
+class GvncViewer:
+    """gtk-vnc's gvncviewer in an X server of its own, without anybody who answers its questions for a password."""
+
+    name = "gvncviewer (gtk-vnc)"
+    missing = lacking(["gvncviewer", "Xvfb", "xwd", "xdotool"])
+    encodings: Sequence[str] = ("",)
+    securities: Sequence[str] = ("none",)
+    types = True
+    lossy = False
+
+    _MENU_HEIGHT = 25
+    """Of GTK's own theme. The guest's screen is below."""
+
+    def capture(
+        self,
+        target: Target,
+        encoding: str = "",
+        security: str = "none",
+        keys: Sequence[str] = (),
+        until: Until | None = None,
+        click: tuple[int, int] | None = None,
+    ) -> Image:
+        command = ["gvncviewer", f"{target.host}:{target.port - 5900}"]
+        with x_server() as display, process(command, DISPLAY=display) as viewer:
+            screen = Screen(display, " - GVncViewer", viewer)
+
+            def shown() -> Image | None:
+                whole = screen.picture()
+                return whole.crop((0, self._MENU_HEIGHT, *whole.size)) if whole else None
+
+            picture = settled(shown, until)
+            for key in keys:
+                screen.press(key)
+            if click:
+                screen.click(click[0], click[1] + self._MENU_HEIGHT)
+            if keys or click:
+                time.sleep(QUIET_SECONDS)
+            return picture
+
+
 class VncSnapshot:
     """vncsnapshot, a child of TightVNC 1.2: version 3.3, its file is always JPEG."""
 
@@ -391,6 +431,7 @@ VIEWERS: tuple[Viewer, ...] = (
     TigerVnc(),
     TigerVnc(jpeg=8),
     GvncCapture(),
+    GvncViewer(),
     VncSnapshot(),
     LibVncClient(),
     LibVncClient(jpeg=8),
