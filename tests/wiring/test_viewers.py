@@ -229,9 +229,10 @@ async def test_mouse(tmp_path: Path) -> None:
             assert await lines_of(shell, 1) == ["move 5 -7 from 1"]
 
 
-async def test_lights_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [(), VIRTIO], ids=["ps2", "virtio"])
+async def test_lights_come_back(devices: tuple[str, ...], tmp_path: Path) -> None:
     """What the guest lights, the viewer shows."""
-    async with watched_guest(path := tmp_path / "vnc", device=list(VIRTIO)) as shell, rfb_client(path) as client:
+    async with watched_guest(path := tmp_path / "vnc", device=list(devices)) as shell, rfb_client(path) as client:
         for lights in (5, 0, 2):
             await shell.ask(f"leds {lights}")
             await client.until(lambda viewer, lights=lights: viewer.leds == lights)  # type: ignore[misc]
