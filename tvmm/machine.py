@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from tvmm.control.vnc_target import VncTarget
     from tvmm.memory.ram import GuestRam
     from tvmm.migration.status import MigrationParameters, MigrationStatus
-    from tvmm.wiring.screen import Screen
+    from tvmm.vnc.server import ScreenLike, VncServer
 
 __all__ = ["Machine"]
 
@@ -84,7 +84,9 @@ class Machine:
         self.before_resume: Callable[[], None] = lambda: None
         """Called when the user lets a machine go on; raises `UserError` if it cannot."""
         self.virtio: VirtioDevices | None = None  # set with the board, if there are any
-        self.screen: Screen | None = None  # set with its tasks, if there is a display
+        self.screen: ScreenLike | None = None  # set with its tasks, if there is a display
+        self.relayed: VncServer | None = None
+        """For viewers that came with the guest to a machine that has no server of its own."""
         self.viewers: VncTarget | None = None  # set with its tasks, if there is a server for them
         self.board: Board
         """The hardware; there is none before the block is entered."""

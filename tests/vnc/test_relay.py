@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable
+import random
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -14,6 +15,7 @@ from tests.support.rfb_pair import paint
 from tests.support.rfb_person import Person, come_in
 from tvmm.devices.keys import evdev_of_xt, keystroke, xt_of_evdev
 from tvmm.errors import ProtocolError
+from tvmm.kvm.scroll import Scroll
 from tvmm.screen import Canvas
 from tvmm.vnc.client import Client
 from tvmm.vnc.client_messages import ExtendedKeyEvent, PointerEvent
@@ -176,6 +178,50 @@ async def test_the_picture_and_keys(compressed: bool) -> None:
         assert ("to", 0x7FFF, 0) in there.input.heard
         assert not here.input.heard
         assert relay.bytes_received
+
+
+async def test_streams_of_a_viewer_go_on() -> None:
+    """One that has been sent compressed rectangles, whose streams have a history, reads those that come after."""
+    async with nursery() as tasks:
+        here, there = Place(tasks), Place(tasks)
+        viewer = Relay(xt_of_evdev)
+        await tasks.start(viewer.run, here.connect())
+        for place, seed in ((here, 1), (there, 2)):
+            place.screen.canvas.pixels[:] = pattern(seed)
+            place.screen.draw(Rect(0, 0, 1, 1), 0, 0, 0)
+        here.screen.resize(200, 70)
+        here.screen.canvas.pixels[:] = pattern(3)
+        looker = Looker()
+        async with viewer.watched(looker):
+            while viewer.canvas.pixels != here.screen.canvas.pixels:
+                await looker.news.wait()
+            await moved(here, there)
+            while viewer.canvas.pixels != there.screen.canvas.pixels:
+                await looker.news.wait()
+
+
+class Looker:
+    """A `Watcher` that can be waited for."""
+
+    copies = False
+
+    def __init__(self) -> None:
+        self.news = trio.Event()
+
+    def damaged(self, tiles: bytes, scrolls: Sequence[Scroll]) -> None:
+        """See `Watcher`."""
+        self.resized()
+
+    def resized(self) -> None:
+        """See `Watcher`."""
+        self.news.set()
+        self.news = trio.Event()
+
+
+def pattern(seed: int) -> bytes:
+    """Text-like: few colours, none of them for long."""
+    chance = random.Random(seed)
+    return b"".join(chance.choice((b"\0\0\0\0", b"\1\2\3\0", b"\7\7\7\0")) for _ in range(200 * 70))
 
 
 async def test_another_size() -> None:

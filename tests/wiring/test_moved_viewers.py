@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import trio
+from PIL import Image
 
 from tests.support.rfb_person import Person, come_in
 from tvmm import Machine, MachineConfig
@@ -18,6 +19,7 @@ from tvmm.migration.status import MigrationParameters
 from tvmm.outcome import STATUS_MIGRATED
 from tvmm.testing import PROMPT, booted
 from tvmm.vnc.client_messages import ExtendedKeyEvent
+from tvmm.wiring.picture import save_picture
 from tvmm.wiring.viewers import Viewers
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
@@ -128,6 +130,10 @@ async def test_the_source_is_small_and_closed(tmp_path: Path) -> None:
         await shows(person, 0x40, 0x50, 0x60)
         source = both.source
         assert not any(source.memory.read(0x10_0000, 1 << 20))
+        assert source.screen is not None
+        await save_picture(source.screen, tmp_path / "a.png", "PNG")
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.convert("RGB").getpixel((9, 9)) == (0x40, 0x50, 0x60)
         for refused in (source.resume, source.reset):
             with pytest.raises(UserError, match="has moved to"):
                 await refused()
@@ -153,10 +159,12 @@ async def test_the_destination_sends_them_away(tmp_path: Path) -> None:
         assert (await both.source.wait()).kind == "migrated"
 
 
-async def test_a_guest_that_moves_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_guest_that_moves_on(tmp_path: Path, served: bool) -> None:
     """By way of two relays."""
     uri = f"unix:{tmp_path}/on"
-    async with ends(tmp_path) as both, Machine(config(None)._replace(incoming=IncomingConfig(uri))) as last:
+    waiting = config(None)._replace(incoming=IncomingConfig(uri))
+    async with ends(tmp_path, served=served) as both, Machine(waiting) as last:
         person = await both.person()
         await both.migrate()
         await ask(both.destination, "screen fill 405060")

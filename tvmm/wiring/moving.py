@@ -170,7 +170,7 @@ class LeavingMachine(_MovingMachine):
         machine = self._machine
         machine.farewell = Outcome("migrated", STATUS_MIGRATED, peer)
         relaying: Relaying | None = None
-        if not isinstance(machine.viewers, NoVnc):
+        if machine.relayed is not None or not isinstance(machine.viewers, NoVnc):
             from tvmm.wiring.relaying import Relaying
 
             relaying = Relaying(machine, peer, open_screen, compressed=not self._local)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvmm.kvm.scroll import Scroll
-    from tvmm.wiring.screen import Screen
+    from tvmm.vnc.server import ScreenLike
 
 __all__ = ["save_picture"]
 
@@ -31,7 +31,7 @@ class _Nobody:
         """See `Watcher`."""
 
 
-async def save_picture(screen: Screen, path: Path, image_format: str) -> None:
+async def save_picture(screen: ScreenLike, path: Path, image_format: str) -> None:
     """What the guest shows now, as a file of `image_format`, a word of Pillow's.
 
     The file is there whole, or as it was before. Raises `HostError`.

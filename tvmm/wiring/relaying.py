@@ -80,6 +80,8 @@ class Relaying:
             await nursery.start(follow)
             relay.input.on_leds.append(server.set_leds)
             await server.move(relay)
+            # Pictures and recordings go on, too.
+            self._machine.screen = relay
             count = len(server.viewers)
             self._machine.on_warning(
                 f"the guest has moved to {self._peer}; {count} {'viewers are' if count != 1 else 'viewer is'} "
@@ -110,7 +112,7 @@ async def serve_relayed(machine: Machine, stream: trio.abc.Stream) -> None:
     if server is not None:
         await server.serve(stream, end)
         return
-    server = _private_server(machine)
+    server = machine.relayed = _private_server(machine)
     with lights_followed(machine, server):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow_pointer, server)
@@ -119,7 +121,7 @@ async def serve_relayed(machine: Machine, stream: trio.abc.Stream) -> None:
 
 
 def _server_of(machine: Machine) -> VncServer | None:
-    return machine.viewers.server if isinstance(machine.viewers, Viewers) else None
+    return machine.viewers.server if isinstance(machine.viewers, Viewers) else machine.relayed
 
 
 def _end_of(stream: trio.abc.Stream) -> End:
