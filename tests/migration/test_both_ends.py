@@ -16,18 +16,19 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from tests.migration.rig import Group
 from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
-from tvmm.errors import IncomingFailed, UserError
+from tvmm.errors import IncomingFailed
 from tvmm.migration import commit, incoming, outgoing, pairing, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
-from tvmm.migration.link import LinkLost, listen
+from tvmm.migration.link import listen, open_connection
 from tvmm.migration.outgoing import Outgoing
 from tvmm.migration.secure import Insecure, Securer, Tls
 from tvmm.migration.source import SourceState
 from tvmm.migration.status import MigrationParameters, MigrationStatus
-from tvmm.migration.wire import Security
+from tvmm.migration.wire import Kind, Opening, Security
 
 TO_DESTINATION = ("Hello", "State", "Commit", "Goodbye")
 TO_SOURCE = ("Welcome", "RoundDone", "Ready", "Running")
@@ -200,7 +201,7 @@ def paired() -> tuple[Securer, Securer]:
 async def test_viewers_get_a_connection(
     world: World, tmp_path: Path, secured: tuple[Securer, Securer] | None
 ) -> None:
-    """After the guest has moved: the destination waits for it, serves it after the end of everything else, and once."""
+    """After the guest has moved: the destination waits for it, and it goes on after the end of all others."""
     world.source.viewers = 2
     async with connected(world, tmp_path, secured=secured) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.DONE
@@ -211,10 +212,31 @@ async def test_viewers_get_a_connection(
         assert await there.receive_some(5) == b"hello"
         await there.send_all(b"there")
         assert await stream.receive_some(5) == b"there"
-        with pytest.raises((UserError, LinkLost)):
-            await world.source.open_screen()
         await trio.aclose_forcefully(stream)
         await trio.aclose_forcefully(there)
+
+
+async def test_the_screen_is_for_the_source_alone(world: World, tmp_path: Path) -> None:
+    """Another host of the same group that knows the token has not the certificate that brought the guest."""
+    group = Group(tmp_path / "keys")
+    there, stranger = group.join("there", "localhost"), group.join("stranger")
+    secured = (
+        Tls(tls.source(group.alpha, ""), Security.TLS, "localhost"),
+        Tls(tls.destination(there), Security.TLS),
+    )
+    world.source.viewers = 1
+    async with connected(world, tmp_path, secured=secured) as ends:
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        other = Tls(tls.source(stranger, ""), Security.TLS, "localhost")
+        opening = Opening(Kind.SCREEN, Security.TLS, token=ends.out._token)
+        address = MigrationAddress("unix", path=str(tmp_path / "there"))
+        stream = await other.wrap(await open_connection(address, opening))
+        with suppress(trio.BrokenResourceError):
+            assert await stream.receive_some(1) == b""
+        assert not world.destination.screens
+        stream = await world.source.open_screen()
+        await trio.aclose_forcefully(await screen_of(world))
+        await trio.aclose_forcefully(stream)
 
 
 async def test_nobody_waits_for_viewers_that_do_not_come(
