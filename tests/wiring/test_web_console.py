@@ -13,6 +13,7 @@ from tests.vnc.test_web_chromium import CANVAS, connected
 from tests.vnc.webdriver import MISSING, Browser
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
+from tvmm.config.incoming import IncomingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,3 +61,42 @@ async def test_the_picture_is_seen_and_keys_arrive(tmp_path: Path) -> None:
                 ("48", "down"),
                 ("48", "up"),
             ]
+
+
+async def test_it_goes_on_after_a_migration(tmp_path: Path) -> None:
+    """The page stays as it is: it shows what the guest draws where it is then, and keys typed on it arrive there."""
+    config = MachineConfig.parse(
+        name="web",
+        append=f"run=screen,mode,{WIDTH}x{HEIGHT};screen,fill,102030",
+        memory="64M",
+        device=["virtio-keyboard", "virtio-tablet"],
+        vnc="127.0.0.1:0,web=127.0.0.1:0,lossy=off",
+    )
+    uri = f"unix:{tmp_path}/move"
+    waiting = config._replace(name="there", vnc=None, incoming=IncomingConfig(uri))
+    said: list[str] = []
+    vm = Machine(config)
+    vm.on_warning = said.append
+
+    async def shows(*colour: int) -> None:
+        while (await browser.soon(browser.canvas, CANVAS)) != (WIDTH, HEIGHT, bytes((*colour, 255)) * WIDTH * HEIGHT):
+            await trio.lowlevel.checkpoint()
+
+    with Browser(tmp_path, insecure=True) as browser:
+        async with vm, Machine(waiting) as there:
+            await vm.resume()
+            await vm.wait_serial(PROMPT)
+            [url] = re.findall(r"http://\S+", "\n".join(said))
+            await connected(browser, url)
+            await shows(0x10, 0x20, 0x30)
+            await vm.migrate(uri)
+            await there.wait_arrival()
+            shell = GuestShell(there)
+            await shell.order("screen fill 405060")
+            await there.wait_serial(PROMPT)
+            await shows(0x40, 0x50, 0x60)
+            await shell.order("keys")
+            await there.wait_serial("to end\r\n")
+            await browser.soon(browser.press, "a")
+            await there.wait_serial("key 30 up")
+            assert vm.run_state() == "postmigrate"
