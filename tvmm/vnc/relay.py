@@ -14,6 +14,7 @@ import trio
 from tvmm.errors import ProtocolError, collapse
 from tvmm.vnc.client import Client
 from tvmm.vnc.remote_input import RemoteInput
+from tvmm.vnc.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -40,9 +41,7 @@ class Relay:
         self._told = 0
         self._stream: trio.abc.Stream
         self._watchers: list[Watcher] = []
-        self._readers = 0
-        self._busy = False
-        self._turn = trio.Event()
+        self._turns = Turns()
         self._news = trio.Event()
 
     @property
@@ -64,21 +63,11 @@ class Relay:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
         """See `ScreenLike`."""
-        while self._busy:
-            await self._turn.wait()
-        self._readers += 1
-        try:
+        async with self._turns.looking():
             yield
-        finally:
-            self._readers -= 1
-            self._next_turn()
 
     def hurry(self) -> None:
         """See `ScreenLike`. The other end knows by itself."""
-
-    def _next_turn(self) -> None:
-        self._turn.set()
-        self._turn = trio.Event()
 
     # --- tasks ---
 
@@ -118,11 +107,7 @@ class Relay:
             return False
         self.bytes_received += len(data)
         leds = self._client.leds
-        # Nobody begins to read while this waits: many readers do not keep the screen from moving.
-        self._busy = True
-        try:
-            while self._readers:
-                await self._turn.wait()
+        async with self._turns.changing():
             try:
                 self._client.receive(data)
             finally:
@@ -131,9 +116,6 @@ class Relay:
                     for watcher in list(self._watchers):
                         watcher.resized()
             self._tell_whole()
-        finally:
-            self._busy = False
-            self._next_turn()
         self._stir()
         if self._client.leds != leds:
             for listener in self.input.on_leds:

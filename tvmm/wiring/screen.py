@@ -16,6 +16,7 @@ from tvmm.errors import HostError
 from tvmm.kvm.pixels import refresh
 from tvmm.kvm.scroll import ScrollFinder
 from tvmm.screen import Canvas, Surface
+from tvmm.vnc.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -100,11 +101,8 @@ class Screen:
         self._all = True
         self._watchers: list[Watcher] = []
         self._wake = trio.Event()
-        self._looking = trio.Lock()
+        self._turns = Turns()
         self._finder: ScrollFinder | None = None
-        self._readers = 0
-        self._busy = False
-        self._turn = trio.Event()
         self._hurry_until = self._changed_at = 0.0
 
     # --- who looks ---
@@ -131,18 +129,8 @@ class Screen:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
         """Within the block the canvas does not change. Others may read it at the same time."""
-        while self._busy:
-            await self._turn.wait()
-        self._readers += 1
-        try:
+        async with self._turns.looking():
             yield
-        finally:
-            self._readers -= 1
-            self._next_turn()
-
-    def _next_turn(self) -> None:
-        self._turn.set()
-        self._turn = trio.Event()
 
     def hurry(self) -> None:
         """Somebody has typed, and waits for what the guest makes of it."""
@@ -180,20 +168,13 @@ class Screen:
 
     async def refresh(self) -> None:
         """Bring the canvas up to date with what the guest shows now, and tell who watches."""
-        async with self._looking:
-            # Nobody begins to read while this waits: many readers do not keep the screen from moving.
-            self._busy = True
+        async with self._turns.changing():
             try:
-                while self._readers:
-                    await self._turn.wait()
                 await self._look()
             except BaseException:
                 # What was taken from the log was not looked at, and others watch, too.
                 self._all = True
                 raise
-            finally:
-                self._busy = False
-                self._next_turn()
 
     async def _look(self) -> None:
         surface, vram = self._source.surface, self._source.vram
