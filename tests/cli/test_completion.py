@@ -36,7 +36,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("tvmm r", ["run", "resume", "resize"]),
+        ("tvmm r", ["run", "resume", "resize", "record"]),
         ("tvmm run --me", ["--memory"]),
         ("tvmm run --serial s", ["stdio"]),
         ("tvmm run --device isa", ["isa-debug-exit"]),
