@@ -72,7 +72,8 @@ class Moves:
 
         self._refuse_to_move()
         with attentive():
-            await trio.to_thread.run_sync(_import_for_leaving, parameters.tls or bool(parameters.pair))
+            watched = self._machine.screen is not None
+            await trio.to_thread.run_sync(_import_for_leaving, parameters.tls or bool(parameters.pair), watched)
         from tvmm.migration.outgoing import Outgoing
         from tvmm.migration.secure import client_security
         from tvmm.wiring.moving import LeavingMachine
@@ -175,14 +176,16 @@ class Moves:
         return rounds <= PASSES_TOLD or not rounds % PASSES_TOLD
 
 
-def _import_for_leaving(secure: bool) -> None:
+def _import_for_leaving(secure: bool, watched: bool) -> None:
     """On a worker thread: the first time it takes a tenth of a second, in which the event loop has other work."""
     import tvmm.migration.outgoing
     import tvmm.migration.secure
     import tvmm.wiring.moving
 
     if secure:
-        import tvmm.migration.tls  # noqa: F401
+        import tvmm.migration.tls
+    if watched:
+        import tvmm.wiring.relaying  # noqa: F401
 
 
 def _bound(address: Any, listeners: list[trio.SocketListener]) -> str:

@@ -11,7 +11,6 @@ import trio
 from tvmm.board import host_memory
 from tvmm.board_facts import adopted_facts, describe_board, differences
 from tvmm.board_state import keep_board, load_board, save_board, section_types
-from tvmm.control.vnc_target import NoVnc
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.dirty_log import make_tracker
 from tvmm.kvm.pages import ram_hash
@@ -170,7 +169,7 @@ class LeavingMachine(_MovingMachine):
         machine = self._machine
         machine.farewell = Outcome("migrated", STATUS_MIGRATED, peer)
         relaying: Relaying | None = None
-        if machine.relayed is not None or not isinstance(machine.viewers, NoVnc):
+        if machine.relayed is not None or machine.viewers is not None:
             from tvmm.wiring.relaying import Relaying
 
             relaying = Relaying(machine, peer, open_screen, compressed=not self._local)
