@@ -6,14 +6,18 @@ import ctypes
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import trio
+from trio._core._thread_cache import THREAD_CACHE
 
 __all__ = ["ip", "network_namespace", "why_not"]
 
 CLONE_NEWNET = 0x4000_0000
+THREAD_SECONDS = 10.0
 
 
 def why_not() -> str:
@@ -41,8 +45,23 @@ def network_namespace() -> Iterator[None]:
             yield
         finally:
             assert libc.setns(before, CLONE_NEWNET) == 0
+            _bring_threads_home(libc, before)
     finally:
         os.close(before)
+
+
+def _bring_threads_home(libc: ctypes.CDLL, before: int) -> None:
+    """Trio keeps threads for the next who needs one, and those that were started in there are in there."""
+    count = len(THREAD_CACHE._idle_workers)
+    all_of_them = threading.Barrier(count + 1)
+
+    def home() -> None:
+        libc.setns(before, CLONE_NEWNET)
+        all_of_them.wait(THREAD_SECONDS)
+
+    for _ in range(count):
+        trio.lowlevel.start_thread_soon(home, lambda result: None)
+    all_of_them.wait(THREAD_SECONDS)
 
 
 def ip(*words: str) -> str:
