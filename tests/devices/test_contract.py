@@ -202,5 +202,4 @@ def test_every_device_is_here() -> None:
     """Each module with a device in it is under contract."""
     parts = {"common", "edid", "input_hub", "key_tables", "keys", "pci_mapper"}
     parts |= {"ps2_keyboard", "ps2_mouse", "ps2_sinks", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
-    parts.add("viewer_input")
     assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in STEMS - parts}

@@ -53,11 +53,6 @@ class Quality:
         """For a still part of the screen."""
         return None if self.policy.lossless else self.wanted
 
-    @property
-    def loses(self) -> bool:
-        """Whether what is sent at `level` will have to be sent again."""
-        return self.level is not None and self.level != self.refined
-
     def want(self, level: int | None) -> None:
         """The viewer asks for this one. What was learnt about the line stays."""
         self.wanted = level
