@@ -34,8 +34,8 @@ IDLE_S = ((10.0, 1 / 8), (1.0, 1 / 30))
 AT_ONCE_BYTES = 2 << 20
 """What is compared on the event loop's thread, in half a millisecond; more goes to another one."""
 PAGE = 4096
-DARK = Surface(640, 480, 640 * 4, 32, 0)
-"""The size of a screen that shows nothing."""
+DARK = (640, 480)
+"""The size of a screen that shows nothing, in pixels."""
 
 
 class Log(Protocol):
@@ -92,7 +92,7 @@ class Watcher(Protocol):
 class Screen:
     """The canvas of one display, shared by all who look at it."""
 
-    def __init__(self, source: ScreenSource, size: tuple[int, int] = (DARK.width, DARK.height)) -> None:
+    def __init__(self, source: ScreenSource, size: tuple[int, int] = DARK) -> None:
         """`size` is that of a guest that shows nothing."""
         self._dark = size
         self.canvas = Canvas(*size)
