@@ -1,5 +1,6 @@
 /* Sends frames to an interface as fast as it takes them, for so many seconds; prints how many.
- * usage: flood INTERFACE MAC BYTES SECONDS    (a packet socket: needs CAP_NET_RAW) */
+ * usage: flood INTERFACE MAC BYTES SECONDS [FLOWS]    (a packet socket: needs CAP_NET_RAW)
+ * Frames belong to FLOWS conversations in turn (default: 1), which differ in their UDP source port. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -23,15 +24,16 @@ static double now(void)
 
 int main(int argc, char **argv)
 {
-    static unsigned char frame[MAX_BYTES];
+    static unsigned char frames[BATCH][MAX_BYTES], *frame = frames[0];
     struct mmsghdr messages[BATCH];
     unsigned mac[6];
 
-    if (argc != 5 || sscanf(argv[2], "%x:%x:%x:%x:%x:%x", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) != 6)
+    if (argc < 5 || argc > 6 || sscanf(argv[2], "%x:%x:%x:%x:%x:%x", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) != 6)
         return 2;
     size_t bytes = (size_t)atoi(argv[3]);
     double seconds = atof(argv[4]);
-    if (bytes < 60 || bytes > MAX_BYTES)
+    int flows = argc > 5 ? atoi(argv[5]) : 1;
+    if (bytes < 60 || bytes > MAX_BYTES || flows < 1 || flows > BATCH)
         return 2;
     int fd = socket(AF_PACKET, SOCK_RAW, 0);
     struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(argv[1]), .sll_halen = 6};
@@ -51,10 +53,15 @@ int main(int argc, char **argv)
     frame[35] = frame[37] = 9;
     frame[38] = (unsigned char)((ip - 20) >> 8);
     frame[39] = (unsigned char)(ip - 20);
-    struct iovec piece = {frame, bytes};
+    static struct iovec pieces[BATCH];
     memset(messages, 0, sizeof messages);
-    for (int i = 0; i < BATCH; i++)
-        messages[i].msg_hdr = (struct msghdr){.msg_iov = &piece, .msg_iovlen = 1};
+    for (int i = 0; i < BATCH; i++) {
+        if (i)
+            memcpy(frames[i], frame, bytes);
+        frames[i][35] = (unsigned char)(9 + i % flows);
+        pieces[i] = (struct iovec){frames[i], bytes};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &pieces[i], .msg_iovlen = 1};
+    }
     unsigned long sent = 0;
     double start = now(), end = start + seconds;
     while (now() < end) {

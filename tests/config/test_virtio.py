@@ -121,7 +121,7 @@ BAD_DEVICES: list[tuple[list[str], str]] = [
     (["virtio-blk"], "device virtio-blk needs file"),
     (["virtio-blk-pci,transport=mmio,file=x"], "unknown device virtio-blk-pci option 'transport'"),
     (["virtio-blk,file=x,cahce=none"], "did you mean 'cache'"),
-    (["virtio-blk-pci,file=x,queues=0"], "virtio-blk-pci property queues 0 is out of range"),
+    (["virtio-blk-pci,file=x,queues=65"], "virtio-blk-pci property queues 65 is out of range"),
     (["virtio-bkl,file=x"], "did you mean 'virtio-blk'"),
     (["virtio-net,type=user"], "there are: tap"),
     (["virtio-net,fd=3,br=x"], "do not go together"),

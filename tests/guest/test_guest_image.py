@@ -103,8 +103,8 @@ def tables(image: Image) -> tuple[int, int, int]:
 
 
 def test_is_small(path: Path) -> None:
-    """The file is well under 200 KiB: it is part of the package and read at each start."""
-    assert path.stat().st_size < 200 << 10
+    """The file is under 256 KiB: it is part of the package and read at each start."""
+    assert path.stat().st_size < 256 << 10
 
 
 def test_memory_starts_at_one_mib_and_stays_small(image: Image) -> None:

@@ -68,6 +68,31 @@ async def test_interrupts(image: Path, option: str) -> None:
         assert " 0 interrupts" not in text
 
 
+async def test_queues_of_processors_on_their_own(image: Path) -> None:
+    """Each processor drives a queue, its interrupts come to it alone, and a thread serves it: none disturbs another."""
+    async with guest("mq", disk=disk(image), cpus=4) as shell:
+        text = await shell.ask("mqbench 0 randwrite 4096 16 1 irq")
+        assert " on 4 of 4 queues" in text
+        assert " 0 errors" in text
+        rows = re.findall(r"queue \d: (\d+) requests, \d+ kicks, (\d+) interrupts, (\d+) on its CPU", text)
+        assert len(rows) == 4
+        for requests, interrupts, events in rows:
+            assert int(requests) > 0
+            # The boot processor has those of the serial line and the clock as well.
+            assert 0 < int(interrupts) <= int(events)
+        assert all(interrupts == events for _, interrupts, events in rows[1:])
+        assert shell.vm.virtio is not None
+        assert [queue.chains > 0 for queue in shell.vm.virtio.virtio()[0].queues] == [True] * 4
+
+
+@pytest.mark.parametrize(("cpus", "options", "queues"), [(1, "", 1), (2, "", 2), (8, "", 4), (8, "queues=7", 7),
+                                                         (4, "transport=mmio", 1)])  # fmt: skip
+def test_number_of_queues(image: Path, cpus: int, options: str, queues: int) -> None:
+    """One for each processor, up to four, unless the user says otherwise."""
+    config = MachineConfig.parse(disk=disk(image, options), cpus=cpus).check()
+    assert config.disks[0].queues == queues
+
+
 async def test_a_million_operations_cause_no_exit(image: Path) -> None:
     """With both sides polling, or kicking by eventfd, a ring operation never leaves the kernel for user space."""
     async with guest(disk=disk(image), seconds=110) as shell:

@@ -18,9 +18,12 @@ from tvmm.config.properties import (
 )
 from tvmm.errors import ConfigError
 
-__all__ = ["DISK_PROPERTIES", "MAX_QUEUES", "SERIAL_LIMIT", "DiskConfig"]
+__all__ = ["AUTO_QUEUES", "DISK_PROPERTIES", "MAX_QUEUES", "SERIAL_LIMIT", "DiskConfig"]
 
 MAX_QUEUES = 64
+
+AUTO_QUEUES = 4
+"""As many at most for a guest with many processors, unless asked for: each is a thread of the host."""
 
 SERIAL_LIMIT = 20
 """Bytes that get-id answers with (virtio 1.3, 5.2.6)."""
@@ -31,12 +34,13 @@ _SECTOR, _BLOCK_LIMIT = 512, 1 << 20
 class DiskConfig(NamedTuple):
     """One disk.
 
-    `id` is '' until `MachineConfig.check` gives it by position. `cache`: "writeback" uses the host's
-    page cache, "none" goes past it, "unsafe" ignores flushes. `direct` None: as `cache` has it, see
-    `o_direct`. Block sizes of 0 are probed; `min_io_size` and `opt_io_size` of 0 say nothing. All sizes
-    are in bytes. `faults` of a million requests fail as if the host's disk had, to test the guest.
-    `werror` and `rerror` say what an error of the host does: "report" it to the guest, "stop" the
-    machine, "ignore" it, or ("enospc") stop if the host is full and report otherwise.
+    `id` is '' until `MachineConfig.check` gives it by position, and `queues` 0 until that gives their number: one for
+    each processor up to `AUTO_QUEUES`, and one in memory, where they share an interrupt. `cache`: "writeback" uses
+    the host's page cache, "none" goes past it, "unsafe" ignores flushes. `direct` None: as `cache` has it, see
+    `o_direct`. Block sizes of 0 are probed; `min_io_size` and `opt_io_size` of 0 say nothing. All sizes are in bytes.
+    `faults` of a million requests fail as if the host's disk had, to test the guest. `werror` and `rerror` say what
+    an error of the host does: "report" it to the guest, "stop" the machine, "ignore" it, or ("enospc") stop if the
+    host is full and report otherwise.
     """
 
     file: str
@@ -45,7 +49,7 @@ class DiskConfig(NamedTuple):
     cache: str = "writeback"
     direct: bool | None = None
     aio: str = "auto"
-    queues: int = 1
+    queues: int = 0
     queue_size: int = 256
     serial: str = ""
     logical_block_size: int = 0
@@ -96,6 +100,11 @@ class DiskConfig(NamedTuple):
         """Whether the file is opened to go past the host's page cache."""
         return self.cache == "none" if self.direct is None else self.direct
 
+    def resolved(self, position: int, cpus: int) -> DiskConfig:
+        """With what depends on the machine: its place among the disks, and the processors that share it."""
+        queues = self.queues or (min(cpus, AUTO_QUEUES) if self.transport == "pci" else 1)
+        return self._replace(id=self.id or f"disk{position}", queues=queues)
+
     def spelling(self) -> str:
         """The command line's spelling of this disk, without options that have their default."""
         return join_options(spelled(self, DISK_PROPERTIES), first="file")
@@ -121,7 +130,8 @@ DISK_PROPERTIES = with_defaults(
         "aio", "choice", None, "how requests wait; auto: io_uring where the host has it",
         choices=("auto", "io_uring", "threads"),
     ),
-    Property("queues", "integer", None, "request queues", 1, MAX_QUEUES),
+    Property("queues", "integer", None, "request queues, each served by a thread", 1, MAX_QUEUES, or_zero=True,
+             otherwise=f"one for each processor up to {AUTO_QUEUES}"),
     QUEUE_SIZE,
     Property("serial", "text", None, f"serial number, {SERIAL_LIMIT} ASCII characters at most"),
     _block_size("logical_block_size", "smallest unit of a request"),

@@ -70,7 +70,7 @@ def parse_hardware(
 def check_virtio(config: MachineConfig) -> MachineConfig:
     """`config` with ids and numbers of ports filled in; raises `ConfigError` for what does not go together."""
     checked = config._replace(
-        disks=tuple(disk.check()._replace(id=disk.id or f"disk{at}") for at, disk in enumerate(config.disks)),
+        disks=tuple(disk.check().resolved(at, config.cpu.count) for at, disk in enumerate(config.disks)),
         nets=tuple(net.check()._replace(id=net.id or f"net{at}") for at, net in enumerate(config.nets)),
         consoles=tuple(
             console.check()._replace(id=console.id or f"console{at}") for at, console in enumerate(config.consoles)

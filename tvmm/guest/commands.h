@@ -35,11 +35,12 @@ COMMAND(cmd_rtc);
 COMMAND(cmd_pio);
 COMMAND(cmd_kbd);
 COMMAND(cmd_fuzz);
-/* cmd_virtio.c, cmd_blk.c, cmd_blkdata.c */
+/* cmd_virtio.c, cmd_blk.c, cmd_mq.c, cmd_blkdata.c */
 COMMAND(cmd_virtio);
 COMMAND(cmd_vreset);
 COMMAND(cmd_blk);
 COMMAND(cmd_blkbench);
+COMMAND(cmd_mqbench);
 COMMAND(cmd_ringops);
 COMMAND(cmd_flush);
 COMMAND(cmd_discard);
@@ -50,7 +51,7 @@ COMMAND(cmd_blkfill);
 COMMAND(cmd_blkcheck);
 COMMAND(cmd_blkstress);
 COMMAND(cmd_blkreset);
-/* cmd_net.c */
+/* cmd_net.c, cmd_mqnet.c */
 COMMAND(cmd_ip);
 COMMAND(cmd_ping);
 COMMAND(cmd_mac);
@@ -58,6 +59,8 @@ COMMAND(cmd_link);
 COMMAND(cmd_nettx);
 COMMAND(cmd_netrx);
 COMMAND(cmd_netecho);
+COMMAND(cmd_mqtx);
+COMMAND(cmd_mqrx);
 /* cmd_vcon.c, virtio_rng.c */
 COMMAND(cmd_vcon);
 COMMAND(cmd_rng);

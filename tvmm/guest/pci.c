@@ -144,8 +144,14 @@ void msix_disable(pci_address function, const struct msix *msix)
 
 void msix_route(const struct msix *msix, u16 entry, u8 vector)
 {
+    msix_route_to(msix, entry, vector, irq_boot_cpu());
+}
+
+void msix_route_to(const struct msix *msix, u16 entry, u8 vector, u32 apic_id)
+{
     u64 at = msix->table + 16u * entry;
-    mmio_write32(at, MSIX_ADDRESS | irq_boot_cpu() << 12);
+    mmio_write32(at + 12, 1); /* masked: the host must not see half of it */
+    mmio_write32(at, MSIX_ADDRESS | apic_id << 12);
     mmio_write32(at + 4, 0);
     mmio_write32(at + 8, vector);
     mmio_write32(at + 12, 0);

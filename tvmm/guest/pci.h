@@ -60,6 +60,7 @@ struct msix {
 bool msix_enable(pci_address function, struct msix *msix);
 void msix_disable(pci_address function, const struct msix *msix);
 void msix_route(const struct msix *msix, u16 entry, u8 vector); /* to the boot processor, unmasked */
+void msix_route_to(const struct msix *msix, u16 entry, u8 vector, u32 apic_id); /* at most 255 */
 void msix_mask(const struct msix *msix, u16 entry, bool masked);
 
 #endif

@@ -20,7 +20,7 @@ static u64 rx_buffer(const struct net *net, u16 pair, u64 token)
     return net->rx_memory + ((u64)pair * NET_RING + token) * NET_RX_BYTES;
 }
 
-static void post(struct net *net, u16 pair, u64 token)
+void net_post(struct net *net, u16 pair, u64 token)
 {
     struct buffer buffer = {rx_buffer(net, pair, token), NET_RX_BYTES, true};
     virtq_add(net->rx[pair], &buffer, 1, token);
@@ -68,7 +68,7 @@ static bool start(struct net *net)
     virtio_ready(device);
     for (u16 pair = 0; pair < net->pairs; pair++) {
         for (u16 i = 0; i < net->rx[pair]->size; i++)
-            post(net, pair, i);
+            net_post(net, pair, i);
         virtq_kick(net->rx[pair]);
     }
     if (net->pairs > 1 && !net_control(net, NET_CTRL_PAIRS, &net->pairs, 2))
@@ -156,7 +156,7 @@ static u32 merge(struct net *net, u16 pair, u64 first, u32 length, u16 buffers)
         else
             whole = false;
         total += length;
-        post(net, pair, token);
+        net_post(net, pair, token);
         if (!--buffers)
             return whole ? total : 0;
         if (!pop_more(net->rx[pair], &token, &length))
@@ -175,7 +175,7 @@ static bool receive_one(struct net *net, u16 pair, net_handler *handle)
     bool merged = buffers > 1;
     if (length < NET_HEADER + 14 || length > NET_RX_BYTES || !buffers) {
         net->errors++;
-        post(net, pair, token);
+        net_post(net, pair, token);
         return true;
     }
     if (merged) {
@@ -190,7 +190,7 @@ static bool receive_one(struct net *net, u16 pair, net_handler *handle)
         net->errors++;
     }
     if (!merged)
-        post(net, pair, token);
+        net_post(net, pair, token);
     return true;
 }
 

@@ -76,6 +76,7 @@ bool net_control(struct net *net, u16 command, const void *data, u32 length);
 
 /* Gives at most `budget` received frames to `handle` and their buffers back to the device. Returns how many. */
 u32 net_receive(struct net *net, net_handler *handle, u32 budget);
+void net_post(struct net *net, u16 pair, u64 token); /* a receive buffer that was popped, to the device again */
 bool net_rx_interrupts(struct net *net, bool on); /* as virtq_interrupts(), of all receive queues */
 
 /* A free transmit slot, or -1 if all are in flight; net_slot() is where its header and frame go. */

@@ -65,7 +65,7 @@ def blk_settings(image: DiskImage, config: DiskConfig) -> BlkSettings:
         capacity=image.size // SECTOR,
         read_only=config.readonly,
         serial=config.serial.encode("ascii"),
-        queues=config.queues,
+        queues=config.queues or 1,  # 0: a machine would have said how many
         queue_size=config.queue_size,
         seg_max=max(1, min(SEG_MAX, config.queue_size - 2)),
         block=logical,
