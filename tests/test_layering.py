@@ -48,6 +48,7 @@ PURE = (
     "control/target.py",
     "control/vnc_target.py",
     "control/vnc_verbs.py",
+    "metrics/histogram.py",
     "migration/status.py",
     "virtio/",
     "vnc/web_panel.py",

@@ -67,6 +67,7 @@ static void blk_show(struct tvmm_blk *blk)
 {
     if (!blk->used_count)
         return;
+    tvmm_blk_latency_show(&blk->latency);
     if (tvmm_vring_push(blk->queue.ring, blk->used, blk->used_count) < 0)
         blk->broken = TVMM_BLK_BROKEN_USED;
     blk->used_count = 0;
@@ -146,6 +147,8 @@ static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
         }
     }
     blk->counters.requests[operation] += !error;
+    if (!blk->abandoning)
+        tvmm_blk_latency_end(&blk->latency, request->since_ns, operation);
     blk_complete(blk, request, error ? TVMM_BLK_IO_ERROR : TVMM_BLK_OK, tvmm_blk_used_length(request, !error));
 }
 
@@ -203,6 +206,7 @@ static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
     blk->free = request->next;
     enum tvmm_blk_verdict verdict = tvmm_blk_parse(&blk->limits, chain, blk->iovecs + chain->first, request);
     request->number = blk->next_number++;
+    request->since_ns = blk->latency.batch_ns;
     switch (verdict) {
     case TVMM_BLK_RUN:
         if (request->operation == TVMM_BLK_GET_ID)
@@ -236,6 +240,7 @@ static uint32_t blk_take(struct tvmm_blk *blk)
         return 0;
     if (blk->position == blk->batch.count && tvmm_vring_ready(ring)) {
         blk->position = 0;
+        tvmm_blk_latency_begin(&blk->latency);
         tvmm_vring_pop(ring, &blk->batch);
     }
     while (blk->position < blk->batch.count && !blk->stopped && !blk->broken && !blk->call_pending
@@ -255,7 +260,7 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
 {
     struct tvmm_spin *spin = &blk->spin;
     struct tvmm_vring *ring = blk->queue.ring;
-    uint64_t now = tvmm_now_ns();
+    uint64_t now = blk->latency.now_ns = tvmm_now_ns();
     int takes = !blk->stopped && !blk->broken;
 
     if (!*idle_ns)
@@ -276,7 +281,8 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
     if (waits[2].revents)
         tvmm_served_take_kick(&blk->queue);
     tvmm_vring_disable_kicks(ring);
-    tvmm_spin_adapt(spin, tvmm_now_ns() - *idle_ns);
+    blk->latency.now_ns = tvmm_now_ns();
+    tvmm_spin_adapt(spin, blk->latency.now_ns - *idle_ns);
     *idle_ns = 0;
 }
 
@@ -311,6 +317,7 @@ static void blk_repeat_kept(struct tvmm_blk *blk)
 uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
 {
     uint64_t idle_ns = 0;
+    blk->latency.now_ns = 0;
     for (;;) {
         if (tvmm_woken(blk->waker))
             return TVMM_SERVE_CONTROL;
@@ -320,6 +327,8 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
                 blk_repeat_kept(blk);
             worked += (int)blk_take(blk);
         }
+        if (worked)
+            blk->latency.now_ns = 0;
         int unsubmitted = blk->engine->submit(blk);
         blk_show(blk);
         if (blk->call_pending) {
@@ -336,7 +345,7 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
             blk_idle(blk, &idle_ns);
         } else if (idle_ns) {
             blk->spin.hits++;
-            tvmm_spin_adapt(&blk->spin, tvmm_now_ns() - idle_ns);
+            tvmm_spin_adapt(&blk->spin, tvmm_blk_latency_now(&blk->latency) - idle_ns);
             idle_ns = 0;
         }
     }

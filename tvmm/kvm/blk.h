@@ -78,6 +78,8 @@ struct tvmm_blk_limits {
     uint8_t serial[TVMM_BLK_ID_LENGTH];
 };
 
+#include "blk_latency.h"
+
 /* In bytes. */
 struct tvmm_blk_range {
     uint64_t offset, length;
@@ -95,6 +97,7 @@ struct tvmm_blk_step {
 struct tvmm_blk_request {
     struct tvmm_blk_request *next;
     uint64_t number; /* in the order of the ring */
+    uint64_t since_ns;
     uint32_t id, operation, code, adjacent;
     uint8_t *status;
     uint64_t offset, length, done; /* of data */
@@ -166,6 +169,7 @@ struct tvmm_blk {
     struct tvmm_blk_file *file;
     struct tvmm_blk_limits limits;
     struct tvmm_blk_counters counters;
+    struct tvmm_blk_latency latency;
     struct tvmm_blk_notice notice;
     uint32_t write_through; /* changed by any thread at any time */
     uint32_t broken, given_up; /* enum tvmm_blk_broken; the owner knows */

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, lib
+from tvmm.kvm.histogram import read_times
 
 if TYPE_CHECKING:
     from tvmm.kvm.serve import Waker
     from tvmm.kvm.vring import Vring
+    from tvmm.metrics.histogram import Times
 
 __all__ = [
+    "OPERATIONS",
     "BlkCounters",
     "BlkFile",
     "BlkQueue",
@@ -241,6 +244,12 @@ class BlkQueue:
             *(int(count) for count in raw.errors),
             *(int(getattr(raw, name)) for name in BlkCounters._fields[2 * len(OPERATIONS) :]),
         )
+
+    @property
+    def latencies(self) -> dict[str, Times]:
+        """How long requests took, by `OPERATIONS`: see blk_latency.h."""
+        histograms = self.raw.latency.histograms
+        return {name: read_times(histograms[index]) for index, name in enumerate(OPERATIONS)}
 
     @property
     def spin_counts(self) -> tuple[int, int]:

@@ -25,7 +25,7 @@ int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *req
     }
     blk->free = kept->next;
     *kept = (struct tvmm_blk_request){
-        .number = blk->next_number++, .id = request->id, .operation = request->operation, .status = request->status,
+        .number = blk->next_number++, .since_ns = tvmm_now_ns(), .id = request->id, .operation = request->operation, .status = request->status,
         .offset = request->offset, .length = request->length, .done = request->done, .stable = request->stable,
         .iovecs = iovecs, .iovec_count = pieces, .ranges = copies, .range_count = ranges};
     if (pieces)

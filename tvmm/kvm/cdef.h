@@ -170,6 +170,7 @@ struct tvmm_vcpu {
     int fd;
     uint64_t address, data;
     uint64_t exits, exits_in_c;
+    uint64_t reasons[...];
     struct tvmm_uart *uart;
     struct tvmm_bus *bus;
     struct tvmm_rings *rings;
@@ -307,6 +308,13 @@ enum tvmm_serve {
 #define TVMM_CALL_NONE ...
 struct tvmm_served { struct tvmm_vring *ring; int kick_fd; int32_t call_fd; uint64_t calls_by_python; };
 struct tvmm_waker { int event_fd; uint32_t wanted; };
+/* histogram.h */
+#define TVMM_HISTOGRAM_FIRST ...
+#define TVMM_HISTOGRAM_LAST ...
+struct tvmm_histogram { uint64_t sum_ns; uint64_t counts[...]; ...; };
+extern int tvmm_timing;
+void tvmm_histogram_count(struct tvmm_histogram *histogram, uint64_t ns);
+
 struct tvmm_spin { uint64_t max_ns, window_ns, hits, sleeps; };
 int tvmm_waker_open(struct tvmm_waker *waker);
 void tvmm_waker_close(struct tvmm_waker *waker);
@@ -346,6 +354,7 @@ struct tvmm_net {
     int32_t failure;
     uint32_t queue, bad_chain, stopped;
     struct tvmm_net_counters counters;
+    struct tvmm_histogram turns[2];
     struct tvmm_net_filter filter;
     ...;
 };
@@ -412,11 +421,13 @@ struct tvmm_blk_setup {
 };
 struct tvmm_blk_file { int32_t sync_error; };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
+struct tvmm_blk_latency { struct tvmm_histogram histograms[...]; ...; };
 struct tvmm_blk {
     struct tvmm_served queue;
     struct tvmm_spin spin;
     struct tvmm_blk_limits limits;
     struct tvmm_blk_counters counters;
+    struct tvmm_blk_latency latency;
     struct tvmm_blk_notice notice;
     uint32_t broken, given_up, call_pending;
     int32_t stopped;

@@ -209,7 +209,7 @@ static int net_look(struct tvmm_net *net, uint64_t start)
             return word;
         }
         tvmm_relax();
-        now = tvmm_now_ns();
+        now = net->now_ns = tvmm_now_ns();
     }
     return NET_IDLE;
 }
@@ -220,7 +220,7 @@ static int net_look_for_room(struct tvmm_net *net, uint64_t start)
     uint64_t window = net->hunger.window_ns;
     if (net->sent_last && net->spin.window_ns > window)
         window = net->spin.window_ns;
-    while (tvmm_now_ns() - start < window) {
+    while ((net->now_ns = tvmm_now_ns()) - start < window) {
         if (tvmm_woken(net->waker) || control_waits(net) || tvmm_vring_ready(net->queues[TVMM_NET_RX].ring)
             || (net_serves(net, TVMM_NET_TX) && !net->tx_blocked && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring))) {
             net->hunger.hits++;
@@ -285,7 +285,7 @@ static int net_sleep(struct tvmm_net *net, uint32_t *kicked)
 
 static int net_wait(struct tvmm_net *net)
 {
-    uint64_t start = tvmm_now_ns();
+    uint64_t start = net->now_ns = tvmm_now_ns();
     int hungry = is_hungry(net), word = NET_IDLE;
     uint32_t kicked;
 
@@ -296,16 +296,18 @@ static int net_wait(struct tvmm_net *net)
     if (word != NET_IDLE)
         return word;
     word = net_sleep(net, &kicked);
+    net->now_ns = tvmm_now_ns();
     if (hungry && kicked & 1u << TVMM_NET_RX)
-        tvmm_spin_adapt(&net->hunger, tvmm_now_ns() - start);
+        tvmm_spin_adapt(&net->hunger, net->now_ns - start);
     else if (kicked & 1u << TVMM_NET_TX)
-        tvmm_spin_adapt(&net->spin, tvmm_now_ns() - start);
+        tvmm_spin_adapt(&net->spin, net->now_ns - start);
     return word;
 }
 
 /* Until Python is needed: one of TVMM_SERVE_*, and `queue` says which queue it is about. */
 int tvmm_net_serve(struct tvmm_net *net)
 {
+    net->now_ns = tvmm_now_ns();
     for (;;) {
         if (tvmm_woken(net->waker))
             return TVMM_SERVE_CONTROL;

@@ -10,6 +10,7 @@
 #ifndef TVMM_NET_H
 #define TVMM_NET_H
 
+#include "histogram.h"
 #include "serve.h"
 
 #include <pthread.h>
@@ -63,8 +64,10 @@ struct tvmm_net {
     uint32_t queue;            /* which of `queues` the word that `serve` came back with is about */
     uint32_t bad_chain;        /* BROKEN is about a receive buffer that is none, not about the ring */
     struct tvmm_net_counters counters;
+    struct tvmm_histogram turns[2]; /* how long each turn took that moved frames, received and sent */
     struct tvmm_net_filter filter;
     /* the rest is not for Python */
+    uint64_t now_ns;           /* the end of the last turn or wait: the beginning of the next turn */
     uint32_t failure_told;
     uint32_t stopped;          /* bit for each queue that BROKEN was told of */
     uint32_t rx_first;         /* in this turn */
@@ -103,6 +106,17 @@ static inline int net_serves(const struct tvmm_net *net, uint32_t index)
 static inline int net_link(const struct tvmm_net *net) { return __atomic_load_n(&net->link_up, __ATOMIC_RELAXED); }
 
 static inline int net_connected(const struct tvmm_net *net) { return net->attached && !net->failure; }
+
+/* A turn that moved frames is over but for showing that to the driver. What a frame has waited here is at most that long:
+ * each turn begins where the last one, or the wait before it, ended. */
+static inline void net_turn_over(struct tvmm_net *net, uint32_t index)
+{
+    if (!tvmm_timing)
+        return;
+    uint64_t now = tvmm_now_ns();
+    tvmm_histogram_add(&net->turns[index], now - net->now_ns);
+    net->now_ns = now;
+}
 
 void net_failed(struct tvmm_net *net, int error);
 int net_broken(struct tvmm_net *net, uint32_t index);

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, lib
+from tvmm.kvm.histogram import read_times
 from tvmm.kvm.serve import CALL_PYTHON, Waker
 from tvmm.kvm.vring import Batch
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tvmm.kvm.vring import Vring
+    from tvmm.metrics.histogram import Times
 
 __all__ = [
     "CONTROL",
@@ -219,6 +221,11 @@ class NetPair:
     def counters(self) -> NetCounters:
         """As they are."""
         return NetCounters(*self._read(self.raw.counters, NetCounters._fields))
+
+    @property
+    def turns(self) -> tuple[Times, Times]:
+        """How long turns took that moved frames: those of RX, and of TX."""
+        return read_times(self.raw.turns[RX]), read_times(self.raw.turns[TX])
 
     @property
     def spin(self) -> SpinCounters:

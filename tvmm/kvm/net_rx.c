@@ -254,12 +254,15 @@ int net_receive(struct tvmm_net *net)
             break;
         }
     }
+    if (frames) {
+        net->counters.rx_turns++;
+        net_turn_over(net, TVMM_NET_RX);
+    }
     push_received(net);
     if (!usable || ring->error)
         return net_broken(net, TVMM_NET_RX);
     if (!frames)
         return NET_IDLE;
-    net->counters.rx_turns++;
     net->sent_last = 0;
     return net_told(net, TVMM_NET_RX);
 }

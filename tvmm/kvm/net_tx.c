@@ -81,6 +81,7 @@ int net_send(struct tvmm_net *net)
     if (done) {
         net->counters.tx_turns++;
         net->sent_last = 1;
+        net_turn_over(net, TVMM_NET_TX);
         tvmm_vring_push(queue->ring, batch->used, done);
     }
     if (queue->ring->error)

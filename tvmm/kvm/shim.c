@@ -342,12 +342,15 @@ uint32_t tvmm_step(struct tvmm_vcpu *vcpu, uint64_t response)
     for (;;) {
         int failed = ioctl(vcpu->fd, KVM_RUN, 0) < 0;
         if (failed) {
-            if (errno == EINTR || errno == EAGAIN)
+            if (errno == EINTR || errno == EAGAIN) {
+                vcpu->reasons[KVM_EXIT_INTR]++;
                 return TVMM_KICK;
+            }
             vcpu->data = (uint64_t)errno;
             return TVMM_FAILED;
         }
         vcpu->exits++;
+        vcpu->reasons[run->exit_reason < TVMM_EXIT_REASONS ? run->exit_reason : TVMM_EXIT_REASONS - 1]++;
         if (run->exit_reason == KVM_EXIT_IO) {
             uint8_t *data = (uint8_t *)run + run->io.data_offset;
             int is_in = run->io.direction == KVM_EXIT_IO_IN;

@@ -41,6 +41,9 @@ enum {
     TVMM_FAILED,
 };
 
+/* Exits are counted by KVM_EXIT_* up to the last but one; the rest are one. */
+#define TVMM_EXIT_REASONS 64u
+
 /* Transmit side of a 16550 as far as it needs no decision: a byte ring and the line status that Python published.
  * The Python model owns the truth; `tx` and `lsr` say what it lets happen here (see devices/uart16550.py). */
 struct tvmm_uart {
@@ -65,6 +68,7 @@ struct tvmm_vcpu {
     int fd;
     uint64_t address, data;
     uint64_t exits, exits_in_c;
+    uint64_t reasons[TVMM_EXIT_REASONS]; /* of `exits`, and those by which a kick came out: KVM_EXIT_INTR */
     struct tvmm_uart *uart;
     struct tvmm_bus *bus;
     struct tvmm_rings *rings; /* NULL without dirty rings */

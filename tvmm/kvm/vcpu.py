@@ -133,6 +133,12 @@ class KvmVcpu:
         """Those of them that needed no Python."""
         return int(self.raw.exits_in_c)
 
+    @property
+    def reasons(self) -> dict[int, int]:
+        """How many exits there were by KVM_EXIT_*, those of kicks (INTR) included; 63 and above are one."""
+        counts = ffi.unpack(self.raw.reasons, len(self.raw.reasons))
+        return {reason: count for reason, count in enumerate(counts) if count}
+
     def string_io(self) -> tuple[Any, int, int, bool]:
         """The pending string access: (writable buffer, bytes an element, port, whether it reads)."""
         data, size = ffi.new("uint8_t **"), ffi.new("uint32_t *")

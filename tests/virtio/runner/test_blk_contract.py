@@ -68,6 +68,10 @@ async def test_each_request(backend: Backend, path: Path) -> None:
         counters = one.runner.info().counters
         assert (counters.reads, counters.writes, counters.flushes, counters.get_ids) == (4, 1, 1, 1)
         assert (counters.read_bytes, counters.written_bytes) == (1024 + 8192 + 512, 8192)
+        [times] = one.runner.latencies()
+        timed = {operation: found.count for operation, found in times.items()}
+        assert timed == {"read": 4, "write": 1, "flush": 1, "discard": 0, "write-zeroes": 0, "get-id": 1}
+        assert all(found.sum_ns for found in times.values() if found.count)
     assert path.read_bytes() == content[:8192] + data + content[16384:]
 
 

@@ -53,6 +53,7 @@ async def test_truncated_file_is_no_zeroes(backend: Backend, path: Path) -> None
         assert (await one.ask(IN, SIZE // 1024, room=4096)).data == bytes(4096)
         counters = one.runner.info().counters
         assert (counters.reads, counters.read_errors) == (2, 2)
+        assert one.runner.latencies()[0]["read"].count == 4
 
 
 async def test_errors_may_be_ignored(backend: Backend, path: Path) -> None:
@@ -94,6 +95,8 @@ async def test_stop_and_go_on(backend: Backend, path: Path, features: int) -> No
             assert one.answers[pending] == (OK, expected * 512, 513)
         counters = one.runner.info().counters
         assert (one.runner.info().stopped, counters.reads) == (0, 30)
+        # Once each, however often it was tried, with the time that it was kept.
+        assert one.runner.latencies()[0]["read"].count == 30
         assert counters.stops == 1
         assert counters.retried >= 1
         assert ring.state().in_flight == ()

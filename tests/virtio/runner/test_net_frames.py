@@ -37,6 +37,9 @@ async def test_frames_are_sent_as_they_are(features: int, poll_ns: int) -> None:
             assert [length for _, length in used] == [0, 0, 0], turn
         counters = rig.runner.info().counters[0]
         assert counters.tx_frames == 36
+        received, sent_turns = rig.runner.turns()[0]
+        assert (received.count, sent_turns.count) == (counters.rx_turns, counters.tx_turns)
+        assert sent_turns.sum_ns
         assert rig.resets == []
 
 
@@ -58,6 +61,7 @@ async def test_mergeable_frames_span_buffers(features: int, poll_ns: int) -> Non
             assert [buffers for buffers, _ in received] == [-(-len(data) // 1000) for data in frames]
         counters = rig.runner.info().counters[0]
         assert counters.rx_frames == 36
+        assert rig.runner.turns()[0][0].count == counters.rx_turns
         assert rig.resets == []
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tvmm.config.disk import DiskConfig
     from tvmm.kvm.serve import Waker
+    from tvmm.metrics.histogram import Times
     from tvmm.virtio.blk import Blk
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
@@ -313,6 +314,10 @@ class BlkRunner:
             self._model.resize(size // SECTOR)
             for queue in self._queues:
                 queue.server.set_capacity(size // SECTOR)
+
+    def latencies(self) -> tuple[dict[str, Times], ...]:
+        """How long requests took: for each queue a histogram by operation, as `tvmm.kvm.blk.OPERATIONS` has them."""
+        return tuple(queue.server.latencies for queue in self._queues)
 
     def info(self) -> BlkInfo:
         """As it is now."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvmm.kvm.vring_records import VringConfig
+    from tvmm.metrics.histogram import Times
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
 
@@ -233,6 +234,10 @@ class NetRunner:
         """Have the wire carry a frame as if the driver had sent it. One that it does not take is lost."""
         with suppress(OSError):
             os.writev(self._wire.fds[0], [bytes(HEADER_BYTES), frame])
+
+    def turns(self) -> tuple[tuple[Times, Times], ...]:
+        """How long turns took that moved frames: for each pair those that received, and those that sent."""
+        return tuple(pair.turns for pair in self._pairs)
 
     def info(self) -> NetInfo:
         """As it is."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +19,7 @@ import trio
 from tvmm.errors import HostError
 from tvmm.kvm.serve import CALL_NONE, CALL_PYTHON
 from tvmm.kvm.vring import Batch, Vring
+from tvmm.metrics.histogram import Histogram
 from tvmm.virtio.runner.base import QueueRun, check_runs, ring_config
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class TaskRunner:
         self._serving: set[int] = set()
         self._holds = 0
         self._due: set[int] = set()
+        self.turns = tuple(Histogram() for _ in range(queue_count))
+        """How long `attend` took for each queue, with all that it has waited for."""
         try:
             self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
@@ -136,8 +140,10 @@ class TaskRunner:
             # Each in turn: a queue that always has more does not keep the others waiting.
             for index in () if self._holds else sorted(self._due):
                 self._due.discard(index)
+                began_ns = perf_counter_ns()
                 if await self.attend(index):
                     self._due.add(index)
+                self.turns[index].add(perf_counter_ns() - began_ns)
 
     def _take_kicks(self) -> None:
         for fd, _ in self._epoll.poll(0):
