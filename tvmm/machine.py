@@ -16,6 +16,7 @@ machines in one process do not know of one another.
 from __future__ import annotations
 
 import math
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tvmm.memory.ram import GuestRam
     from tvmm.migration.status import MigrationParameters, MigrationStatus
     from tvmm.vnc.server import ScreenLike, VncServer
+    from tvmm.wiring.metrics import MachineMetrics
 
 __all__ = ["Machine"]
 
@@ -96,6 +98,9 @@ class Machine:
         self.control_ready = trio.Event()
         self.supervisor = Supervisor(self)
         self._deadline_news = trio.Event()
+        self._metrics: MachineMetrics | None = None
+        self.made_at = time.time()
+        """In Unix time."""
 
     # --- life ---
 
@@ -387,6 +392,14 @@ class Machine:
             self.tell("GUEST_PANICKED", {"action": "shutdown"})
         reason = SHUTDOWN_REASONS[outcome.kind]
         self.tell("SHUTDOWN", {"guest": reason.startswith("guest-"), "reason": reason})
+
+    def metrics(self) -> MachineMetrics:
+        """Everything that is counted; `read` reads it."""
+        if self._metrics is None:
+            from tvmm.wiring.metrics import MachineMetrics
+
+            self._metrics = MachineMetrics(self)
+        return self._metrics
 
     async def inspect(self, look: Callable[[], T]) -> T:
         """What `look` returns while no vCPU runs; the guest goes on afterwards as if nothing had been."""

@@ -27,9 +27,14 @@ from tvmm.control.target import (
     no_such,
 )
 from tvmm.errors import UserError
+from tvmm.metrics.catalog import metric
+from tvmm.metrics.histogram import Histogram
+from tvmm.metrics.model import Metric, Reading, Sample
 
 if TYPE_CHECKING:
     from tvmm.control.target import Json
+
+TIMED = Metric("fake_seconds", "histogram", "Of a fake.", ("device", "queue"), "seconds")
 
 NEGOTIATION = b'{"execute": "qmp_capabilities"}'
 
@@ -196,6 +201,12 @@ class FakeMachine:
 
     def send_input(self, actions: Sequence[InputAction]) -> None:
         self.typed += actions
+
+    async def metrics(self) -> Reading:
+        times = Histogram()
+        times.add(1000)
+        exits = Sample(metric("tvmm_vcpu_exits_total"), ("0", "io"), 5)
+        return Reading(7.5, [exits, Sample(metric("tvmm_tasks"), (), 3), Sample(TIMED, ("vda", "0"), times.read())])
 
     def mice(self) -> list[MouseInfo]:
         return [MouseInfo("tablet0", 0, True, True), MouseInfo("PS/2 mouse", 1, False, False)]

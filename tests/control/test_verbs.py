@@ -196,6 +196,38 @@ SHAPES: dict[str, Any] = {
         {"start": 0, "size": 256 << 20, "block": "ram", "owner": "machine", "kind": "ram"},
         {"start": 0xFEE0_0000, "size": 4096, "block": "lapic", "owner": "kvm", "kind": "mmio"},
     ],
+    "x-query-metrics": {
+        "machine": "fake",
+        "at": 7.5,
+        "metrics": [
+            {
+                "name": "tvmm_vcpu_exits_total",
+                "type": "counter",
+                "unit": "",
+                "help": "Returns of a vCPU from the guest to tvmm, by KVM's reason.",
+                "samples": [{"labels": {"cpu": "0", "reason": "io"}, "value": 5}],
+            },
+            {
+                "name": "tvmm_tasks",
+                "type": "gauge",
+                "unit": "",
+                "help": "Tasks of the machine.",
+                "samples": [{"labels": {}, "value": 3}],
+            },
+            {
+                "name": "fake_seconds",
+                "type": "histogram",
+                "unit": "seconds",
+                "help": "Of a fake.",
+                "samples": [
+                    {
+                        "labels": {"device": "vda", "queue": "0"},
+                        "value": {"buckets": [[2, 1]], "count": 1, "sum": 1e-06},
+                    }
+                ],
+            },
+        ],
+    },
     "x-query-tasks": [
         {"name": "vcpu/0", "waits-for": "a thread in run", "wakeups": 3, "seconds": 0.001, "age-seconds": 1.5}
     ],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tvmm.control.input_target import InputTarget
     from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
     from tvmm.machine import Machine
+    from tvmm.metrics.model import Reading
 
 __all__ = ["MachineTarget", "serve_machine"]
 
@@ -80,6 +81,10 @@ class MachineTarget:
             CpuInfo(vcpu.index, vcpu.native_id or 0, vcpu.state.value, vcpu.kvm.exits)
             for vcpu in self._machine.vcpus
         ]
+
+    async def metrics(self) -> Reading:
+        """Everything that is counted."""
+        return await self._machine.metrics().read()
 
     async def registers(self, cpu_index: int) -> Mapping[str, int]:
         """General, control and segment registers of one vCPU; holds the guest for a moment."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from tvmm.control.input_target import InputTarget
+from tvmm.control.metrics_verbs import MetricsTarget
 from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
 from tvmm.migration.status import NO_MIGRATION, MigrationParameters
@@ -336,7 +337,9 @@ class ScreenTarget(Protocol):
         """
 
 
-class ControlTarget(ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, InputTarget, Protocol):
+class ControlTarget(
+    ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, InputTarget, MetricsTarget, Protocol
+):
     """A machine, as its control clients see it: what follows, and the targets of its parts.
 
     A method raises a `UserError` when the machine is in no state to do what is asked; the client gets its

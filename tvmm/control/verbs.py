@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs, input_verbs, migration_verbs, screen_verbs, vnc_verbs
+from tvmm.control import device_verbs, input_verbs, metrics_verbs, migration_verbs, screen_verbs, vnc_verbs
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
@@ -254,6 +254,7 @@ VERBS: dict[str, Verb] = {
     "x-query-cpu-registers": Verb(query_cpu_registers, (Argument("cpu-index", "integer", required=False),)),
     "x-query-info": Verb(query_info),
     "x-query-memory-map": Verb(query_memory_map),
+    "x-query-metrics": Verb(metrics_verbs.query_metrics),
     "x-query-tasks": Verb(query_tasks),
     "x-query-virtio": Verb(device_verbs.query_virtio),
     "x-tvmm-virtio": Verb(device_verbs.virtio_counters, (Argument("name", "string", required=False),)),

@@ -8,7 +8,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("shim.c", "dirty.c", "vring.c", "vring_used.c", "serve.c", "histogram.c", "prompt.c"),
+    *("shim.c", "dirty.c", "vring.c", "vring_used.c", "serve.c", "histogram.c", "resident.c", "prompt.c"),
     *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c", "blk_kept.c"),
     *("net.c", "net_tx.c", "net_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),

@@ -57,6 +57,8 @@ class Vcpu:
         kvm.set_bus(board.bus_lock)
         self.index = kvm.index
         self.state = RunState.PAUSED
+        self.pauses = 0
+        """How often it was stopped."""
         self.thread_ident: int | None = None
         self.native_id: int | None = None
         self._board = board
@@ -158,6 +160,7 @@ class Vcpu:
         if self.state is state:
             return
         self.state = state
+        self.pauses += state is RunState.PAUSED
         assert self._token is not None
         self._token.run_sync_soon(self._changed.unpark_all, idempotent=True)
 

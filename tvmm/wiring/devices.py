@@ -15,7 +15,7 @@ from tvmm.wiring.mmio_slot import MmioSlot
 from tvmm.wiring.slot import Slot, SlotHost
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from contextlib import ExitStack
 
     from tvmm.board import Board
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmm.config.input import InputConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
+    from tvmm.metrics.model import Sample
     from tvmm.virtio.device import VirtioDevice
     from tvmm.virtio.runner.input import InputRunner
     from tvmm.wiring.console import ConsoleDevice
@@ -53,6 +54,8 @@ class Devices:
         self.consoles: dict[str, ConsoleDevice] = {}
         self.display: Display | None = None
         self.inputs: dict[str, InputRunner] = {}
+        self.measures: dict[str, Callable[[], Iterable[Sample]]] = {}
+        """By device: what it counts beyond what every virtio device does, under names of `tvmm.metrics.catalog`."""
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None

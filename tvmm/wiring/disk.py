@@ -11,6 +11,7 @@ from tvmm.kvm.blk import Policy
 from tvmm.virtio.blk import Blk
 from tvmm.virtio.runner.blk import BlkRunner, blk_settings
 from tvmm.virtio.runner.image import DiskImage
+from tvmm.wiring.measures import disk_samples
 from tvmm.wiring.ring import ring_features
 
 if TYPE_CHECKING:
@@ -107,4 +108,5 @@ def make_disk(devices: Devices, options: DiskConfig) -> None:
         raise
     devices.host.stack.callback(runner.close)
     slot.connect(runner)
+    devices.measures[options.id] = lambda: disk_samples(options.id, runner)
     devices.disks[options.id] = DiskDevice(options, runner, devices)

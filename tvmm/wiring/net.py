@@ -11,6 +11,7 @@ from tvmm.net.tap import open_tap
 from tvmm.virtio.net import Net, NetSettings
 from tvmm.virtio.net_control import RX_MODES
 from tvmm.virtio.runner.net import NetRunner
+from tvmm.wiring.measures import net_samples
 from tvmm.wiring.ring import ring_features
 
 if TYPE_CHECKING:
@@ -115,4 +116,5 @@ def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int
     )
     stack.callback(runner.close)
     slot.connect(runner)
+    devices.measures[options.id] = lambda: net_samples(options.id, runner)
     devices.nets[options.id] = NetDevice(options, model, runner, devices.host.bus_lock)

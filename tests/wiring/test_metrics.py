@@ -1,0 +1,190 @@
+"""What a machine counts is what its guest did: the built-in guest says what it does, and the numbers add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.netns import ip, network_namespace
+from tests.wiring.guests import PROMPT, GuestShell, guest
+from tvmm import Machine, MachineConfig
+from tvmm.board import Board
+from tvmm.metrics.histogram import Times
+from tvmm.metrics.model import Sample
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+
+
+class Numbers:
+    """A reading, to be asked."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def all(self, name: str, **labels: str) -> list[Sample]:
+        """Samples of a metric that have these labels."""
+        return [
+            sample
+            for sample in self.samples
+            if sample.metric.name == name
+            and labels.items() <= dict(zip(sample.metric.labels, sample.labels, strict=True)).items()
+        ]
+
+    def one(self, name: str, **labels: str) -> float:
+        """The only number of these labels."""
+        [found] = self.all(name, **labels)
+        assert not isinstance(found.value, Times)
+        return found.value
+
+    def times(self, name: str, **labels: str) -> Times:
+        """The only histogram of these labels."""
+        [found] = self.all(name, **labels)
+        assert isinstance(found.value, Times)
+        return found.value
+
+
+async def numbers(vm: Machine) -> Numbers:
+    """Of a machine, now."""
+    return Numbers(list((await vm.metrics().read()).samples))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """64 MiB of zeros."""
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    return path
+
+
+@pytest.mark.parametrize("aio", ["threads", "auto"])
+async def test_disk_requests_add_up(image: Path, aio: str) -> None:
+    """Requests, bytes and times by operation; all of the queue's chains are among them."""
+    async with guest(disk=[f"{image},aio={aio}"], cpus=2) as shell:
+        before = await numbers(shell.vm)
+        assert " 0 failed requests" in await shell.ask("blkfill 0 4 7 0")
+        assert "0 errors" in await shell.ask("blkcheck 0 4 7")
+        await shell.ask("flush 0")
+        await shell.ask("flush 0")
+        after = await numbers(shell.vm)
+
+    def grown(name: str, **labels: str) -> float:
+        return after.one(name, **labels) - before.one(name, **labels)
+
+    disk = {"device": "disk0", "queue": "0"}
+    for operation in ("read", "write"):
+        assert grown("tvmm_blk_bytes_total", **disk, operation=operation) == 4 * MIB
+    assert grown("tvmm_blk_requests_total", **disk, operation="flush") == 2
+    requests = 0.0
+    for operation in ("read", "write", "flush", "discard", "write-zeroes", "get-id"):
+        labels = {**disk, "operation": operation}
+        count = after.one("tvmm_blk_requests_total", **labels)
+        assert after.times("tvmm_blk_request_seconds", **labels).count == count
+        assert after.one("tvmm_blk_errors_total", **labels) == 0
+        requests += count
+    assert requests == after.one("tvmm_virtio_queue_chains_total", **disk)
+    assert after.one("tvmm_virtio_driver_ok", device="disk0") == 1
+
+
+async def test_exits_by_reason(image: Path) -> None:
+    """Each vCPU's exits by reason are all that it had; a pause comes out as `intr`, and is counted as a pause."""
+    async with guest(disk=[str(image)]) as shell:
+        await shell.ask("blk 0")
+        vm = shell.vm
+        await vm.pause()
+        found = await numbers(vm)
+        exits = found.all("tvmm_vcpu_exits_total", cpu="0")
+        reasons = {reason: found.one("tvmm_vcpu_exits_total", reason=reason) for _, (_, reason), _ in exits}
+        assert reasons["io"] > 0
+        assert reasons["mmio"] > 0
+        others = [count for reason, count in reasons.items() if reason != "intr"]
+        assert sum(others) == shell.exits
+        assert found.one("tvmm_vcpu_pauses_total", cpu="0") >= 1
+        assert found.one("tvmm_machine_running") == 0
+        assert [sample.labels for sample in found.all("tvmm_machine_state")] == [("paused",)]
+        await vm.resume()
+        again = await numbers(vm)
+        assert again.one("tvmm_machine_running") == 1
+
+
+async def test_port_accesses_are_counted() -> None:
+    """As many exits for I/O as the guest made."""
+    async with guest() as shell:
+        before = await numbers(shell.vm)
+        await shell.ask("pio 1000")
+        after = await numbers(shell.vm)
+    grown = after.one("tvmm_vcpu_exits_total", reason="io") - before.one("tvmm_vcpu_exits_total", reason="io")
+    assert grown >= 1000
+
+
+async def test_memory_is_what_the_guest_has_touched() -> None:
+    """Guest RAM, the part of it that is there, and that this part grows when the guest writes."""
+    async with guest(memory="128M") as shell:
+        before = await numbers(shell.vm)
+        await shell.ask("dirty 0 64M 1")
+        shell.vm.metrics()._resident_due = float("-inf")
+        after = await numbers(shell.vm)
+    assert after.one("tvmm_memory_bytes") == 128 * MIB
+    grown = after.one("tvmm_memory_resident_bytes") - before.one("tvmm_memory_resident_bytes")
+    assert 60 * MIB <= grown <= 128 * MIB
+    assert after.one("tvmm_process_resident_bytes") >= after.one("tvmm_memory_resident_bytes") * 0.9
+
+
+async def test_devices_without_numbers_of_their_own_have_the_common_ones() -> None:
+    """A source of entropy has nothing but a queue: chains, kicks, interrupts, turns."""
+    async with guest(device=["virtio-rng"]) as shell:
+        await shell.ask("rng 0 64")
+        found = await numbers(shell.vm)
+    labels = {"device": "rng0", "queue": "0"}
+    assert found.one("tvmm_virtio_queue_chains_total", **labels) >= 1
+    assert found.one("tvmm_virtio_queue_kicks_total", **labels) >= 1
+    assert found.times("tvmm_virtio_turn_seconds", **labels).count >= 1
+    [info] = found.all("tvmm_virtio_info", device="rng0")
+    assert info.labels == ("rng0", "rng", "pci", "00:01.0")
+
+
+@pytest.fixture
+def _namespace() -> Iterator[None]:
+    with network_namespace():
+        ip("link", "set", "lo", "up")
+        yield
+
+
+@pytest.mark.usefixtures("_namespace")
+async def test_net_frames_add_up() -> None:
+    """As many frames left as the guest says that it sent, and each direction's turns were timed."""
+    config = MachineConfig.parse(memory="64M", net=["tap,ip=10.0.2.2/24"])
+    with trio.fail_after(60):
+        async with Machine(config, board=Board(config)) as vm:
+            shell = GuestShell(vm)
+            await vm.resume()
+            await vm.wait_serial(PROMPT)
+            await shell.ask("ip 0 10.0.2.15/24")
+            before = await numbers(vm)
+            text = await shell.ask("ping 0 10.0.2.2 200")
+            after = await numbers(vm)
+    assert "200" in text
+    for direction in ("receive", "transmit"):
+        labels = {"device": "net0", "pair": "0", "direction": direction}
+        grown = after.one("tvmm_net_frames_total", **labels) - before.one("tvmm_net_frames_total", **labels)
+        # An ARP exchange may be among them.
+        assert 200 <= grown <= 204
+        times = after.times("tvmm_net_turn_seconds", **labels)
+        assert 0 < times.count <= after.one("tvmm_net_frames_total", **labels)
+    assert after.one("tvmm_net_link_up", device="net0") == 1
+
+
+async def test_names_of_samples_have_their_labels(image: Path) -> None:
+    """Every sample has a value for each label of its metric, and no two have the same."""
+    async with guest(disk=[str(image)], device=["virtio-rng", "virtio-console"]) as shell:
+        found = await numbers(shell.vm)
+    seen = [(sample.metric.name, sample.labels) for sample in found.samples]
+    assert len(seen) == len(set(seen))
+    for sample in found.samples:
+        assert len(sample.labels) == len(sample.metric.labels)
+        assert isinstance(sample.value, Times) == (sample.metric.kind == "histogram")
