@@ -44,6 +44,7 @@ class Shared:
         """A machine of which nothing but this image is a disk."""
         assert vm.board.devices is not None
         [disk] = vm.board.devices.disks.values()
+        assert isinstance(disk.image, DiskImage)
         self.images[side] = disk.image
 
     def holder(self) -> str:

@@ -10,11 +10,14 @@
 
 /* The owner hears of errors that stop nothing no more often than that: a guest can make as many as it likes. */
 #define BLK_NOTICE_NS 1000000000u
+/* How often somebody who waits for an engine looks whether it is too late. */
+#define BLK_SETTLE_MS 500
 
 static const struct tvmm_blk_engine *const blk_engines[] = {
     [TVMM_BLK_SYNC] = &tvmm_blk_sync_engine,
     [TVMM_BLK_THREADS] = &tvmm_blk_threads_engine,
     [TVMM_BLK_URING] = &tvmm_blk_uring_engine,
+    [TVMM_BLK_NBD] = &tvmm_blk_nbd_engine,
 };
 
 /* NULL, with *error a -errno: the engine is not to be had. */
@@ -191,6 +194,16 @@ void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
         blk_advance(blk, request);
 }
 
+/* By an engine: the step will not come back, and was not undone. It is repeated when the queue is served next. */
+void tvmm_blk_put_back(struct tvmm_blk *blk, struct tvmm_blk_request *request)
+{
+    blk->at_engine--;
+    if (request->step.call == TVMM_BLK_CALL_READ)
+        tvmm_mark_iovecs(tvmm_ring_log(blk->queue.ring), request->step.iovecs, request->step.iovec_count,
+                         request->step.length);
+    blk_keep(blk, request);
+}
+
 /* --- taking ------------------------------------------------------------------------------------------------------- */
 
 static void blk_answer_id(struct tvmm_blk *blk, const struct tvmm_blk_request *request)
@@ -271,14 +284,13 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
     }
     if (takes && !tvmm_vring_enable_kicks(ring))
         return;
-    struct pollfd waits[3] = {
+    struct pollfd waits[2 + TVMM_BLK_WAITS_MAX] = {
         {.fd = blk->waker->event_fd, .events = POLLIN},
-        {.fd = blk->at_engine ? blk->engine->wait_fd(blk) : -1, .events = POLLIN},
         {.fd = takes ? blk->queue.kick_fd : -1, .events = POLLIN},
     };
     spin->sleeps++;
-    poll(waits, 3, -1);
-    if (waits[2].revents)
+    poll(waits, 2 + blk->engine->waits(blk, waits + 2), -1);
+    if (waits[1].revents)
         tvmm_served_take_kick(&blk->queue);
     tvmm_vring_disable_kicks(ring);
     blk->latency.now_ns = tvmm_now_ns();
@@ -376,12 +388,16 @@ int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring)
 /* Wait until nothing is at the engine. */
 static void blk_settle(struct tvmm_blk *blk)
 {
+    uint64_t late = tvmm_now_ns() + TVMM_BLK_PATIENCE_NS;
     while (blk->at_engine) {
         blk->engine->submit(blk);
-        if (!blk->engine->reap(blk)) {
-            struct pollfd wait = {.fd = blk->engine->wait_fd(blk), .events = POLLIN};
-            poll(&wait, 1, 1000);
-        }
+        if (blk->engine->reap(blk))
+            continue;
+        if (blk->engine->give_up)
+            blk->engine->give_up(blk, tvmm_now_ns() >= late);
+        struct pollfd waits[TVMM_BLK_WAITS_MAX];
+        if (blk->at_engine)
+            poll(waits, blk->engine->waits(blk, waits), BLK_SETTLE_MS);
     }
 }
 

@@ -2,8 +2,8 @@
  *
  * A chain becomes a request (blk_request.c), which is all that is known of it from then on: whatever the guest wrote was
  * loaded once and checked. A request is carried out in steps, each one system call (blk_step.c says which), and an
- * engine makes the calls: at once on the server's thread or on a pool of threads (blk_engine.c), or by io_uring
- * (blk_uring.c). Short reads and writes, ranges one after the other, and other ways after "not supported" are further
+ * engine makes the calls: at once on the server's thread or on a pool of threads (blk_engine.c), by io_uring
+ * (blk_uring.c), or has an NBD server make them (blk_nbd.c). Short reads and writes, ranges one after the other, and other ways after "not supported" are further
  * steps of the same request.
  * blk.c is the loop around that: what to take, what an error means, when to tell the driver, when to sleep.
  *
@@ -32,6 +32,10 @@
 #define TVMM_BLK_USED_MAX 64u
 #define TVMM_BLK_USED_BYTES (512u << 10)
 #define TVMM_BLK_BATCH 64u
+/* What a reset, a pause or the end wait for an engine whose steps may not come back, a server's. */
+#define TVMM_BLK_PATIENCE_NS 5000000000u
+/* Descriptors that an engine has polled. */
+#define TVMM_BLK_WAITS_MAX 16u
 
 enum tvmm_blk_operation {
     TVMM_BLK_READ,
@@ -59,7 +63,7 @@ enum tvmm_blk_broken {
 
 enum tvmm_blk_policy { TVMM_BLK_REPORT, TVMM_BLK_IGNORE, TVMM_BLK_STOP, TVMM_BLK_ENOSPC };
 
-enum tvmm_blk_engine_kind { TVMM_BLK_SYNC, TVMM_BLK_THREADS, TVMM_BLK_URING };
+enum tvmm_blk_engine_kind { TVMM_BLK_SYNC, TVMM_BLK_THREADS, TVMM_BLK_URING, TVMM_BLK_NBD };
 
 enum tvmm_blk_call {
     TVMM_BLK_CALL_READ,
@@ -67,7 +71,7 @@ enum tvmm_blk_call {
     TVMM_BLK_CALL_SYNC,
     TVMM_BLK_CALL_PUNCH,
     TVMM_BLK_CALL_ZERO,
-    TVMM_BLK_CALL_DISCARD, /* of a block device */
+    TVMM_BLK_CALL_DISCARD, /* of a block device, or a server */
 };
 
 /* As blk_request.Limits has them. `capacity` changes at any time. */
@@ -122,28 +126,34 @@ struct tvmm_blk_counters {
 };
 
 struct tvmm_blk;
+struct tvmm_nbd_link;
 
 /* start: make the step's call. 0: done, the result is in the request; 1: it comes back through tvmm_blk_returned in a
- * later reap. submit: the end of a batch. wait_fd: what to poll for reap to find something, or -1. */
+ * later reap. submit: the end of a batch. waits: what to poll for reap to find something, and how many that are.
+ * give_up: of what will not come back, or, with `late`, has not for long enough, return the steps or put them back. NULL
+ * where everything comes back. */
 struct tvmm_blk_engine {
     int (*open)(struct tvmm_blk *blk);
     void (*close)(struct tvmm_blk *blk);
     int (*start)(struct tvmm_blk *blk, struct tvmm_blk_request *request);
     int (*submit)(struct tvmm_blk *blk);
     int (*reap)(struct tvmm_blk *blk);
-    int (*wait_fd)(const struct tvmm_blk *blk);
+    uint32_t (*waits)(struct tvmm_blk *blk, struct pollfd *waits);
+    void (*give_up)(struct tvmm_blk *blk, int late);
 };
 
-extern const struct tvmm_blk_engine tvmm_blk_sync_engine, tvmm_blk_threads_engine, tvmm_blk_uring_engine;
+extern const struct tvmm_blk_engine tvmm_blk_sync_engine, tvmm_blk_threads_engine, tvmm_blk_uring_engine,
+    tvmm_blk_nbd_engine;
 
 /* What the queues of one image share. `sync_error`: the errno of a sync that failed. The kernel says so once, to whoever
  * asks first, and has dropped the data by then: no later sync of this image can promise anything, so all of them fail.
- * (Past the page cache the data was never the kernel's, and each sync speaks for itself.) */
+ * (Past the page cache the data was never the kernel's, and a server has its own: there each sync speaks for itself.) */
 struct tvmm_blk_file {
     int32_t sync_error;
 };
 
-/* What the owner says once. `plain_fd` is the same file without O_DIRECT, or `fd` itself. Alignments are 1 without. */
+/* What the owner says once. `plain_fd` is the same file without O_DIRECT, or `fd` itself. Alignments are 1 without.
+ * `links` are those of the NBD engine, up to TVMM_BLK_WAITS_MAX; they outlive the queue. */
 struct tvmm_blk_setup {
     int fd, plain_fd;
     uint32_t memory_align, offset_align;
@@ -152,6 +162,8 @@ struct tvmm_blk_setup {
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
     uint32_t fault_ppm; /* of a million steps so many fail with EIO: to try a guest's manners with errors */
+    uint32_t link_count;
+    struct tvmm_nbd_link **links;
 };
 
 /* An error for the owner to hear of. */
@@ -229,5 +241,6 @@ int tvmm_can_punch(int fd, uint64_t end);
 
 /* blk.c, for engines */
 void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, int64_t result);
+void tvmm_blk_put_back(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 
 #endif

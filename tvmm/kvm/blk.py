@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,9 @@ from tvmm.kvm.calls import ffi, lib
 from tvmm.kvm.histogram import read_times
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvmm.kvm.nbd import NbdLink
     from tvmm.kvm.serve import Waker
     from tvmm.kvm.vring import Vring
     from tvmm.metrics.histogram import Times
@@ -34,9 +38,10 @@ OPERATIONS = ("read", "write", "flush", "discard", "write-zeroes", "get-id")
 
 
 class Engine(IntEnum):
-    """What makes the system calls: the server's thread, a pool of threads, or io_uring."""
+    """What makes the system calls: the server's thread, a pool of threads, io_uring, or an NBD server."""
 
     SYNC, THREADS, IO_URING = int(lib.TVMM_BLK_SYNC), int(lib.TVMM_BLK_THREADS), int(lib.TVMM_BLK_URING)
+    NBD = int(lib.TVMM_BLK_NBD)
 
 
 class Policy(IntEnum):
@@ -56,9 +61,10 @@ class BlkFile:
 class BlkQueueSetup(NamedTuple):
     """What a queue is made with.
 
-    `plain_fd`: the same file without O_DIRECT, or `fd`. Alignments in bytes, 1 without O_DIRECT. `depth`: entries
-    that the queue can have. `ignore_flush`: flushes, and stable writes, are a matter for the host's kernel.
-    `fault_ppm`: so many of a million system calls are not made, and fail with EIO.
+    `plain_fd`: the same file without O_DIRECT, or `fd`. Alignments in bytes, 1 without O_DIRECT. `is_device`: it has
+    a call of its own for what is discarded. `depth`: entries that the queue can have. `ignore_flush`: flushes, and
+    stable writes, are a matter for the host's kernel. `fault_ppm`: so many of a million system calls are not made, and
+    fail with EIO.
     """
 
     fd: int
@@ -136,18 +142,28 @@ class BlkQueue:
     """
 
     def __init__(
-        self, setup: BlkQueueSetup, file: BlkFile, waker: Waker, kick_fd: int, spin_max_ns: int
+        self,
+        setup: BlkQueueSetup,
+        file: BlkFile,
+        waker: Waker,
+        kick_fd: int,
+        spin_max_ns: int,
+        links: Sequence[NbdLink] = (),
     ) -> None:
-        """Raises `OSError` if the engine is not to be had."""
+        """`links` are the NBD engine's, which nobody else has. Raises `OSError` if the engine is not to be had."""
         fields = {name: int(value) for name, value in setup._asdict().items()}
         error = ffi.new("int *")
-        raw_setup = ffi.new("struct tvmm_blk_setup *", fields)
+        raw_links = ffi.new("struct tvmm_nbd_link *[]", [link.raw for link in links])
+        raw_setup = ffi.new("struct tvmm_blk_setup *", {**fields, "link_count": len(links), "links": raw_links})
         raw = lib.tvmm_blk_new(raw_setup, file.raw, waker.raw, kick_fd, spin_max_ns, error)
         if not raw:
             raise OSError(-error[0], f"{setup.engine.name}: {os.strerror(-error[0])}")
         self.raw = raw
-        self._keep = waker, file
+        self._keep = waker, file, tuple(links)
         self._ring: Vring | None = None
+        self._in_use = threading.Lock()
+        for link in links:
+            link.in_use = self._in_use
 
     def close(self) -> None:
         """Give it back; the thread has ended. Nothing else may be called any more."""
@@ -183,7 +199,8 @@ class BlkQueue:
 
     def stop(self) -> None:
         """Let go of the ring: what is at the host is waited for, nothing else is begun."""
-        lib.tvmm_blk_stop(self.raw)
+        with self._in_use:
+            lib.tvmm_blk_stop(self.raw)
         self._ring = None
 
     def active(self) -> bool:
@@ -192,11 +209,13 @@ class BlkQueue:
 
     def serve(self) -> int:
         """Until Python is needed: a `SERVE_` word."""
-        return int(lib.tvmm_blk_serve(self.raw))
+        with self._in_use:
+            return int(lib.tvmm_blk_serve(self.raw))
 
     def drain(self) -> bool:
         """Wait until nothing is under way. Whether Python has to interrupt the driver."""
-        lib.tvmm_blk_drain(self.raw)
+        with self._in_use:
+            lib.tvmm_blk_drain(self.raw)
         pending = bool(self.raw.call_pending)
         self.raw.call_pending = 0
         return pending

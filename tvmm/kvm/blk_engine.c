@@ -33,14 +33,15 @@ static int blk_sync_nothing(struct tvmm_blk *blk)
     return 0;
 }
 
-static int blk_sync_wait_fd(const struct tvmm_blk *blk)
+static uint32_t blk_sync_waits(struct tvmm_blk *blk, struct pollfd *waits)
 {
     (void)blk;
-    return -1;
+    (void)waits;
+    return 0;
 }
 
 const struct tvmm_blk_engine tvmm_blk_sync_engine = {
-    blk_sync_open, blk_sync_close, blk_sync_start, blk_sync_nothing, blk_sync_nothing, blk_sync_wait_fd,
+    blk_sync_open, blk_sync_close, blk_sync_start, blk_sync_nothing, blk_sync_nothing, blk_sync_waits, NULL,
 };
 
 /* --- on a pool of threads ----------------------------------------------------------------------------------------- */
@@ -188,11 +189,13 @@ static int blk_pool_reap(struct tvmm_blk *blk)
     return reaped;
 }
 
-static int blk_pool_wait_fd(const struct tvmm_blk *blk)
+static uint32_t blk_pool_waits(struct tvmm_blk *blk, struct pollfd *waits)
 {
-    return ((const struct blk_pool *)blk->engine_state)->event_fd;
+    *waits = (struct pollfd){.fd = ((const struct blk_pool *)blk->engine_state)->event_fd, .events = POLLIN};
+    return blk->at_engine != 0;
 }
 
 const struct tvmm_blk_engine tvmm_blk_threads_engine = {
-    blk_pool_open, blk_pool_close, blk_pool_start, blk_sync_nothing, blk_pool_reap, blk_pool_wait_fd,
+    blk_pool_open, blk_pool_close, blk_pool_start, blk_sync_nothing, blk_pool_reap, blk_pool_waits,
+    NULL,
 };

@@ -182,7 +182,7 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
     blk->counters.steps++;
     switch (request->step.call) {
     case TVMM_BLK_CALL_SYNC:
-        if (result < 0 && blk->setup.fd == blk->setup.plain_fd)
+        if (result < 0 && blk->setup.fd == blk->setup.plain_fd && blk->setup.engine != TVMM_BLK_NBD)
             __atomic_store_n(&blk->file->sync_error, (int32_t)-result, __ATOMIC_RELAXED);
         if (!result) {
             result = -__atomic_load_n(&blk->file->sync_error, __ATOMIC_RELAXED);

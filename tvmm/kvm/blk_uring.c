@@ -245,8 +245,13 @@ static int blk_uring_reap(struct tvmm_blk *blk)
     return reaped;
 }
 
-static int blk_uring_wait_fd(const struct tvmm_blk *blk) { return ((const struct blk_uring *)blk->engine_state)->fd; }
+static uint32_t blk_uring_waits(struct tvmm_blk *blk, struct pollfd *waits)
+{
+    *waits = (struct pollfd){.fd = ((const struct blk_uring *)blk->engine_state)->fd, .events = POLLIN};
+    return blk->at_engine != 0;
+}
 
 const struct tvmm_blk_engine tvmm_blk_uring_engine = {
-    blk_uring_open, blk_uring_close, blk_uring_start, blk_uring_submit, blk_uring_reap, blk_uring_wait_fd,
+    blk_uring_open, blk_uring_close, blk_uring_start, blk_uring_submit, blk_uring_reap, blk_uring_waits,
+    NULL,
 };

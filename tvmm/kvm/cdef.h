@@ -378,6 +378,8 @@ int tvmm_net_serve(struct tvmm_net *net);
 #define TVMM_BLK_RANGES_MAX ...
 #define TVMM_BLK_IOVECS_MAX ...
 #define TVMM_BLK_OPERATIONS 6
+#define TVMM_BLK_WAITS_MAX ...
+struct tvmm_nbd_link;
 enum tvmm_blk_verdict { TVMM_BLK_RUN, TVMM_BLK_REFUSE, TVMM_BLK_NO_STATUS, TVMM_BLK_NO_HEADER, ... };
 enum tvmm_blk_broken {
     TVMM_BLK_WORKS,
@@ -388,7 +390,7 @@ enum tvmm_blk_broken {
     ...
 };
 enum tvmm_blk_policy { TVMM_BLK_REPORT, TVMM_BLK_IGNORE, TVMM_BLK_STOP, TVMM_BLK_ENOSPC, ... };
-enum tvmm_blk_engine_kind { TVMM_BLK_SYNC, TVMM_BLK_THREADS, TVMM_BLK_URING, ... };
+enum tvmm_blk_engine_kind { TVMM_BLK_SYNC, TVMM_BLK_THREADS, TVMM_BLK_URING, TVMM_BLK_NBD, ... };
 struct tvmm_blk_limits {
     uint64_t capacity;
     uint32_t read_only, flush;
@@ -421,6 +423,8 @@ struct tvmm_blk_setup {
     uint32_t read_policy, write_policy;
     uint32_t ignore_flush;
     uint32_t fault_ppm;
+    uint32_t link_count;
+    struct tvmm_nbd_link **links;
 };
 struct tvmm_blk_file { int32_t sync_error; };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
@@ -457,6 +461,21 @@ uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int tvmm_in_memory(int fd);
 int tvmm_can_punch(int fd, uint64_t end);
+
+/* nbd.h */
+#define TVMM_NBD_REASON ...
+struct tvmm_nbd_transmission {
+    uint32_t flags, structured, extended;
+    uint32_t minimum_block, maximum_payload;
+};
+struct tvmm_nbd_link *tvmm_nbd_link_new(int *error);
+void tvmm_nbd_link_free(struct tvmm_nbd_link *link);
+int tvmm_nbd_link_lost_fd(const struct tvmm_nbd_link *link);
+int tvmm_nbd_link_give(struct tvmm_nbd_link *link, int fd, const struct tvmm_nbd_transmission *transmission);
+void tvmm_nbd_link_fail(struct tvmm_nbd_link *link, int error);
+void tvmm_nbd_link_hang_up(struct tvmm_nbd_link *link);
+int tvmm_nbd_link_take_loss(struct tvmm_nbd_link *link, char *text, uint32_t room);
+int tvmm_nbd_link_flush(struct tvmm_nbd_link *link);
 
 /* pages.h */
 #define TVMM_PAGE ...

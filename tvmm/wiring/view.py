@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
-    from tvmm.virtio.runner.image import DiskImage
+    from tvmm.virtio.runner.blk import Backing
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
 
@@ -26,7 +26,7 @@ class DiskPart(Protocol):
         """What there is to tell."""
 
     @property
-    def image(self) -> DiskImage:
+    def image(self) -> Backing:
         """What is behind it, to be handed over."""
 
     async def resize(self, size_bytes: int) -> None:

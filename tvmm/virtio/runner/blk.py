@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvmm.config.disk import DiskConfig
+    from tvmm.kvm.nbd import NbdLink
     from tvmm.kvm.serve import Waker
     from tvmm.metrics.histogram import Times
     from tvmm.virtio.blk import Blk
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
-    from tvmm.virtio.runner.image import DiskImage
 
-__all__ = ["BlkInfo", "BlkRun", "BlkRunner", "blk_settings"]
+__all__ = ["Backing", "BlkInfo", "BlkRun", "BlkRunner", "blk_settings"]
 
 SEG_MAX = 254
 """Data segments of a request, as QEMU has it: with header and status a chain of 256."""
@@ -49,10 +49,50 @@ _POLICIES = {
     "stop": Policy.STOP,
     "enospc": Policy.ENOSPC,
 }
-_ENGINE_NAMES = {Engine.SYNC: "sync", Engine.THREADS: "threads", Engine.IO_URING: "io_uring"}
+_ENGINE_NAMES = {Engine.SYNC: "sync", Engine.THREADS: "threads", Engine.IO_URING: "io_uring", Engine.NBD: "nbd"}
 
 
-def blk_settings(image: DiskImage, config: DiskConfig) -> BlkSettings:
+class Backing(Protocol):
+    """What is behind a disk: a file, as `DiskImage` says it, or a server."""
+
+    path: str
+    size: int
+    read_only: bool
+    direct: bool
+    warnings: list[str]
+    fd: int
+    plain_fd: int
+    memory_align: int
+    offset_align: int
+    is_device: bool
+    in_memory: bool
+    logical_block: int
+    physical_block: int
+    can_unmap: bool
+
+    def links(self, index: int) -> tuple[NbdLink, ...]:
+        """The connections of a queue to a server. None of any queue: requests go to `fd` and `plain_fd`."""
+
+    def resize(self, size: int) -> None:
+        """Have another size, in bytes. Raises `ImageError` or `HostError`."""
+
+    def flush(self) -> None:
+        """Have what was written on stable storage. Raises `HostError`."""
+
+    def lock(self) -> None:
+        """Keep others off, unless that is so. Raises `ImageError`."""
+
+    def unlock(self) -> None:
+        """Others may have it."""
+
+    def forget(self) -> None:
+        """Drop what this host has cached: another one may have written."""
+
+    def close(self) -> None:
+        """No queue uses it any more."""
+
+
+def blk_settings(image: Backing, config: DiskConfig) -> BlkSettings:
     """What the disk says of itself: what the user chose, and else what the image has."""
     logical = config.logical_block_size or image.logical_block
     physical = max(logical, config.physical_block_size or image.physical_block)
@@ -112,7 +152,7 @@ class BlkRunner:
         self,
         model: Blk,
         ends: Ends,
-        image: DiskImage,
+        image: Backing,
         config: DiskConfig,
         warn: Callable[[str], None],
         name: str = "disk",
@@ -127,12 +167,15 @@ class BlkRunner:
         self._file = BlkFile()
         self._resizing = trio.Lock()
         self._queues: list[DiskQueue] = []
+        self._links = [image.links(index) for index in range(len(model.queue_sizes))]
+        self._is_remote = any(self._links)
         setup = BlkQueueSetup(
             fd=image.fd,
             plain_fd=image.plain_fd,
             memory_align=image.memory_align,
             offset_align=image.offset_align,
-            is_device=image.is_device,
+            # A server has a call of its own for what is discarded, as a device does.
+            is_device=image.is_device or self._is_remote,
             depth=max(model.queue_sizes),
             read_policy=_POLICIES[config.rerror],
             write_policy=_POLICIES[config.werror],
@@ -142,7 +185,7 @@ class BlkRunner:
         try:
             for line in image.warnings:
                 warn(f"{name}: {line}")
-            engines = _candidates(image, config.aio)
+            engines = (Engine.NBD,) if self._is_remote else _candidates(image, config.aio)
             for index in range(len(model.queue_sizes)):
                 self._queues.append(DiskQueue(self, index, setup, engines, config.poll_us * 1000))
                 # What one queue has is good for the next.
@@ -151,7 +194,7 @@ class BlkRunner:
             self._close_queues()
             raise
         self.engine = self._queues[0].engine
-        if config.aio == "io_uring" and self.engine is not Engine.IO_URING:
+        if config.aio == "io_uring" and self.engine is Engine.THREADS:
             warn(f"{name}: this host has no io_uring for tvmm; aio=threads is used")
         model.cache_mode_changed = self._cache_mode_changed
 
@@ -293,10 +336,10 @@ class BlkRunner:
                 await self._shrink(size)
             else:
                 await trio.to_thread.run_sync(self.image.resize, size)
-                self._set_capacity(size)
+                self.set_size(size)
 
     async def _shrink(self, size: int) -> None:
-        self._set_capacity(size)
+        self.set_size(size)
         try:
             await self.hold()
             try:
@@ -306,10 +349,11 @@ class BlkRunner:
                 for queue in self._queues:
                     queue.thread.release()
         except BaseException:
-            self._set_capacity(self.image.size)
+            self.set_size(self.image.size)
             raise
 
-    def _set_capacity(self, size: int) -> None:
+    def set_size(self, size: int) -> None:
+        """Tell queues and driver that the image has `size` bytes now, whole sectors."""
         with self._ends.bus_lock:
             self._model.resize(size // SECTOR)
             for queue in self._queues:
@@ -351,10 +395,11 @@ class BlkRunner:
 
     def open_queue(self, index: int, setup: BlkQueueSetup, waker: Waker, spin_max_ns: int) -> BlkQueue:
         """For queue `index`. Raises `OSError` if its engine is not to be had."""
-        return BlkQueue(setup, self._file, waker, self._ends.kick_fds[index], spin_max_ns)
+        kick_fd, links = self._ends.kick_fds[index], self._links[index]
+        return BlkQueue(setup, self._file, waker, kick_fd, spin_max_ns, links)
 
 
-def _candidates(image: DiskImage, aio: str) -> tuple[Engine, ...]:
+def _candidates(image: Backing, aio: str) -> tuple[Engine, ...]:
     """What to try, best first. Where no call waits, nothing is faster than to make it."""
     if aio == "threads":
         return (Engine.THREADS,)

@@ -27,8 +27,8 @@ BROKEN_MAX, ERRNO_MAX = 4, 4095
 class DiskQueueRun(NamedTuple):
     """What is saved of a queue. `broken`: why it takes no more, by number as C has it, and `given_up`: that was said.
 
-    `stopped` is the errno that it waits over, with what is to be repeated in `kept`; nothing else is in flight, but in
-    a queue that is broken.
+    `stopped` is the errno that it waits over. What is to be repeated is in `kept`: over that error, or because a server
+    was out of reach; nothing else is in flight, but in a queue that is broken.
     """
 
     queue: QueueRun = QueueRun()
@@ -155,8 +155,6 @@ class DiskQueue:
         kept = check_kept(state.kept, chains, memory, read_only=bool(limits.read_only))
         if not run.served and (broken or given_up or stopped or kept):
             raise ValueError("queues: broken or stopped without being served")
-        if kept and not stopped:
-            raise ValueError("queues: kept requests, and stopped says over nothing")
         lost = {chain.id for chain in run.ring.in_flight if not chain.done} - {request.id for request in kept}
         if run.served and not broken and lost:
             raise ValueError("queues: in_flight has chains that nothing would ever bring back")

@@ -18,6 +18,8 @@ from tvmm.virtio.blk_request import SECTOR
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from tvmm.kvm.nbd import NbdLink
+
 __all__ = ["DiskImage"]
 
 BLKGETSIZE64, BLKSSZGET, BLKPBSZGET = 0x8008_1272, 0x1268, 0x127B
@@ -101,6 +103,10 @@ class DiskImage:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = self.plain_fd = -1
+
+    def links(self, index: int) -> tuple[NbdLink, ...]:
+        """None: requests go to the file."""
+        return ()
 
     # -- size ----------------------------------------------------------------------------------------------
 
