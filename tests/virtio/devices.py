@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvmm.virtio.balloon import Balloon, BalloonSettings
 from tvmm.virtio.blk import Blk, BlkSettings
 from tvmm.virtio.console import Console, ConsoleSettings
 from tvmm.virtio.console_control import PortSettings
@@ -54,6 +55,11 @@ def make_tablet(ring: int = ALL_RING) -> Input:
     return Input(InputSettings("tablet"), ring)
 
 
+def make_balloon(ring: int = ALL_RING) -> Balloon:
+    """Of 8 MiB, with all queues."""
+    return Balloon(BalloonSettings(2048, deflate_on_oom=True, hinting=True, reporting=True), ring)
+
+
 MAKERS: dict[str, Callable[[], VirtioDevice]] = {
     "rng": make_rng,
     "blk": make_blk,
@@ -61,4 +67,5 @@ MAKERS: dict[str, Callable[[], VirtioDevice]] = {
     "console": make_console,
     "keyboard": make_keyboard,
     "tablet": make_tablet,
+    "balloon": make_balloon,
 }

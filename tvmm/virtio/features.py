@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "BALLOON_ID",
     "BLK_ID",
     "CONSOLE_ID",
     "DEFAULT_RING",
@@ -22,6 +23,7 @@ __all__ = [
     "NET_ID",
     "RING_FEATURES",
     "RNG_ID",
+    "Balloon",
     "Blk",
     "Console",
     "Net",
@@ -31,7 +33,7 @@ __all__ = [
     "refusal",
 ]
 
-NET_ID, BLK_ID, CONSOLE_ID, RNG_ID, INPUT_ID = 1, 2, 3, 4, 18
+NET_ID, BLK_ID, CONSOLE_ID, RNG_ID, BALLOON_ID, INPUT_ID = 1, 2, 3, 4, 5, 18
 """Virtio device ids (5)."""
 
 
@@ -108,6 +110,17 @@ class Console:
     EMERG_WRITE = 1 << 2
 
 
+class Balloon:
+    """Of a memory balloon (5.5.3)."""
+
+    MUST_TELL_HOST = 1 << 0
+    STATS_VQ = 1 << 1
+    DEFLATE_ON_OOM = 1 << 2
+    FREE_PAGE_HINT = 1 << 3
+    PAGE_POISON = 1 << 4
+    PAGE_REPORTING = 1 << 5
+
+
 RING_FEATURES = (
     Ring.INDIRECT_DESC
     | Ring.EVENT_IDX
@@ -122,7 +135,7 @@ RING_FEATURES = (
 DEFAULT_RING = Ring.INDIRECT_DESC | Ring.EVENT_IDX | Ring.VERSION_1 | Ring.RING_RESET
 """What a device offers unless it is told otherwise."""
 
-OF_DEVICE: dict[int, type] = {NET_ID: Net, BLK_ID: Blk, CONSOLE_ID: Console}
+OF_DEVICE: dict[int, type] = {NET_ID: Net, BLK_ID: Blk, CONSOLE_ID: Console, BALLOON_ID: Balloon}
 
 REQUIRES: dict[int, dict[int, int]] = {
     NET_ID: {
