@@ -14,7 +14,7 @@ SOURCES = (
     *("net.c", "net_tx.c", "net_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
-    "vram.c",
+    *("vram.c", "discard.c"),
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""
 

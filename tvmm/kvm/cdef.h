@@ -637,3 +637,8 @@ struct tvmm_scroll_finder {
 };
 int32_t tvmm_scroll_update(struct tvmm_scroll_finder *finder, const uint8_t *canvas, uint64_t canvas_size,
                            const uint8_t *damage, uint64_t damage_size);
+
+/* discard.h */
+struct tvmm_run { uint64_t first, count; };
+int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int shared);
+int tvmm_populate(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count);

@@ -127,6 +127,15 @@ class MemoryMap:
                 self._log.mark_written(piece[: len(part)])
         return at
 
+    def place(self, piece: memoryview) -> tuple[str, int]:
+        """Where a piece of guest memory, as a `Batch` gives it, lies: name of the block, and offset there in bytes."""
+        with ffi.from_buffer("uint8_t[]", piece) as start:
+            for name, buffer in self._buffers.items():
+                offset = int(ffi.cast("uintptr_t", start)) - int(ffi.cast("uintptr_t", buffer))
+                if 0 <= offset < len(buffer):
+                    return name, offset
+        raise ValueError("no block has these bytes")
+
     def close(self) -> None:
         """Let go of the RAM. No ring may be used with this map any more."""
         self.raw.count = 0
