@@ -38,6 +38,8 @@ PURE = (
     "chardev/history.py",
     "chardev/escape.py",
     "chardev/editor.py",
+    "control/balloon_target.py",
+    "control/balloon_verbs.py",
     "control/qmp.py",
     "control/verbs.py",
     "control/device_verbs.py",

@@ -311,4 +311,9 @@ def _device_types(kind: str) -> tuple[type[Any], ...]:
         from tvmm.virtio.runner.input import InputRun
 
         return InputState, InputRun
+    if kind == "virtio-balloon":
+        from tvmm.virtio.balloon import BalloonState
+        from tvmm.virtio.runner.balloon import BalloonRun
+
+        return BalloonState, BalloonRun
     raise ValueError(f"devices of kind {kind} have no section")

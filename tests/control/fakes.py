@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.control.fake_balloon import FakeBalloon
 from tests.control.fake_migration import FakeMigration
 from tests.control.fake_vnc import FakeVnc
 from tvmm.control.input_target import InputAction, MouseInfo
@@ -43,6 +44,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "migrate": {"uri": "unix:/tmp/peer"},
     "migrate-incoming": {"uri": "unix:/tmp/here"},
     "migrate-set-capabilities": {"capabilities": [{"capability": "events", "state": True}]},
+    "balloon": {"value": 64 << 20},
+    "qom-get": {"path": "/machine/peripheral/balloon0", "property": "guest-stats"},
+    "qom-list": {"path": "/machine/peripheral"},
+    "qom-set": {
+        "path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 2,
+    },
     "block_resize": {"device": "disk0", "size": 4096},
     "change-vnc-password": {"password": "new"},
     "expire_password": {"protocol": "vnc", "time": "now"},
@@ -82,6 +89,7 @@ class FakeMachine:
         self.listen_for_migration = self.migration.listen_for_migration
         self.screens: list[tuple[str, str]] = []
         self.vnc = FakeVnc()
+        self.the_balloon: FakeBalloon | None = FakeBalloon()
         self.vnc_servers = self.vnc.vnc_servers
         self.set_vnc_password = self.vnc.set_vnc_password
         self.expire_vnc_password = self.vnc.expire_vnc_password
@@ -158,6 +166,9 @@ class FakeMachine:
 
     def chardevs(self) -> list[ChardevInfo]:
         return [ChardevInfo("serial0", "pty:/dev/pts/3"), *self.ports()]
+
+    def balloon(self) -> FakeBalloon | None:
+        return self.the_balloon
 
     def ports(self) -> list[ChardevInfo]:
         return [ChardevInfo("console0.0", "unix:/tmp/hvc", frontend_open=False)]

@@ -80,6 +80,7 @@ PLAIN = {"auth": "vencrypt", "vencrypt": "x509-plain"}
 SHAPES: dict[str, Any] = {
     NEGOTIATE: {},
     "announce-self": {},
+    "balloon": {},
     "block_resize": {},
     "change-vnc-password": {},
     "cont": {},
@@ -89,6 +90,21 @@ SHAPES: dict[str, Any] = {
     "migrate-set-capabilities": {},
     "migrate-set-parameters": {},
     "migrate_cancel": {},
+    "qom-get": {
+        "stats": {"stat-swap-in": (1 << 64) - 1, "stat-free-memory": 5000, "stat-total-memory": 9000},
+        "last-update": 1700000000,
+    },
+    "qom-list": [{"name": "balloon0", "type": "child<virtio-balloon>"}],
+    "qom-set": {},
+    "query-balloon": {
+        "actual": 192 << 20,
+        "x-target": 192 << 20,
+        "x-memory": 256 << 20,
+        "x-id": "balloon0",
+        "x-driver": True,
+        "x-deflate-on-oom": False,
+        "x-pages": {"inflated": 16384, "deflated": 0, "reported": 0, "hinted": 0, "spared": 0, "strange": 1},
+    },
     "query-block": [
         block("disk0", "a.img", 1 << 30, ro=False, direct=True, no_flush=False),
         block("disk1", "b.img", 1 << 20, ro=True, direct=False, no_flush=True),
@@ -190,6 +206,12 @@ SHAPES: dict[str, Any] = {
     "stop": {},
     "system_powerdown": {},
     "system_reset": {},
+    "x-query-balloon-stats": {
+        "fresh": False,
+        "last-update": 1700000000,
+        "stats": {"stat-free-memory": 5000, "stat-total-memory": 9000},
+        "resident": 100 << 20,
+    },
     "x-query-cpu-registers": {"rip": 0xFFFF_FFFF_8100_0000, "rflags": 2},
     "x-query-info": {"kernel": "built-in", "cpus": 2},
     "x-query-memory-map": [

@@ -100,7 +100,7 @@ class DeviceConfig(NamedTuple):
         if known not in DEVICE_TYPES:
             raise ConfigError(
                 f"device {self.name} is none of a machine's other devices",
-                "it belongs to the disks, nets, consoles, rngs, inputs or display of MachineConfig",
+                "it belongs to the disks, nets, consoles, rngs, inputs, balloons or display of MachineConfig",
             )
         given = dict(self.properties)
         keys = [prop.name for prop in known.properties]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
+    from tvmm.config.balloon import BalloonConfig
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.device import DeviceConfig
     from tvmm.config.disk import DiskConfig
@@ -107,6 +108,7 @@ class MachineConfig(NamedTuple):
     vnc: VncConfig | None = None
     display: DisplayConfig | None = None
     inputs: tuple[InputConfig, ...] = ()
+    balloons: tuple[BalloonConfig, ...] = ()
 
     @classmethod
     def parse(
@@ -205,7 +207,7 @@ class MachineConfig(NamedTuple):
                 checked = checked._replace(display=DisplayConfig(*(self.vnc.size or ())))
         if checked.display is not None:
             checked = checked._replace(display=checked.display.check())
-        if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs):
+        if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs or self.balloons):
             return checked
         from tvmm.config.virtio import check_virtio
 

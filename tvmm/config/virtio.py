@@ -12,6 +12,7 @@ from tvmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tvmm.config.balloon import BalloonConfig
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.disk import DiskConfig
     from tvmm.config.input import InputConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tvmm.config.rng import RngConfig
     from tvmm.config.serial import SerialConfig
 
-    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig
+    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig
 
 __all__ = ["MAX_MMIO", "MAX_PCI", "check_virtio", "parse_hardware"]
 
@@ -77,9 +78,10 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
         ),
         rngs=tuple(rng.check()._replace(id=rng.id or f"rng{at}") for at, rng in enumerate(config.rngs)),
         inputs=_name_inputs(config.inputs),
+        balloons=tuple(one.check_machine(config)._replace(id=one.id or "balloon0") for one in config.balloons),
     )
     everything: list[Virtio] = [
-        *checked.disks, *checked.nets, *checked.consoles, *checked.rngs, *checked.inputs
+        *checked.disks, *checked.nets, *checked.consoles, *checked.rngs, *checked.inputs, *checked.balloons
     ]  # fmt: skip
     _check_once("devices have the id", (device.id for device in everything), "give each an id=NAME of its own")
     _check_places(everything, 1 if checked.display is not None else 0)

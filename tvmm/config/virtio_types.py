@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.config.balloon import BALLOON_PROPERTIES, BalloonConfig
 from tvmm.config.console import CONSOLE_PROPERTIES, PORT_PROPERTIES, ConsoleConfig, PortConfig
 from tvmm.config.device import DeviceConfig, DeviceType
 from tvmm.config.disk import DISK_PROPERTIES, DiskConfig
@@ -35,6 +36,7 @@ class Hardware(NamedTuple):
     consoles: tuple[ConsoleConfig, ...] = ()
     rngs: tuple[RngConfig, ...] = ()
     inputs: tuple[InputConfig, ...] = ()
+    balloons: tuple[BalloonConfig, ...] = ()
 
 
 class VirtioType(NamedTuple):
@@ -53,6 +55,7 @@ _DEVICES: tuple[tuple[str, str, str, str, tuple[Property, ...]], ...] = (
         (*CONSOLE_PROPERTIES, *PORT_PROPERTIES),
     ),
     ("virtio-rng", "virtio-rng", "rng", "source of random bytes", RNG_PROPERTIES),
+    ("virtio-balloon", "virtio-balloon", "balloon", "memory that the guest lends to the host", BALLOON_PROPERTIES),
     ("virtio-keyboard", "virtio-keyboard", "keyboard", "keyboard, for guests without PS/2", INPUT_PROPERTIES),
     ("virtio-tablet", "virtio-tablet", "tablet", "pointer that goes where the viewer's is", INPUT_PROPERTIES),
 )  # fmt: skip
@@ -88,6 +91,7 @@ def parse_devices(values: Sequence[str]) -> Hardware:
     consoles: list[ConsoleConfig] = []
     rngs: list[RngConfig] = []
     inputs: list[InputConfig] = []
+    balloons: list[BalloonConfig] = []
     for text in values:
         known = VIRTIO_TYPES.get(text.partition(",")[0])
         if known is None:
@@ -100,6 +104,8 @@ def parse_devices(values: Sequence[str]) -> Hardware:
             nets.append(NetConfig(**given).check())
         elif known.makes == "rng":
             rngs.append(RngConfig(**given).check())
+        elif known.makes == "balloon":
+            balloons.append(BalloonConfig(**given).check())
         elif known.makes in ("keyboard", "tablet"):
             inputs.append(InputConfig(kind=known.makes, **given).check())
         elif known.makes == "console":
@@ -111,4 +117,4 @@ def parse_devices(values: Sequence[str]) -> Hardware:
         else:
             consoles[-1] = consoles[-1].with_port(PortConfig(**given))
     whole = tuple(console.check() for console in consoles)
-    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs), tuple(inputs))
+    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs), tuple(inputs), tuple(balloons))

@@ -32,6 +32,7 @@ KINDS = {
     "blk": (2, "virtio-blk"),
     "console": (3, "virtio-serial"),
     "rng": (4, "virtio-rng"),
+    "balloon": (5, "virtio-balloon"),
     "input": (18, "virtio-input"),
 }
 """Virtio device id (virtio 1.3, 5) and QEMU's name, by `VirtioInfo.kind`."""

@@ -43,6 +43,7 @@ class MachineTarget:
         self.disks = devices.disks
         self.nets = devices.nets
         self.ports = devices.ports
+        self.balloon = devices.balloon
         self.resize_disk = devices.resize_disk
         self.set_link = devices.set_link
         self.announce = devices.announce

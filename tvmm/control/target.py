@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeAlias
 
+    from tvmm.control.balloon_target import BalloonTarget
     from tvmm.migration.status import MigrationStatus
 
     Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
@@ -209,6 +210,9 @@ class VirtioDevices(Protocol):
     def nets(self) -> Sequence[NetInfo]:
         """The network devices."""
 
+    def balloon(self) -> BalloonTarget | None:
+        """The balloon, if there is one."""
+
     def ports(self) -> Sequence[ChardevInfo]:
         """The ports of the consoles, `frontend_open` if the guest has opened them."""
 
@@ -243,6 +247,9 @@ class NoVirtio:
     def nets(self) -> Sequence[NetInfo]:
         """None."""
         return ()
+
+    def balloon(self) -> None:
+        """None."""
 
     def ports(self) -> Sequence[ChardevInfo]:
         """None."""

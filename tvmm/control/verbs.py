@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvmm.control import device_verbs, input_verbs, metrics_verbs, migration_verbs, screen_verbs, vnc_verbs
+from tvmm.control import (
+    balloon_verbs,
+    device_verbs,
+    input_verbs,
+    metrics_verbs,
+    migration_verbs,
+    screen_verbs,
+    vnc_verbs,
+)
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
 
@@ -28,6 +36,7 @@ EVENTS = (
     "SHUTDOWN",
     "GUEST_PANICKED",
     "BLOCK_IO_ERROR",
+    balloon_verbs.CHANGE_EVENT,
     EVENT,
     PASS_EVENT,
     *vnc_verbs.VNC_EVENTS,
@@ -191,6 +200,7 @@ VERBS: dict[str, Verb] = {
             Argument("id", "string", required=False),
         ),
     ),
+    "balloon": Verb(balloon_verbs.balloon, (Argument("value", "integer"),)),
     "block_resize": Verb(
         device_verbs.block_resize,
         (
@@ -215,6 +225,13 @@ VERBS: dict[str, Verb] = {
     "migrate-set-capabilities": Verb(migration_verbs.migrate_set_capabilities, (Argument("capabilities", "objects"),)),
     "migrate-set-parameters": Verb(migration_verbs.migrate_set_parameters, migration_verbs.PARAMETERS),
     "migrate_cancel": Verb(migration_verbs.migrate_cancel),
+    "qom-get": Verb(balloon_verbs.qom_get, (Argument("path", "string"), Argument("property", "string"))),
+    "qom-list": Verb(balloon_verbs.qom_list, (Argument("path", "string"),)),
+    "qom-set": Verb(
+        balloon_verbs.qom_set,
+        (Argument("path", "string"), Argument("property", "string"), Argument("value", "integer")),
+    ),
+    "query-balloon": Verb(balloon_verbs.query_balloon),
     "query-block": Verb(device_verbs.query_block),
     "query-blockstats": Verb(device_verbs.query_blockstats),
     "query-chardev": Verb(query_chardev),
@@ -251,6 +268,7 @@ VERBS: dict[str, Verb] = {
     "stop": Verb(stop),
     "system_powerdown": Verb(system_powerdown),
     "system_reset": Verb(system_reset),
+    "x-query-balloon-stats": Verb(balloon_verbs.query_balloon_stats, (Argument("patience", "number", required=False),)),
     "x-query-cpu-registers": Verb(query_cpu_registers, (Argument("cpu-index", "integer", required=False),)),
     "x-query-info": Verb(query_info),
     "x-query-memory-map": Verb(query_memory_map),

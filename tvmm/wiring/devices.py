@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tvmm.board import Board
     from tvmm.bus import Device
+    from tvmm.config.balloon import BalloonConfig
     from tvmm.config.console import ConsoleConfig
     from tvmm.config.disk import DiskConfig
     from tvmm.config.input import InputConfig
@@ -28,18 +29,19 @@ if TYPE_CHECKING:
     from tvmm.metrics.model import Sample
     from tvmm.virtio.device import VirtioDevice
     from tvmm.virtio.runner.input import InputRunner
+    from tvmm.wiring.balloon import BalloonPart
     from tvmm.wiring.console import ConsoleDevice
     from tvmm.wiring.display import Display
     from tvmm.wiring.pci_bus import PciBus
     from tvmm.wiring.view import DiskPart, NetPart
 
-    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig
+    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig
 
 __all__ = ["Devices", "make_devices"]
 
 
 class Devices:
-    """Slots in the order of the command line: disks, networks, consoles, sources of entropy, input.
+    """Slots in the order of the command line: disks, networks, consoles, sources of entropy, input, a balloon.
 
     `bus` is None without PCI.
 
@@ -56,6 +58,7 @@ class Devices:
         self.inputs: dict[str, InputRunner] = {}
         self.measures: dict[str, Callable[[], Iterable[Sample]]] = {}
         """By device: what it counts beyond what every virtio device does, under names of `tvmm.metrics.catalog`."""
+        self.balloon: BalloonPart | None = None
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
@@ -204,6 +207,10 @@ def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devic
             from tvmm.wiring.input import make_input
 
             make_input(devices, options)
+        for wanted in config.balloons:
+            from tvmm.wiring.balloon import make_balloon
+
+            make_balloon(devices, board, wanted)
     except OSError as error:
         raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
     return devices

@@ -11,6 +11,7 @@ from tvmm.virtio.status import describe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tvmm.control.balloon_target import BalloonTarget
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
     from tvmm.virtio.runner.blk import Backing
     from tvmm.wiring.devices import Devices
@@ -67,6 +68,10 @@ class DeviceView:
     def nets(self) -> Sequence[NetInfo]:
         """The network devices."""
         return [net.info() for net in self._devices.nets.values()]
+
+    def balloon(self) -> BalloonTarget | None:
+        """The balloon."""
+        return self._devices.balloon
 
     def ports(self) -> Sequence[ChardevInfo]:
         """The ports of all consoles."""
