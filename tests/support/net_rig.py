@@ -65,6 +65,7 @@ class SocketWire:
 
     def __init__(self, pairs: int = 1, backend: NetBackend = EVERYTHING) -> None:
         self.name = "wire"
+        self.is_stream = False
         self.backend = backend
         self.orders: list[tuple[str, int, bool]] = []
         self.refuses = False

@@ -334,6 +334,7 @@ void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);
 #define TVMM_NET_FRAME_MAX ...
 #define TVMM_NET_FRAME_MIN ...
 #define TVMM_NET_TURN ...
+#define NET_STREAM_FRAME_MAX ...
 #define TVMM_NET_ADDRESSES ...
 #define TVMM_NET_RX ...
 #define TVMM_NET_TX ...
@@ -355,7 +356,7 @@ struct tvmm_net {
     struct tvmm_spin spin, hunger;
     uint32_t mergeable, attached;
     int32_t failure;
-    uint32_t queue, bad_chain, stopped;
+    uint32_t queue, bad_length, bad_chain, stopped;
     struct tvmm_net_counters counters;
     struct tvmm_histogram turns[2];
     struct tvmm_net_filter filter;
@@ -370,6 +371,9 @@ void tvmm_net_stop(struct tvmm_net *net, uint32_t index);
 void tvmm_net_drain(struct tvmm_net *net);
 void tvmm_net_flush(struct tvmm_net *net);
 void tvmm_net_set_link(struct tvmm_net *net, uint32_t up);
+int tvmm_net_inject(struct tvmm_net *net, const uint8_t *frame, uint32_t length);
+int tvmm_net_make_stream(struct tvmm_net *net);
+void tvmm_net_connect(struct tvmm_net *net, int fd);
 int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
 int tvmm_net_serve(struct tvmm_net *net);
 

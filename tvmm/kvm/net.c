@@ -2,7 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "net.h"
+#include "net_stream.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -35,6 +35,7 @@ void tvmm_net_free(struct tvmm_net *net)
     pthread_mutex_destroy(&net->lock);
     free(net->held);
     free(net->gathered);
+    free(net->stream);
     free(net);
 }
 
@@ -80,10 +81,22 @@ void tvmm_net_drain(struct tvmm_net *net) { net_return_pool(net); }
 void tvmm_net_flush(struct tvmm_net *net)
 {
     for (uint32_t count = 0; count < TVMM_NET_STALE_MAX; count++) {
-        if (read(net->fd, net->gathered, TVMM_NET_FRAME_MAX) <= 0)
+        if (net->failure || !net_discard(net))
             return;
         net->counters.rx_stale++;
     }
+}
+
+/* By any thread: send a frame without header that is not the driver's. 0: it is lost. */
+int tvmm_net_inject(struct tvmm_net *net, const uint8_t *frame, uint32_t length)
+{
+    uint8_t header[TVMM_NET_HEADER] = {0};
+    struct iovec pieces[2] = {{header, sizeof header}, {(void *)frame, length}};
+
+    tvmm_net_lock(net);
+    int sent = !net->failure && (net->stream ? net_stream_inject(net, frame, length) : writev(net->fd, pieces, 2) > 0);
+    tvmm_net_unlock(net);
+    return sent;
 }
 
 /* By any thread. */
@@ -274,11 +287,14 @@ static int net_sleep(struct tvmm_net *net, uint32_t *kicked)
         net->tx_blocked = 0;
     if (!(waits[1].revents & (POLLERR | POLLHUP | POLLNVAL)))
         return NET_WORKED;
+    /* What a peer sent before it hung up is read first. */
+    if (net->stream && waits[1].revents & POLLIN)
+        return NET_WORKED;
     /* Either the TAP is gone, or the pair has been taken off it a moment ago. */
     tvmm_net_lock(net);
     struct pollfd again = {.fd = net->fd};
     if (net_connected(net) && poll(&again, 1, 0) > 0)
-        net->failure = ENODEV;
+        net->failure = net->stream ? EPIPE : ENODEV;
     tvmm_net_unlock(net);
     return NET_WORKED;
 }

@@ -62,6 +62,7 @@ struct tvmm_net {
     uint32_t link_up;          /* changed by any thread at any time */
     int32_t failure;           /* errno that ended the use of `fd`; 0 while it is used */
     uint32_t queue;            /* which of `queues` the word that `serve` came back with is about */
+    uint32_t bad_length;       /* that a peer gave a frame, if `failure` is EMSGSIZE */
     uint32_t bad_chain;        /* BROKEN is about a receive buffer that is none, not about the ring */
     struct tvmm_net_counters counters;
     struct tvmm_histogram turns[2]; /* how long each turn took that moved frames, received and sent */
@@ -79,6 +80,7 @@ struct tvmm_net {
     uint32_t rx_expect;        /* bytes that a read should find room for */
     uint32_t held_length;
     uint8_t *held, *gathered;
+    struct net_stream *stream; /* NULL: `fd` keeps frames apart. See net_stream.h */
     struct iovec iovecs[TVMM_NET_IOVECS];
     pthread_mutex_t lock;
 };
@@ -92,6 +94,9 @@ void tvmm_net_stop(struct tvmm_net *net, uint32_t index);
 void tvmm_net_drain(struct tvmm_net *net);
 void tvmm_net_flush(struct tvmm_net *net);
 void tvmm_net_set_link(struct tvmm_net *net, uint32_t up);
+int tvmm_net_inject(struct tvmm_net *net, const uint8_t *frame, uint32_t length);
+int tvmm_net_make_stream(struct tvmm_net *net);
+void tvmm_net_connect(struct tvmm_net *net, int fd);
 int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
 int tvmm_net_serve(struct tvmm_net *net);
 
@@ -121,7 +126,11 @@ static inline void net_turn_over(struct tvmm_net *net, uint32_t index)
 void net_failed(struct tvmm_net *net, int error);
 int net_broken(struct tvmm_net *net, uint32_t index);
 int net_told(struct tvmm_net *net, uint32_t index);
+uint64_t *net_obstacle(struct tvmm_net *net, const struct tvmm_chain *chain);
+struct iovec net_gather(struct tvmm_net *net, const struct iovec *iovecs, uint32_t count);
 int net_send(struct tvmm_net *net);
+void net_deliver(struct tvmm_net *net, const uint8_t *frame, uint32_t length);
+int net_discard(struct tvmm_net *net);
 int net_receive(struct tvmm_net *net);
 void net_return_pool(struct tvmm_net *net);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ __all__ = [
     "FRAME_MAX",
     "FRAME_MIN",
     "RX",
+    "STREAM_FRAME_MAX",
     "TURN",
     "TX",
     "NetCounters",
@@ -37,6 +39,9 @@ RX, TX, CONTROL = int(lib.TVMM_NET_RX), int(lib.TVMM_NET_TX), int(lib.TVMM_NET_C
 
 FRAME_MAX, FRAME_MIN = int(lib.TVMM_NET_FRAME_MAX), int(lib.TVMM_NET_FRAME_MIN)
 """Bytes, with the header of 12; what a driver sends outside of these bounds is dropped."""
+
+STREAM_FRAME_MAX = int(lib.NET_STREAM_FRAME_MAX)
+"""Bytes of a frame over a stream socket; a peer that sends more is given up."""
 
 TURN = int(lib.TVMM_NET_TURN)
 """Frames of one direction before the other one has its turn."""
@@ -103,16 +108,21 @@ class PairFilter:
 class NetPair:
     """A pair's queues between a TAP's descriptor `fd` and rings, not connected at first, with the cable in.
 
-    By the server's thread, but for `set_link`, `set_call`, `set_filter`, `attachment`, `counters`.
+    By the server's thread, but for `set_link`, `set_call`, `set_filter`, `inject`, `attachment`, `counters`.
     """
 
-    def __init__(self, fd: int, poll_ns: int) -> None:
-        """`poll_ns`: how long to look for work before sleeping, 0 for not at all."""
+    def __init__(self, fd: int, poll_ns: int, *, stream: bool = False) -> None:
+        """`poll_ns`: how long to look for work before sleeping, 0 for not at all.
+
+        `stream`: `fd` is a stream socket, with each frame behind its length (see net_stream.h).
+        """
         raw = lib.tvmm_net_new(fd)
-        if not raw:
+        if raw:
+            self.raw = ffi.gc(raw, lib.tvmm_net_free)
+        if not raw or (stream and not lib.tvmm_net_make_stream(raw)):
             raise HostError("the host has no memory for a network device", "free some and start again")
+        self._is_stream = stream
         self.waker = Waker()
-        self.raw = ffi.gc(raw, lib.tvmm_net_free)
         self._batches = Batch(RX_CHAINS), Batch(TURN)
         self._rings: dict[int, Vring] = {}
         self.raw.waker = self.waker.raw
@@ -143,8 +153,13 @@ class NetPair:
 
     @property
     def failure(self) -> str:
-        """Why the TAP cannot be used any more; empty if it can."""
-        return os.strerror(self.raw.failure) if self.raw.failure else ""
+        """Why the TAP, or the peer, cannot be used any more; empty if it can."""
+        failure = self.raw.failure
+        if self._is_stream and failure == errno.EMSGSIZE:
+            return f"the peer sent a frame of {self.raw.bad_length} bytes, {STREAM_FRAME_MAX} are possible"
+        if self._is_stream and failure in (errno.EPIPE, errno.ECONNRESET):
+            return "the peer closed the connection"
+        return os.strerror(failure) if failure else ""
 
     def active(self) -> bool:
         """Whether a queue is served."""
@@ -180,6 +195,10 @@ class NetPair:
         """Throw away what the TAP has for a driver that was not there."""
         lib.tvmm_net_flush(self.raw)
 
+    def connect(self, fd: int) -> None:
+        """Of a stream: go on with a new connection."""
+        lib.tvmm_net_connect(self.raw, fd)
+
     def call(self, local: int) -> bool:
         """After a push by Python: tell the driver, if it wants to know. True: the caller has to."""
         return bool(lib.tvmm_served_call(ffi.addressof(self.raw.queues, local)))
@@ -189,6 +208,10 @@ class NetPair:
     def set_link(self, up: bool) -> None:
         """Without a link frames are lost, in both directions."""
         lib.tvmm_net_set_link(self.raw, up)
+
+    def inject(self, frame: bytes) -> bool:
+        """Send a frame, without header, that is not the driver's. False if it is lost."""
+        return bool(lib.tvmm_net_inject(self.raw, frame, len(frame)))
 
     def set_call(self, local: int, fd: int) -> None:
         """Where a queue's interrupts go."""

@@ -7,7 +7,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "net.h"
+#include "net_stream.h"
 
 #include <errno.h>
 #include <string.h>
@@ -183,10 +183,39 @@ static int take_frame(struct tvmm_net *net, ssize_t length, uint64_t room)
     return 1;
 }
 
+/* A frame that is somewhere else, without header. The pool is not empty. */
+void net_deliver(struct tvmm_net *net, const uint8_t *frame, uint32_t length)
+{
+    static uint8_t header[TVMM_NET_HEADER];
+    uint32_t whole = TVMM_NET_HEADER + length;
+
+    if (!tvmm_net_passes(&net->filter, frame)) {
+        net->counters.rx_filtered++;
+        return;
+    }
+    learn_length(net, whole);
+    if (frame_room(net) >= whole) {
+        const struct iovec *first = net->rx_batch->iovecs + net->rx_batch->chains[net->rx_next].first;
+        copy_pieces(first, 0, header, TVMM_NET_HEADER, 1);
+        copy_pieces(first, TVMM_NET_HEADER, (uint8_t *)frame, length, 1);
+        use_chains(net, whole);
+        mark_pieces(net, first, whole);
+    } else if (net->mergeable) {
+        memset(net->held, 0, TVMM_NET_HEADER);
+        memcpy(net->held + TVMM_NET_HEADER, frame, length);
+        net->held_length = whole;
+        net->counters.rx_held++;
+    } else {
+        net->counters.rx_no_room++;
+    }
+}
+
 /* 0: there was none. */
 static int receive_frame(struct tvmm_net *net)
 {
     uint64_t room;
+    if (net->stream)
+        return net_stream_receive(net);
     int count = (int)aim(net, &room);
     ssize_t length = readv(net->fd, net->iovecs, count);
 
@@ -222,11 +251,17 @@ static int deliver_held(struct tvmm_net *net)
     return 1;
 }
 
+/* A frame that nobody wants. 0: there was none. */
+int net_discard(struct tvmm_net *net)
+{
+    return net->stream ? net_stream_discard(net) : read(net->fd, net->gathered, TVMM_NET_FRAME_MAX) > 0;
+}
+
 /* With the cable out: what comes is lost. */
 static int discard_turn(struct tvmm_net *net)
 {
     uint32_t frames = 0;
-    while (frames < TVMM_NET_TURN && read(net->fd, net->gathered, TVMM_NET_FRAME_MAX) > 0)
+    while (frames < TVMM_NET_TURN && net_discard(net))
         frames++;
     net->counters.rx_link_down += frames;
     return frames ? NET_WORKED : NET_IDLE;

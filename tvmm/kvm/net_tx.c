@@ -2,21 +2,33 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "net.h"
+#include "net_stream.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
 
 /* A frame in more pieces than a system call takes, in one. */
-static void gather_frame(struct tvmm_net *net, const struct iovec *iovecs, uint32_t count, struct iovec *whole)
+struct iovec net_gather(struct tvmm_net *net, const struct iovec *iovecs, uint32_t count)
 {
     size_t length = 0;
     for (uint32_t index = 0; index < count; index++) {
         memcpy(net->gathered + length, iovecs[index].iov_base, iovecs[index].iov_len);
         length += iovecs[index].iov_len;
     }
-    *whole = (struct iovec){net->gathered, length};
+    return (struct iovec){net->gathered, length};
+}
+
+/* NULL, or where a frame is counted that is not sent. */
+uint64_t *net_obstacle(struct tvmm_net *net, const struct tvmm_chain *chain)
+{
+    struct tvmm_net_counters *counters = &net->counters;
+
+    if (chain->readable_bytes < TVMM_NET_FRAME_MIN)
+        return &counters->tx_too_short;
+    if (chain->readable_bytes > TVMM_NET_FRAME_MAX)
+        return &counters->tx_too_long;
+    return net_connected(net) && net_link(net) ? NULL : &counters->tx_link_down;
 }
 
 /* 0: the TAP takes no more for now. 1: the frame is sent, or dropped and counted. */
@@ -27,20 +39,13 @@ static int send_frame(struct tvmm_net *net, const struct iovec *iovecs, const st
     struct iovec whole;
     ssize_t sent;
 
-    if (chain->readable_bytes < TVMM_NET_FRAME_MIN) {
-        counters->tx_too_short++;
-        return 1;
-    }
-    if (chain->readable_bytes > TVMM_NET_FRAME_MAX) {
-        counters->tx_too_long++;
-        return 1;
-    }
-    if (!net_connected(net) || !net_link(net)) {
-        counters->tx_link_down++;
+    uint64_t *obstacle = net_obstacle(net, chain);
+    if (obstacle) {
+        ++*obstacle;
         return 1;
     }
     if (count > TVMM_NET_IOVECS) {
-        gather_frame(net, iovecs, count, &whole);
+        whole = net_gather(net, iovecs, count);
         iovecs = &whole;
         count = 1;
     }
@@ -69,15 +74,26 @@ int net_send(struct tvmm_net *net)
     struct tvmm_batch *batch = net->tx_batch;
     uint32_t count, done = 0;
 
-    if (!net_serves(net, TVMM_NET_TX) || (net->tx_blocked && net_connected(net)))
+    if (net->tx_blocked && net_connected(net))
+        return NET_IDLE;
+    if (net->stream && !net_stream_finish(net)) {
+        net->tx_blocked = 1;
+        return NET_IDLE;
+    }
+    if (!net_serves(net, TVMM_NET_TX))
         return NET_IDLE;
     count = tvmm_vring_pop(queue->ring, batch);
-    while (done < count && send_frame(net, batch->iovecs + batch->chains[done].first, &batch->chains[done]))
+    if (net->stream)
+        done = net_stream_send(net, batch, count);
+    else while (done < count && send_frame(net, batch->iovecs + batch->chains[done].first, &batch->chains[done]))
         done++;
     if (done < count) {
         net->tx_blocked = 1;
         tvmm_vring_unpop(queue->ring, batch, count - done);
     }
+    /* A frame that was taken in part keeps the server waiting for room, like one that was not taken. */
+    if (net->stream && !net_stream_finish(net))
+        net->tx_blocked = 1;
     if (done) {
         net->counters.tx_turns++;
         net->sent_last = 1;

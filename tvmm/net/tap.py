@@ -82,6 +82,8 @@ class Tap:
     Only pair 0's queue has frames at first. Methods raise `HostError` if the tap is gone.
     """
 
+    is_stream = False
+
     def __init__(self, name: str, fds: Sequence[int], backend: NetBackend, changes: Changes | None = None) -> None:
         """`changes` are to be undone."""
         self.name = name

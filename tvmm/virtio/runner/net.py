@@ -1,4 +1,4 @@
-"""Serves a network device: one thread for each pair of queues, between the rings and a TAP.
+"""Serves a network device: one thread for each pair of queues, between the rings and a TAP or a stream socket.
 
 Frames are C's (`tvmm.kvm.net`). Pair 0's thread has the control queue too, and does what concerns the whole device.
 What the host needs time for (attaching queues, offloads) is done there, without the bus lock.
@@ -7,7 +7,6 @@ What the host needs time for (attaching queues, offloads) is done there, without
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -17,7 +16,7 @@ from tvmm.errors import HostError, UserError
 from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
 from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
 from tvmm.kvm.vring import Vring
-from tvmm.records import check_bits, check_record
+from tvmm.records import check_bits, check_flag, check_record
 from tvmm.virtio.features import Net as Feature
 from tvmm.virtio.net import Net, NetBackend
 from tvmm.virtio.runner.base import QueueRun, check_runs, hold_all, ring_config
@@ -25,7 +24,7 @@ from tvmm.virtio.runner.net_orders import Orders, Wishes, wishes_of
 from tvmm.virtio.runner.thread import ServerThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tvmm.kvm.vring_records import VringConfig
     from tvmm.metrics.histogram import Times
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NetInfo", "NetRun", "NetRunner", "Wire"]
 
-HEADER_BYTES = 12
-"""Of a frame on the wire (5.1.6); all zeros: nothing is left to be done to it."""
 BAD_BUFFER = "a receive buffer is readable, or has no room for a header"
 
 
@@ -48,7 +45,13 @@ class Wire(Protocol):
 
     @property
     def fds(self) -> Sequence[int]:
-        """A descriptor for each pair of queues, not blocking; frames have a header of 12 bytes."""
+        """A descriptor for each pair of queues, not blocking."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Frames come behind their lengths, and without headers (net_stream.h). Else each read has one, behind a header
+        of 12 bytes.
+        """
 
     @property
     def backend(self) -> NetBackend:
@@ -84,11 +87,13 @@ class NetInfo(NamedTuple):
 class NetRun(NamedTuple):
     """What is saved. `given_up`: a bit for each queue whose driver broke the rules, and was told.
 
-    A frame that waits for room in the driver's buffers is not: frames may be lost.
+    A frame that waits for room in the driver's buffers is not: frames may be lost. `lost`: the cable is in, and looks
+    as if it were out because the wire was of no use.
     """
 
     queues: tuple[QueueRun, ...]
     given_up: int = 0
+    lost: bool = False
 
 
 class PairServer:
@@ -121,8 +126,8 @@ class PairServer:
 class NetRunner:
     """The runner of a `Net` on a `Wire`, which stays its opener's to close.
 
-    `on_failed(reason)` is called once, on a server's thread and without the bus lock, when the wire is gone; the link
-    is down then.
+    `on_failed(reason)` is called on a server's thread and without the bus lock when the wire is gone; the link is down
+    then. Once, or once more after each `reconnect`. `beside` are tasks that look after the wire, by name.
     """
 
     def __init__(
@@ -133,12 +138,14 @@ class NetRunner:
         self._ends = ends
         self._on_failed = on_failed
         self._failure = ""
+        self._plugged_in = model.link_up
+        self.beside: dict[str, Callable[[], Awaitable[None]]] = {}
         self.rings = [Vring(ends.memory) for _ in model.queue_sizes]
         self._calls = [CALL_PYTHON] * len(self.rings)
         self._features = 0
         self._places: dict[int, tuple[int, int]] = {}
         self._orders = Orders(model, ends.bus_lock, self._fulfil)
-        self._pairs = [NetPair(fd, poll_ns) for fd in wire.fds[: model.settings.pairs]]
+        self._pairs = [NetPair(fd, poll_ns, stream=wire.is_stream) for fd in wire.fds[: model.settings.pairs]]
         self._servers = [PairServer(self, pair) for pair in self._pairs]
         self._threads = [
             ServerThread(f"{name}/{number}", server.pair.waker, server) for number, server in enumerate(self._servers)
@@ -220,6 +227,7 @@ class NetRunner:
 
     def set_link(self, up: bool) -> None:
         """Plug the cable in or out. A wire that is gone has none to plug in."""
+        self._plugged_in = up
         up = up and not self._failure
         self._model.set_link(up)
         for pair in self._pairs:
@@ -232,8 +240,7 @@ class NetRunner:
 
     def inject(self, frame: bytes) -> None:
         """Have the wire carry a frame as if the driver had sent it. One that it does not take is lost."""
-        with suppress(OSError):
-            os.writev(self._wire.fds[0], [bytes(HEADER_BYTES), frame])
+        self._pairs[0].inject(frame)
 
     def turns(self) -> tuple[tuple[Times, Times], ...]:
         """How long turns took that moved frames: for each pair those that received, and those that sent."""
@@ -262,6 +269,8 @@ class NetRunner:
         async with trio.open_nursery() as nursery:
             for thread in self._threads:
                 nursery.start_soon(thread.run, limiter, name=thread.name)
+            for name, task in self.beside.items():
+                nursery.start_soon(task, name=name)
 
     def suspend(self) -> None:
         """As `hold`, without waiting."""
@@ -294,17 +303,24 @@ class NetRunner:
             if server.pair.raw.stopped >> local & 1
         )
         return NetRun(
-            tuple(QueueRun(ring.state(), index in served) for index, ring in enumerate(self.rings)), given_up
+            tuple(QueueRun(ring.state(), index in served) for index, ring in enumerate(self.rings)),
+            given_up,
+            bool(self._failure and self._plugged_in),
         )
 
     async def restore(self, activation: Activation, state: NetRun) -> None:
         """See `Runner`. The wire is set up as the driver wants it, which takes the host some time."""
         check_record(state, NetRun)
         runs = check_runs(state.queues, activation)
+        check_flag("lost", state.lost)
         check_bits("given_up", state.given_up, sum(1 << index for index, run in enumerate(runs) if run.served))
         with self._ends.bus_lock:
             self._assign(activation.features)
-            wishes, up = wishes_of(self._model), self._model.link_up
+            self._plugged_in = self._model.link_up or state.lost
+            up = self._plugged_in and not self._failure
+            if up != self._model.link_up:
+                self._model.set_link(up)
+            wishes = wishes_of(self._model)
         if any(run.served and (index not in self._places or run.ring.in_flight) for index, run in enumerate(runs)):
             raise ValueError("queues: in_flight is not empty, or a queue is served that the driver does not have")
         await self._threads[0].call(lambda: self._set_up_wire(wishes if activation.features else None, up))
@@ -438,6 +454,21 @@ class NetRunner:
             for pair in self._pairs:
                 pair.set_link(False)
         self._on_failed(self._failure)
+
+    def reconnect(self, fd: int, done: Callable[[], None]) -> None:
+        """From any thread: a stream that failed goes on with the connection `fd`. `done` is called on a server's thread
+        when the old one is not used any more; the link is as it was wanted last.
+        """
+
+        def swap() -> None:
+            self._pairs[0].connect(fd)
+            with self._ends.bus_lock:
+                self._failure = ""
+                self._model.set_link(self._plugged_in)
+                self._pairs[0].set_link(self._plugged_in)
+            done()
+
+        self._threads[0].post(swap)
 
 
 assert (RX, TX) == (0, 1), "the device's own order of a pair's queues"
