@@ -55,10 +55,13 @@ def split_commas(text: str) -> list[str]:
     return [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
 
 
-def parse_options(text: str, group: str, keys: Sequence[str], first: str = "") -> dict[str, str]:
+def parse_options(
+    text: str, group: str, keys: Sequence[str], first: str = "", aliases: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The values of ``first,key=val,...`` by key, in the order given.
 
-    An item without ``=`` is allowed in front only, and only if `first` names the key that it stands for.
+    An item without ``=`` is allowed in front only, and only if `first` names the key that it stands for. `aliases`
+    are other names of keys.
     Raises `ConfigError` (naming `group`) for keys other than `keys`, for repeated keys, and for items that
     are empty or lack a value.
     """
@@ -67,6 +70,7 @@ def parse_options(text: str, group: str, keys: Sequence[str], first: str = "") -
     values: dict[str, str] = {}
     for index, item in enumerate(split_commas(text)):
         key, equals, value = item.partition("=")
+        key = (aliases or {}).get(key, key)
         if not equals and index == 0 and first and item:
             key, value = first, item
         elif not item:

@@ -7,6 +7,7 @@ default values and what goes together.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvmm.config.options import choice_of, join_options, parse_bool, parse_options
@@ -53,7 +54,7 @@ class Property(NamedTuple):
     `default` has that type; None without words in `otherwise` means that the user must give a value.
     `minimum` and `maximum` (both included) bound integers and sizes; `or_zero` allows 0 besides.
     `otherwise` says in words what holds while no value is given. `field` is the name in the record, if it is
-    not that of the property.
+    not that of the property; ``a.b`` is field ``b`` of the record in field ``a``. `alias` is another name.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Property(NamedTuple):
     hexadecimal: bool = False
     codec: Codec | None = None
     field: str = ""
+    alias: str = ""
 
     @property
     def attribute(self) -> str:
@@ -169,7 +171,9 @@ RING = (
 def with_defaults(record: type[tuple[Any, ...]], *rows: Property) -> tuple[Property, ...]:
     """`rows` with the defaults of the fields of `record`, so that each default stands in one place."""
     defaults: Mapping[str, Any] = record._field_defaults  # type: ignore[attr-defined]  # those of a NamedTuple
-    return tuple(row._replace(default=defaults.get(row.attribute)) for row in rows)
+    return tuple(
+        row if "." in row.attribute else row._replace(default=defaults.get(row.attribute)) for row in rows
+    )
 
 
 def parse_values(text: str, group: str, properties: Sequence[Property], first: str = "") -> dict[str, Any]:
@@ -177,7 +181,9 @@ def parse_values(text: str, group: str, properties: Sequence[Property], first: s
 
     Raises `ConfigError` naming `group`, also for a property that is required and not there.
     """
-    given = parse_options(text, group, [prop.name for prop in properties], first) if text or first else {}
+    aliases = {prop.alias: prop.name for prop in properties if prop.alias}
+    keys = [prop.name for prop in properties]
+    given = parse_options(text, group, keys, first, aliases) if text or first else {}
     for prop in properties:
         if prop.required and not given.get(prop.name):
             raise ConfigError(f"{group} needs {prop.name}", f"write {prop.name}=...: {prop.meaning}")
@@ -196,7 +202,7 @@ def parse_device(text: str, properties: Sequence[Property]) -> dict[str, Any]:
 def check_values(record: tuple[Any, ...], group: str, properties: Sequence[Property]) -> None:
     """Raise `ConfigError` naming `group` unless each property's field holds what is possible."""
     for prop in properties:
-        value = getattr(record, prop.attribute)
+        value = attrgetter(prop.attribute)(record)
         if prop.required and not value:
             raise ConfigError(f"{group} needs {prop.name}", f"write {prop.name}=...: {prop.meaning}")
         prop.check(value, group)
@@ -206,7 +212,7 @@ def check_values(record: tuple[Any, ...], group: str, properties: Sequence[Prope
 
 def spelled(record: tuple[Any, ...], properties: Sequence[Property]) -> dict[str, str]:
     """The values of `record` that are required or differ from their defaults, as `join_options` takes them."""
-    values = {prop: getattr(record, prop.attribute) for prop in properties}
+    values = {prop: attrgetter(prop.attribute)(record) for prop in properties}
     return {
         prop.name: prop.spelling(value)
         for prop, value in values.items()

@@ -329,6 +329,28 @@ void tvmm_served_take_kick(struct tvmm_served *queue);
 void tvmm_set_call(struct tvmm_served *queue, int32_t fd);
 void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);
 
+/* limit.h */
+#define TVMM_LIMIT_TOTAL ...
+#define TVMM_LIMIT_IN ...
+#define TVMM_LIMIT_OUT ...
+#define TVMM_LIMIT_RATES ...
+#define TVMM_LIMIT_BUCKETS ...
+struct tvmm_limit_rate { uint64_t rate, burst; uint32_t seconds; };
+struct tvmm_limit_member { ...; };
+struct tvmm_limit { uint32_t generation; uint64_t waits[...]; ...; };
+struct tvmm_limit *tvmm_limit_new(void);
+void tvmm_limit_free(struct tvmm_limit *limit);
+void tvmm_limit_set(struct tvmm_limit *limit, const struct tvmm_limit_rate *rates, uint64_t operation_size,
+                    uint64_t now_ns);
+int64_t tvmm_limit_ask_both(struct tvmm_limit *limit, struct tvmm_limit_member *member, uint32_t direction,
+                            uint64_t now_ns);
+void tvmm_limit_charge(struct tvmm_limit *limit, uint32_t direction, uint64_t operations, uint64_t bytes,
+                       uint64_t now_ns);
+void tvmm_limit_forget(struct tvmm_limit *limit, struct tvmm_limit_member *member);
+void tvmm_limit_level(struct tvmm_limit *limit, uint32_t bucket, uint64_t now_ns, int64_t *tokens,
+                      uint32_t *billionths);
+uint64_t tvmm_now_ns(void);
+
 /* net.h */
 #define TVMM_NET_HEADER ...
 #define TVMM_NET_FRAME_MAX ...
