@@ -18,9 +18,10 @@ from tvmm.virtio.runner.blk import BlkRunner, blk_settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from tests.support.disk_driver import Answer, Pending
     from tests.support.nbd_peer import Request
 
-__all__ = ["Backing", "Remote", "remote"]
+__all__ = ["Backing", "Collected", "Remote", "answers", "remote"]
 
 PATIENCE_S = 30
 STRUCTURED = NbdTransmission(ALL_FLAGS, structured=True, extended=False)
@@ -68,6 +69,34 @@ class Backing:
         for links in self.all_links:
             for link in links:
                 link.close()
+
+
+class Collected:
+    """An answer that a peer does not send: replies are kept until the test sends them."""
+
+    def __init__(self, answer: Callable[[Request], bytes]) -> None:
+        self.replies: list[bytes] = []
+        self._answer = answer
+        self._changed = trio.Event()
+
+    def __call__(self, request: Request) -> bytes:
+        self.replies.append(self._answer(request))
+        self._changed.set()
+        return b""
+
+    async def wait(self, count: int) -> None:
+        """Until there are so many."""
+        with trio.fail_after(PATIENCE_S):
+            while len(self.replies) < count:
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+
+async def answers(one: Disk, *wanted: Pending | None, queue: int = 0) -> list[Answer]:
+    """Of requests that were added, in that order."""
+    while not all(pending in one.answers for pending in wanted):
+        await one.collect(queue)
+    return [one.answers.pop(pending) for pending in wanted if pending is not None]
 
 
 class Remote(Disk):

@@ -154,6 +154,10 @@ class NbdDisk:
         self.chunks = Chunks(extended=about.extended)
         self.flushed = bytes(size)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """What is there."""
+        return bytes(self.bytes[offset : offset + length])
+
     def carry_out(self, request: Request) -> int:
         """Do it: an errno, or 0."""
         self.log.append(request)
@@ -172,7 +176,7 @@ class NbdDisk:
     def answer(self, request: Request) -> bytes:
         """Carry it out; the shortest reply that was agreed."""
         error = self.carry_out(request)
-        data = bytes(self.bytes[request.offset : request.offset + request.length]) if request.type == READ else b""
+        data = self.read(request.offset, request.length) if request.type == READ else b""
         if not (self.about.structured or self.about.extended):
             return simple(request, error, data if not error else b"")
         if error:
@@ -196,24 +200,31 @@ class Peer:
         """Until the client, or `answer`, ends it."""
         buffer = bytearray()
         with self.socket:
-            while True:
+            goes_on = True
+            while goes_on:
                 try:
                     received = await self.socket.recv(RECEIVE)
-                except ConnectionResetError:
+                except (OSError, trio.ClosedResourceError):
                     return
                 buffer += received
-                if not received:
-                    return
-                replies = b""
-                for request in take_requests(buffer, self.about):
-                    if request.type == DISCONNECT:
-                        self.said_goodbye = True
-                        return
-                    reply = self.answer(request)
-                    if reply is None:
-                        return
-                    replies += reply
+                replies, goes_on = self._replies(buffer)
                 await self.send(replies)
+                goes_on &= received != b""
+
+    def _replies(self, buffer: bytearray) -> tuple[bytes, bool]:
+        """To the requests in the buffer, up to the one that ends it; whether none did."""
+        replies = b""
+        for request in take_requests(buffer, self.about):
+            self.said_goodbye |= request.type == DISCONNECT
+            reply = None if self.said_goodbye else self.answer(request)
+            if reply is None:
+                return replies, False
+            replies += reply
+        return replies, True
+
+    def close(self) -> None:
+        """From this side."""
+        self.socket.close()
 
     async def send(self, data: bytes) -> None:
         """All of it, or as much as the client wants."""
@@ -221,5 +232,5 @@ class Peer:
         try:
             while view:
                 view = view[await self.socket.send(view) :]
-        except (BrokenPipeError, ConnectionResetError):
+        except (OSError, trio.ClosedResourceError):
             return

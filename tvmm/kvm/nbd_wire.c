@@ -190,6 +190,15 @@ void tvmm_nbd_remove(struct tvmm_nbd_link *link, struct tvmm_nbd_slot *slot)
     link->large -= (uint32_t)nbd_is_large(slot);
 }
 
+/* What the kernel says of a connection whose other end is gone depends on what was on its way. */
+static void nbd_broke(struct tvmm_nbd_link *link, int error)
+{
+    if (error == EPIPE || error == ECONNRESET)
+        tvmm_nbd_drop(link, "the server has closed the connection");
+    else
+        tvmm_nbd_drop(link, "the connection to the server broke: %s", strerror(error));
+}
+
 /* --- sending ------------------------------------------------------------------------------------------------------ */
 
 static uint64_t nbd_message_length(const struct tvmm_nbd_slot *slot)
@@ -258,7 +267,7 @@ void tvmm_nbd_send(struct tvmm_nbd_link *link)
             link->blocked = 1;
             return;
         } else if (errno != EINTR) {
-            tvmm_nbd_drop(link, "the connection to the server broke: %s", strerror(errno));
+            nbd_broke(link, errno);
             return;
         }
     }
@@ -321,9 +330,9 @@ void tvmm_nbd_receive(struct tvmm_nbd_link *link)
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0) {
-            tvmm_nbd_drop(link, "the connection to the server broke: %s", strerror(errno));
+            nbd_broke(link, errno);
         } else if (!count) {
-            tvmm_nbd_drop(link, "the server has closed the connection");
+            nbd_broke(link, EPIPE);
         } else {
             nbd_arrived(link, (uint64_t)count);
             tvmm_nbd_parse(link);
