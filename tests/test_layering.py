@@ -58,6 +58,7 @@ PURE = (
     "nbd/codec.py",
     "nbd/constants.py",
     "nbd/handshake.py",
+    "nbd/outage.py",
     "nbd/uri.py",
     "virtio/",
     "vnc/web_panel.py",

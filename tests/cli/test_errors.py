@@ -61,7 +61,7 @@ BAD: dict[str, str] = {
     "run --device isa-debug-exit,iobase=0x10000": "it goes from 0 to 65535",
     "run --device nothing,help": "unknown device 'nothing'",
     "run --device virtio-bkl,file=x": "did you mean 'virtio-blk'?",
-    "run --device virtio-blk-pci": "device virtio-blk-pci needs file; write file=...: raw image or block device",
+    "run --device virtio-blk-pci": "device virtio-blk-pci needs file; write file=...: image, block device or",
     "run --device virtserialport": "put --device virtio-console before it",
     "run --disk=": "disk is empty; write FILE",
     "run --disk a.img,cahce=none": "did you mean 'cache'?",

@@ -25,11 +25,19 @@ DISKS = {
     "a,transport=mmio,packed=on,in_order=on,event_idx=off,indirect_desc=off": DiskConfig(
         "a", transport="mmio", packed=True, in_order=True, event_idx=False, indirect_desc=False
     ),
+    "nbd://h:1/disk,connections=2,reconnect_delay=0": DiskConfig("nbd://h:1/disk", connections=2, reconnect_delay=0),
+    "file=nbd+unix:///a?socket=/s,tls=on,tls_hostname=h,tls_ca=c,tls_cert=d,tls_key=e": DiskConfig(
+        "nbd+unix:///a?socket=/s", tls=True, tls_hostname="h", tls_ca="c", tls_cert="d", tls_key="e"
+    ),
+    "nbd+unix:///a?socket=/s,readonly=on": DiskConfig("nbd+unix:///a?socket=/s", readonly=True),
+    "nbds://h/,tls=on": DiskConfig("nbds://h/", tls=True),
+    "a.qcow2,format=raw": DiskConfig("a.qcow2", format="raw"),
+    "a.img,format=qcow2,connections=3": DiskConfig("a.img", format="qcow2", connections=3),
 }
 
 BAD_DISKS = {
     "": "disk is empty",
-    "readonly=on": "disk needs file; write file=...: raw image or block device",
+    "readonly=on": "disk needs file; write file=...: image, block device or NBD address",
     "file=": "disk needs file",
     "a,readonly": "disk option 'readonly' has no value",
     "a,readonly=perhaps": "disk property readonly 'perhaps' is neither on nor off",
@@ -56,6 +64,19 @@ BAD_DISKS = {
     "a,poll-us=1001": "from 0 to 1000",
     "a,id=1st": "use a letter, then letters",
     "a,id=": "'' is no id",
+    "nbd://": "names no host",
+    "nbd+unix:///a": "names no socket",
+    "nbd://h/,format=qcow2": "format qcow2 has no meaning for an NBD address",
+    "a,format=qcow3": "there are: auto, raw, qcow2",
+    "nbds://h/,tls=off": "is an address with TLS, and tls=off",
+    "nbd://h/,tls_ca=a": "tls_ca is given, and no TLS",
+    "nbds://h/,tls_key=a": "tls_key is given without tls_cert",
+    "nbds+unix:///?socket=a": "say tls_hostname=NAME",
+    "a,tls=on": "tls has no meaning for a file",
+    "a,connections=2": "connections has no meaning for a file",
+    "a,reconnect_delay=2": "reconnect_delay has no meaning for a file",
+    "nbd://h/,connections=2,queues=4": "connections 2 is less than queues 4",
+    "nbd://h/,connections=65": "from 0 to 64",
     "a\0b": "NUL",
     "a,,b,c": "unknown disk option 'c'",
 }
@@ -125,3 +146,24 @@ def test_any_value_is_a_disk_or_a_config_error(names: list[str], data: st.DataOb
     else:
         assert DiskConfig.parse(disk.spelling()) == disk
     assert "\n" not in complaint
+
+
+FORMATS = {
+    "a.img": "raw",
+    "a": "raw",
+    "a.raw": "raw",
+    "a.QCOW2": "qcow2",
+    "b.vmdk": "vmdk",
+    "b.vhdx": "vhdx",
+    "b.vhd": "vpc",
+    "a.qcow2.img": "raw",
+    "nbd://h/a.qcow2": "raw",
+    "b.vdi,format=raw": "raw",
+    "b.img,format=qed": "qed",
+}
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_formats(text: str) -> None:
+    """By the option, or the end of the name."""
+    assert DiskConfig.parse(text).image_format == FORMATS[text]

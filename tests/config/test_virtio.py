@@ -271,7 +271,7 @@ def test_help_has_every_device_and_property() -> None:
     assert "queue-size=<integer>     entries of each queue (default 256, a power of two, 16 to 32768)" in text
     assert "mac=<address>            the guest's MAC address (default by the machine's name)" in text
     assert "transport" not in text
-    assert "file=<text>                 raw image or block device (required)" in help_text("virtio-blk")
+    assert "file=<text>                 image, block device or NBD address (required)" in help_text("virtio-blk")
 
 
 TABLES = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -63,6 +63,10 @@ class Backing:
 
     def forget(self) -> None:
         """Nothing to do."""
+
+    def tended(self) -> nullcontext[None]:
+        """By the test."""
+        return nullcontext()
 
     def close(self) -> None:
         """All links."""

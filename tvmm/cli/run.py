@@ -100,7 +100,7 @@ def add_arguments(parser: Parser) -> None:
         "--disk",
         metavar="FILE[,key=val]",
         action="append",
-        help="add a virtio disk with a raw image or block device, may be repeated; 'help' lists the keys",
+        help="add a virtio disk: an image, a block device, an nbd:// address; may be repeated; 'help' lists the keys",
     )
     net = machine.add_argument(
         "--net",

@@ -1,4 +1,8 @@
-"""``--disk FILE[,key=val]``: a file or block device that the guest sees as a virtio disk."""
+"""``--disk FILE[,key=val]``: a file, a block device or a server's export that the guest sees as a virtio disk.
+
+What the bytes of a file mean is decided by `format` or by the name of the file, never by its content: that is the
+guest's, who could write into a raw image what looks like another format, and names a file of the host in it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from tvmm.config.properties import (
 )
 from tvmm.errors import ConfigError
 
-__all__ = ["AUTO_QUEUES", "DISK_PROPERTIES", "MAX_QUEUES", "SERIAL_LIMIT", "DiskConfig"]
+__all__ = ["AUTO_QUEUES", "DISK_PROPERTIES", "FORMATS", "MAX_QUEUES", "SERIAL_LIMIT", "DiskConfig"]
 
 MAX_QUEUES = 64
 
@@ -28,7 +32,22 @@ AUTO_QUEUES = 4
 SERIAL_LIMIT = 20
 """Bytes that get-id answers with (virtio 1.3, 5.2.6)."""
 
+FORMATS = {
+    "qcow2": (".qcow2",),
+    "qcow": (".qcow",),
+    "qed": (".qed",),
+    "vdi": (".vdi",),
+    "vhdx": (".vhdx",),
+    "vmdk": (".vmdk",),
+    "vpc": (".vhd", ".vpc"),
+}
+"""What `qemu-nbd` opens, by the ends of file names."""
+
+MAX_CONNECTIONS = 64
+RECONNECT_LIMIT_S = 24 * 3600
+
 _SECTOR, _BLOCK_LIMIT = 512, 1 << 20
+_TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
 
 
 class DiskConfig(NamedTuple):
@@ -41,6 +60,10 @@ class DiskConfig(NamedTuple):
     `faults` of a million requests fail as if the host's disk had, to test the guest. `werror` and `rerror` say what
     an error of the host does: "report" it to the guest, "stop" the machine, "ignore" it, or ("enospc") stop if the
     host is full and report otherwise.
+
+    `file` may be the address of an NBD export. `format` "auto": by the file's name, see `image_format`. `connections`
+    to a server, 0 for as many as there are queues; requests wait `reconnect_delay` seconds for one that is away. `tls`
+    None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate.
     """
 
     file: str
@@ -67,10 +90,22 @@ class DiskConfig(NamedTuple):
     event_idx: bool = True
     indirect_desc: bool = True
     poll_us: int = 32
+    format: str = "auto"
+    connections: int = 0
+    reconnect_delay: int = 30
+    tls: bool | None = None
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_hostname: str = ""
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
         """From the value of ``--disk``. Raises `ConfigError`."""
+        from tvmm.nbd.uri import is_nbd
+
+        # An address has a '=' of its own where it names a socket.
+        text = f"file={text}" if is_nbd(text) else text
         return cls(**parse_values(text, "disk", DISK_PROPERTIES, first="file")).check()
 
     def check(self) -> DiskConfig:
@@ -93,7 +128,64 @@ class DiskConfig(NamedTuple):
                     f"disk property {name} {getattr(self, name)} is no multiple of the logical block size",
                     f"that is {logical or _SECTOR} bytes",
                 )
+        self._check_server()
         return self
+
+    def _check_server(self) -> None:
+        """What goes together with where the bytes are."""
+        from tvmm.nbd.uri import parse_uri
+
+        if self.is_nbd:
+            address = parse_uri(self.file)
+            if self.format not in ("auto", "raw"):
+                raise ConfigError(
+                    f"disk property format {self.format} has no meaning for an NBD address",
+                    "the server knows the format, and gives the disk that is in it",
+                )
+            if self.tls is False and address.tls:
+                raise ConfigError(f"disk {self.file!r} is an address with TLS, and tls=off", "say nbd:// or tls=on")
+            named = address.host or address.tls_hostname
+            self._check_tls(with_tls=bool(self.tls) or address.tls, named=bool(named))
+        else:
+            given = [name for name in ("tls", *_TLS_FILES, "tls_hostname") if getattr(self, name)]
+            if self.image_format == "raw":
+                given += [name for name in ("connections", "reconnect_delay") if self._differs(name)]
+            if given:
+                raise ConfigError(f"disk property {given[0]} has no meaning for a file", "it is for nbd:// addresses")
+        if self.connections and self.connections < self.queues:
+            raise ConfigError(
+                f"disk property connections {self.connections} is less than queues {self.queues}",
+                "each queue needs one of its own",
+            )
+
+    def _check_tls(self, *, with_tls: bool, named: bool) -> None:
+        given = [name for name in (*_TLS_FILES, "tls_hostname") if getattr(self, name)]
+        if given and not with_tls:
+            raise ConfigError(f"disk property {given[0]} is given, and no TLS", "say tls=on, or nbds:// for nbd://")
+        if self.tls_key and not self.tls_cert:
+            raise ConfigError("disk property tls_key is given without tls_cert", "a key belongs to a certificate")
+        if with_tls and not (named or self.tls_hostname):
+            raise ConfigError(
+                "TLS over a unix socket, and no name to look for in the certificate", "say tls_hostname=NAME"
+            )
+
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != self._field_defaults[name])
+
+    @property
+    def is_nbd(self) -> bool:
+        """Whether `file` is the address of an export."""
+        from tvmm.nbd.uri import is_nbd
+
+        return is_nbd(self.file)
+
+    @property
+    def image_format(self) -> str:
+        """"raw", or one of `FORMATS`."""
+        if self.format != "auto" or self.is_nbd:
+            return self.format.replace("auto", "raw")
+        name = self.file.lower()
+        return next((each for each, ends in FORMATS.items() if name.endswith(ends)), "raw")
 
     @property
     def o_direct(self) -> bool:
@@ -118,7 +210,7 @@ def _block_size(name: str, meaning: str) -> Property:
 
 DISK_PROPERTIES = with_defaults(
     DiskConfig,
-    Property("file", "text", None, "raw image or block device"),
+    Property("file", "text", None, "image, block device or NBD address"),
     ID,
     Property("readonly", "boolean", None, "let the guest read only"),
     Property(
@@ -148,5 +240,22 @@ DISK_PROPERTIES = with_defaults(
     Property("faults", "integer", None, "of a million requests so many fail, to test the guest", 0, 1_000_000),
     *RING,
     POLL,
+    Property(
+        "format", "choice", None, "what the file is; auto: by its name; all but raw need qemu-nbd",
+        choices=("auto", "raw", *FORMATS),
+    ),
+    Property(
+        "connections", "integer", None, "connections to an NBD server", 1, MAX_CONNECTIONS, or_zero=True,
+        otherwise="0: one for each queue",
+    ),
+    Property(
+        "reconnect_delay", "integer", None, "seconds that requests wait for an NBD server that is away",
+        0, RECONNECT_LIMIT_S,
+    ),
+    Property("tls", "boolean", None, "TLS to an NBD server", otherwise="on with nbds://, else off"),
+    Property("tls_ca", "text", None, "PEM file: CA of the server's certificate", otherwise="the system's"),
+    Property("tls_cert", "text", None, "PEM file: certificate to show to the server"),
+    Property("tls_key", "text", None, "PEM file: key of tls_cert", otherwise="in the same file"),
+    Property("tls_hostname", "text", None, "name in the server's certificate", otherwise="the address's host"),
 )  # fmt: skip
 """What ``--disk`` and ``--device virtio-blk`` take."""

@@ -74,7 +74,7 @@ def _block_info(disk: DiskInfo) -> Json:
         "inserted": {
             "file": disk.file,
             "node-name": disk.id,
-            "drv": "raw",
+            "drv": disk.format,
             "ro": disk.readonly,
             "encrypted": False,
             "detect_zeroes": "off",
@@ -83,7 +83,7 @@ def _block_info(disk: DiskInfo) -> Json:
                 "direct": disk.direct,
                 "no-flush": disk.cache == "unsafe",
             },
-            "image": {"filename": disk.file, "format": "raw", "virtual-size": disk.size_bytes},
+            "image": {"filename": disk.file, "format": disk.format, "virtual-size": disk.size_bytes},
             **dict.fromkeys(_LIMITS, 0),
         },
         "x-aio": disk.aio,

@@ -126,6 +126,8 @@ class DiskInfo(NamedTuple):
     failed_unmap_operations: int = 0
     invalid_operations: int = 0
     """Requests that no driver should make: out of range, malformed."""
+    format: str = "raw"
+    """What the file is: `raw`, `qcow2` ..."""
 
 
 class NetInfo(NamedTuple):

@@ -17,6 +17,7 @@ from tvmm.wiring.ring import ring_features
 if TYPE_CHECKING:
     from tvmm.config.disk import DiskConfig
     from tvmm.kvm.blk import IoError
+    from tvmm.virtio.runner.blk import Backing
     from tvmm.wiring.devices import Devices
 
 __all__ = ["DiskDevice", "make_disk"]
@@ -74,6 +75,7 @@ class DiskDevice:
             found.direct,
             found.aio,
             status,
+            format=self._options.image_format,
             rd_bytes=counted.read_bytes,
             wr_bytes=counted.written_bytes,
             unmap_bytes=counted.unmapped_bytes,
@@ -91,14 +93,20 @@ class DiskDevice:
 
 def make_disk(devices: Devices, options: DiskConfig) -> None:
     """Put it into a slot of `devices`. Raises `UserError`."""
-    image = DiskImage(
-        options.file,
-        read_only=options.readonly,
-        direct=options.o_direct,
-        locking=options.locking,
-        # A guest that is to arrive has its disks still, somewhere else.
-        lock_now=devices.config.incoming is None,
-    )
+    image: Backing
+    if options.is_nbd or options.image_format != "raw":
+        from tvmm.wiring.nbd_disk import open_export
+
+        image = open_export(devices, options)
+    else:
+        image = DiskImage(
+            options.file,
+            read_only=options.readonly,
+            direct=options.o_direct,
+            locking=options.locking,
+            # A guest that is to arrive has its disks still, somewhere else.
+            lock_now=devices.config.incoming is None,
+        )
     try:
         model = Blk(blk_settings(image, options), ring_features(options))
         slot = devices.place(model, options)
@@ -109,4 +117,8 @@ def make_disk(devices: Devices, options: DiskConfig) -> None:
     devices.host.stack.callback(runner.close)
     slot.connect(runner)
     devices.measures[options.id] = lambda: disk_samples(options.id, runner)
+    if not isinstance(image, DiskImage):
+        from tvmm.wiring.nbd_disk import connect_export
+
+        connect_export(devices, image, runner)
     devices.disks[options.id] = DiskDevice(options, runner, devices)

@@ -26,6 +26,7 @@ from tvmm.virtio.runner.blk_queue import ERRNO_MAX, DiskQueue, DiskQueueRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from tvmm.config.disk import DiskConfig
     from tvmm.kvm.nbd import NbdLink
@@ -87,6 +88,9 @@ class Backing(Protocol):
 
     def forget(self) -> None:
         """Drop what this host has cached: another one may have written."""
+
+    def tended(self) -> AbstractAsyncContextManager[None]:
+        """Within the block, which all threads of the disk are in, it is looked after by tasks of its own."""
 
     def close(self) -> None:
         """No queue uses it any more."""
@@ -293,7 +297,7 @@ class BlkRunner:
     async def run(self) -> None:
         """See `Runner`."""
         limiter = trio.CapacityLimiter(len(self._queues))
-        async with trio.open_nursery() as nursery:
+        async with self.image.tended(), trio.open_nursery() as nursery:
             for queue in self._queues:
                 nursery.start_soon(queue.thread.run, limiter, name=queue.thread.name)
 

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 from struct import Struct, unpack
 from typing import TYPE_CHECKING
@@ -107,6 +108,10 @@ class DiskImage:
     def links(self, index: int) -> tuple[NbdLink, ...]:
         """None: requests go to the file."""
         return ()
+
+    def tended(self) -> nullcontext[None]:
+        """See `Backing`: a file needs nobody."""
+        return nullcontext()
 
     # -- size ----------------------------------------------------------------------------------------------
 
