@@ -338,7 +338,8 @@ class FakeNbdServer:
             if out:
                 await stream.send_all(out)
             if half.starts_tls:
-                assert self.context is not None
+                if self.context is None:
+                    raise HangUp
                 stream = trio.SSLStream(stream, self.context, server_side=True)
                 await stream.do_handshake()
                 half.starts_tls, half.secure = False, True

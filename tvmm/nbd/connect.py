@@ -180,6 +180,7 @@ async def _shake(
 ) -> _Made:
     tls: TlsLayer | None = None
     lock = trio.Lock()
+    heard = False  # within TLS
     try:
         while handshake.phase is not Phase.DONE:
             if handshake.phase is Phase.WANTS_TLS:
@@ -190,7 +191,13 @@ async def _shake(
             else:
                 received = await (tls.receive_some(stream, lock) if tls else stream.receive_some(BUFFER))
                 if not received:
+                    if tls is not None and not heard:
+                        raise HostError(
+                            f"NBD server {place} closed the connection as soon as TLS was made",
+                            "it may want a certificate of this host: tls_cert=FILE and tls_key=FILE",
+                        )
                     handshake.closed()
+                heard = tls is not None
                 out = handshake.receive(bytes(received))
             if out:
                 await (tls.send_all(stream, lock, out) if tls else stream.send_all(out))
