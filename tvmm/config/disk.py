@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.config.limits import DISK_WORDS, NO_LIMITS, Limits, limit_properties, with_limits
 from tvmm.config.options import join_options
 from tvmm.config.properties import (
     ID,
@@ -63,7 +64,7 @@ class DiskConfig(NamedTuple):
 
     `file` may be the address of an NBD export. `format` "auto": by the file's name, see `image_format`. `connections`
     to a server, 0 for as many as there are queues; requests wait `reconnect_delay` seconds for one that is away. `tls`
-    None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate.
+    None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate. `limits` bound the guest's requests.
     """
 
     file: str
@@ -98,6 +99,7 @@ class DiskConfig(NamedTuple):
     tls_cert: str = ""
     tls_key: str = ""
     tls_hostname: str = ""
+    limits: Limits = NO_LIMITS
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:
@@ -106,11 +108,12 @@ class DiskConfig(NamedTuple):
 
         # An address has a '=' of its own where it names a socket.
         text = f"file={text}" if is_nbd(text) else text
-        return cls(**parse_values(text, "disk", DISK_PROPERTIES, first="file")).check()
+        return cls(**with_limits(parse_values(text, "disk", DISK_PROPERTIES, first="file"))).check()
 
     def check(self) -> DiskConfig:
         """The same record, if its fields are in range and go together; raises `ConfigError` otherwise."""
         check_values(self, "disk", DISK_PROPERTIES)
+        self.limits.check("disk", DISK_WORDS)
         if len(self.serial) > SERIAL_LIMIT or not (self.serial.isascii() and self.serial.isprintable()):
             raise ConfigError(
                 f"disk property serial {self.serial[:40]!r} is no serial number",
@@ -257,5 +260,6 @@ DISK_PROPERTIES = with_defaults(
     Property("tls_cert", "text", None, "PEM file: certificate to show to the server"),
     Property("tls_key", "text", None, "PEM file: key of tls_cert", otherwise="in the same file"),
     Property("tls_hostname", "text", None, "name in the server's certificate", otherwise="the address's host"),
+    *limit_properties(DISK_WORDS),
 )  # fmt: skip
 """What ``--disk`` and ``--device virtio-blk`` take."""

@@ -14,6 +14,7 @@ from tvmm.config.console import CONSOLE_PROPERTIES, PORT_PROPERTIES, ConsoleConf
 from tvmm.config.device import DeviceConfig, DeviceType
 from tvmm.config.disk import DISK_PROPERTIES, DiskConfig
 from tvmm.config.input import INPUT_PROPERTIES, InputConfig
+from tvmm.config.limits import with_limits
 from tvmm.config.net import NET_PROPERTIES, NetConfig
 from tvmm.config.properties import parse_device
 from tvmm.config.rng import RNG_PROPERTIES, RngConfig
@@ -99,9 +100,9 @@ def parse_devices(values: Sequence[str]) -> Hardware:
             continue
         given = {**parse_device(text, known.type.properties), **dict(known.fixed)}
         if known.makes == "disk":
-            disks.append(DiskConfig(**given).check())
+            disks.append(DiskConfig(**with_limits(given)).check())
         elif known.makes == "net":
-            nets.append(NetConfig(**given).check())
+            nets.append(NetConfig(**with_limits(given)).check())
         elif known.makes == "rng":
             rngs.append(RngConfig(**given).check())
         elif known.makes == "balloon":

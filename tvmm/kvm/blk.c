@@ -227,7 +227,8 @@ static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
         else if (request->operation == TVMM_BLK_WRITE || request->operation == TVMM_BLK_ZEROES)
             request->stable = __atomic_load_n(&blk->write_through, __ATOMIC_RELAXED) && !blk->setup.ignore_flush;
         blk->counters.stable += request->stable;
-        blk_advance(blk, request);
+        if (!tvmm_limit_of(&blk->limit) || tvmm_blk_admit(blk, request))
+            blk_advance(blk, request);
         return;
     case TVMM_BLK_REFUSE:
         blk->counters.refused++;
@@ -257,13 +258,25 @@ static uint32_t blk_take(struct tvmm_blk *blk)
         tvmm_vring_pop(ring, &blk->batch);
     }
     while (blk->position < blk->batch.count && !blk->stopped && !blk->broken && !blk->call_pending
-           && !tvmm_woken(blk->waker)) {
+           && !tvmm_woken(blk->waker) && !(tvmm_limit_of(&blk->limit) && tvmm_blk_closed(blk))) {
         blk_take_one(blk, &blk->chains[blk->position++]);
         taken++;
     }
     if (ring->error && blk->position == blk->batch.count && !blk->broken)
         blk->broken = TVMM_BLK_BROKEN_RING;
     return taken;
+}
+
+/* What had to wait for a limit, as far as it may go on. */
+static int blk_begin_parked(struct tvmm_blk *blk)
+{
+    struct tvmm_blk_request *request;
+    int begun = 0;
+    while (!blk->stopped && !tvmm_woken(blk->waker) && (request = tvmm_blk_next_parked(blk))) {
+        blk_advance(blk, request);
+        begun++;
+    }
+    return begun;
 }
 
 /* --- sleeping ----------------------------------------------------------------------------------------------------- */
@@ -275,13 +288,18 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
     struct tvmm_vring *ring = blk->queue.ring;
     uint64_t now = blk->latency.now_ns = tvmm_now_ns();
     int takes = !blk->stopped && !blk->broken;
+    int64_t wait_ns = takes ? tvmm_blk_limit_wait(blk, now) : -1;
 
+    if (!wait_ns)
+        return;
     if (!*idle_ns)
         *idle_ns = now;
-    if (now - *idle_ns < spin->window_ns) {
+    if (wait_ns < 0 && now - *idle_ns < spin->window_ns) {
         tvmm_relax();
         return;
     }
+    /* With chains at hand that have to wait, no more are wanted. */
+    takes &= blk->position == blk->batch.count;
     if (takes && !tvmm_vring_enable_kicks(ring))
         return;
     struct pollfd waits[2 + TVMM_BLK_WAITS_MAX] = {
@@ -289,12 +307,13 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
         {.fd = takes ? blk->queue.kick_fd : -1, .events = POLLIN},
     };
     spin->sleeps++;
-    poll(waits, 2 + blk->engine->waits(blk, waits + 2), -1);
+    tvmm_limit_poll(waits, 2 + blk->engine->waits(blk, waits + 2), wait_ns);
     if (waits[1].revents)
         tvmm_served_take_kick(&blk->queue);
     tvmm_vring_disable_kicks(ring);
     blk->latency.now_ns = tvmm_now_ns();
-    tvmm_spin_adapt(spin, blk->latency.now_ns - *idle_ns);
+    if (wait_ns < 0)
+        tvmm_spin_adapt(spin, blk->latency.now_ns - *idle_ns);
     *idle_ns = 0;
 }
 
@@ -314,12 +333,12 @@ static void blk_repeat_kept(struct tvmm_blk *blk)
     blk->kept = NULL;
     while (request) {
         struct tvmm_blk_request *next = request->next;
-        blk->counters.retried++;
+        blk->counters.retried += request->limited != TVMM_BLK_PARKED;
         if (blk->stopped)
             blk_keep(blk, request);
         else if (blk_is_outside(blk, request))
             blk_complete(blk, request, TVMM_BLK_IO_ERROR, tvmm_blk_used_length(request, 0));
-        else
+        else if (tvmm_blk_admit(blk, request))
             blk_advance(blk, request);
         request = next;
     }
@@ -337,6 +356,8 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
         if (!blk->stopped) {
             if (blk->kept)
                 blk_repeat_kept(blk);
+            if (blk->parked_count)
+                worked += blk_begin_parked(blk);
             worked += (int)blk_take(blk);
         }
         if (worked)
@@ -402,13 +423,17 @@ static void blk_settle(struct tvmm_blk *blk)
 }
 
 /* Everything that was begun is done and shown; what was taken and not begun goes back. Requests that were kept over an
- * error stay. */
+ * error stay, and so do those that a limit has set aside: the ring may have given others after them. */
 void tvmm_blk_drain(struct tvmm_blk *blk)
 {
+    struct tvmm_blk_request *parked;
     if (!blk->queue.ring)
         return;
     blk_settle(blk);
     blk_show(blk);
+    while ((parked = tvmm_blk_any_parked(blk)))
+        blk_keep(blk, parked);
+    tvmm_blk_limit_leave(blk);
     tvmm_vring_unpop(blk->queue.ring, &blk->batch, blk->batch.count - blk->position);
     blk->position = blk->batch.count;
 }
@@ -433,11 +458,14 @@ void tvmm_blk_stop(struct tvmm_blk *blk)
 {
     if (!blk->queue.ring)
         return;
+    struct tvmm_blk_request *request;
     blk->abandoning = 1;
     blk_settle(blk);
     blk_show(blk);
-    while (blk->kept) {
-        struct tvmm_blk_request *request = blk->kept;
+    tvmm_blk_limit_leave(blk);
+    while ((request = tvmm_blk_any_parked(blk)))
+        blk_release(blk, request);
+    while ((request = blk->kept)) {
         blk->kept = request->next;
         blk_release(blk, request);
     }

@@ -14,6 +14,7 @@
 #ifndef TVMM_BLK_H
 #define TVMM_BLK_H
 
+#include "limit.h"
 #include "serve.h"
 
 #define TVMM_BLK_SECTOR 512u
@@ -98,6 +99,9 @@ struct tvmm_blk_step {
     uint64_t offset, length;
 };
 
+/* What the disk's limits have had to do with a request. */
+enum tvmm_blk_limited { TVMM_BLK_NEW, TVMM_BLK_PARKED, TVMM_BLK_CHARGED };
+
 struct tvmm_blk_request {
     struct tvmm_blk_request *next;
     uint64_t number; /* in the order of the ring */
@@ -110,6 +114,7 @@ struct tvmm_blk_request {
     struct tvmm_blk_range *ranges;
     uint32_t range_count, range_first;
     uint32_t method; /* of the range under way */
+    uint32_t limited; /* enum tvmm_blk_limited */
     uint32_t hopeless; /* failed in a way that no repetition mends */
     uint32_t stable; /* WRITE, ZEROES: has to be stable when it completes; ZEROES: 2 when it is */
     struct tvmm_blk_step step;
@@ -193,6 +198,11 @@ struct tvmm_blk {
     uint32_t no_peek;
     uint32_t chance; /* the state of what decides about faults */
     uint64_t next_number;
+    struct tvmm_limit *limit; /* NULL: nothing is limited; changed by any thread at any time */
+    struct tvmm_limit *limiter; /* what `limit` is when it is not NULL */
+    struct tvmm_limit_member limit_member;
+    uint32_t parked_count;
+    struct tvmm_blk_request *parked[2], *parked_last[2]; /* reads, others */
     struct tvmm_blk_request *requests, *free, *kept;
     const struct tvmm_blk_engine *engine;
     void *engine_state;
@@ -230,6 +240,15 @@ int tvmm_blk_next_step(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);
 int tvmm_blk_is_fault(struct tvmm_blk *blk);
+
+/* blk_limit.c */
+int tvmm_blk_admit(struct tvmm_blk *blk, struct tvmm_blk_request *request);
+int tvmm_blk_closed(struct tvmm_blk *blk);
+struct tvmm_blk_request *tvmm_blk_next_parked(struct tvmm_blk *blk);
+struct tvmm_blk_request *tvmm_blk_any_parked(struct tvmm_blk *blk);
+int64_t tvmm_blk_limit_wait(struct tvmm_blk *blk, uint64_t now_ns);
+void tvmm_blk_set_limit(struct tvmm_blk *blk, struct tvmm_limit *limit, uint32_t on);
+void tvmm_blk_limit_leave(struct tvmm_blk *blk);
 
 /* blk_kept.c */
 int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *request);

@@ -14,6 +14,7 @@ from tvmm.kvm.histogram import read_times
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tvmm.kvm.limit import Limiter
     from tvmm.kvm.nbd import NbdLink
     from tvmm.kvm.serve import Waker
     from tvmm.kvm.vring import Vring
@@ -137,8 +138,8 @@ class IoError(NamedTuple):
 
 
 class BlkQueue:
-    """The server of one queue. `set_call`, `set_capacity` and `set_write_through` are for any thread at any time,
-    everything else for the server's thread.
+    """The server of one queue. `set_call`, `set_capacity`, `set_write_through` and `set_limit` are for any thread at
+    any time, everything else for the server's thread.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class BlkQueue:
         if not raw:
             raise OSError(-error[0], f"{setup.engine.name}: {os.strerror(-error[0])}")
         self.raw = raw
-        self._keep = waker, file, tuple(links)
+        self._keep: tuple[object, ...] = waker, file, tuple(links)
         self._ring: Vring | None = None
         self._in_use = threading.Lock()
         for link in links:
@@ -192,6 +193,11 @@ class BlkQueue:
     def set_write_through(self, on: bool) -> None:
         """Whether writes are stable when they complete; for requests that are taken from now on."""
         lib.tvmm_blk_set_write_through(self.raw, on)
+
+    def set_limit(self, limiter: Limiter, *, on: bool) -> None:
+        """Whether requests that have not begun keep to it; the same one each time. The server is to be woken."""
+        self._keep = *self._keep[:3], limiter
+        lib.tvmm_blk_set_limit(self.raw, limiter.raw, on)
 
     def set_call(self, fd: int) -> None:
         """Where interrupts go: an eventfd, `CALL_PYTHON` or `CALL_NONE`."""

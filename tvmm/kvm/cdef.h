@@ -479,6 +479,7 @@ int tvmm_blk_active(const struct tvmm_blk *blk);
 void tvmm_blk_resume(struct tvmm_blk *blk);
 void tvmm_blk_set_capacity(struct tvmm_blk *blk, uint64_t sectors);
 void tvmm_blk_set_write_through(struct tvmm_blk *blk, uint32_t on);
+void tvmm_blk_set_limit(struct tvmm_blk *blk, struct tvmm_limit *limit, uint32_t on);
 int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *request);
 enum tvmm_blk_verdict tvmm_blk_parse(const struct tvmm_blk_limits *limits, const struct tvmm_chain *chain,
                                      const struct iovec *iovecs, struct tvmm_blk_request *request);

@@ -17,6 +17,7 @@ import trio
 
 from tvmm.errors import ImageError
 from tvmm.kvm.blk import BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
+from tvmm.kvm.limit import Limiter
 from tvmm.kvm.vring import Vring
 from tvmm.records import check_record, check_uint
 from tvmm.virtio.blk import BlkSettings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from tvmm.config.disk import DiskConfig
+    from tvmm.config.limits import Limits
     from tvmm.kvm.nbd import NbdLink
     from tvmm.kvm.serve import Waker
     from tvmm.metrics.histogram import Times
@@ -169,6 +171,7 @@ class BlkRunner:
         self._ends = ends
         self._features = 0
         self._file = BlkFile()
+        self._limiter = Limiter()
         self._resizing = trio.Lock()
         self._queues: list[DiskQueue] = []
         self._links = [image.links(index) for index in range(len(model.queue_sizes))]
@@ -201,6 +204,7 @@ class BlkRunner:
         if config.aio == "io_uring" and self.engine is Engine.THREADS:
             warn(f"{name}: this host has no io_uring for tvmm; aio=threads is used")
         model.cache_mode_changed = self._cache_mode_changed
+        self.set_limits(config.limits)
 
     # -- the driver's orders -------------------------------------------------------------------------------
 
@@ -366,6 +370,18 @@ class BlkRunner:
     def latencies(self) -> tuple[dict[str, Times], ...]:
         """How long requests took: for each queue a histogram by operation, as `tvmm.kvm.blk.OPERATIONS` has them."""
         return tuple(queue.server.latencies for queue in self._queues)
+
+    def set_limits(self, limits: Limits) -> None:
+        """For all that has not begun yet, from now on."""
+        self.limits = limits
+        on = self._limiter.set(limits.rates, limits.size)
+        for queue in self._queues:
+            queue.set_limit(self._limiter, on=on)
+
+    @property
+    def limit_waits(self) -> int:
+        """How often a queue has had to wait for the limits."""
+        return sum(self._limiter.waits)
 
     def info(self) -> BlkInfo:
         """As it is now."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError
+    from tvmm.kvm.limit import Limiter
     from tvmm.kvm.vring import MemoryMap, Vring
     from tvmm.kvm.vring_records import VringConfig
 
@@ -28,7 +29,8 @@ class DiskQueueRun(NamedTuple):
     """What is saved of a queue. `broken`: why it takes no more, by number as C has it, and `given_up`: that was said.
 
     `stopped` is the errno that it waits over. What is to be repeated is in `kept`: over that error, or because a server
-    was out of reach; nothing else is in flight, but in a queue that is broken.
+    was out of reach; so is what has not begun yet because of a limit. Nothing else is in flight, but in a queue that
+    is broken.
     """
 
     queue: QueueRun = QueueRun()
@@ -93,6 +95,11 @@ class DiskQueue:
         """Nothing runs any more."""
         self.server.close()
         self._waker.close()
+
+    def set_limit(self, limiter: Limiter, *, on: bool) -> None:
+        """Whether requests keep to it, those that wait already too. By any thread."""
+        self.server.set_limit(limiter, on=on)
+        self._waker.wake()
 
     # On the thread.
 
