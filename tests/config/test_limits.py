@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tvmm.config.disk import DiskConfig
 from tvmm.config.limits import DISK_WORDS, NET_WORDS, NO_LIMITS, Limits, Rate, change_limits, limit_properties
+from tvmm.config.net import NetConfig
 from tvmm.config.virtio_types import parse_devices
 from tvmm.errors import ConfigError
 
@@ -67,6 +68,20 @@ def test_bad_disk(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         DiskConfig.parse(f"a.img,{text}")
     assert complaint in str(caught.value)
+
+
+def test_net() -> None:
+    """Frames in place of requests; sizes of them are not counted."""
+    net = NetConfig.parse("tap,bps_rx=10M,bps_tx=1M,pps=1000,pps_max=5000")
+    assert net.limits == Limits(
+        bytes_in=Rate(10 * MIB), bytes_out=Rate(MIB), operations=Rate(1000, 5000)
+    )
+    assert NetConfig.parse(net.spelling()) == net
+    for bad in ("pps_size=4k", "iops=5", "bps_rd=5", "throttling.bps-total=5"):
+        with pytest.raises(ConfigError, match="unknown net option"):
+            NetConfig.parse(f"tap,{bad}")
+    with pytest.raises(ConfigError, match="net pps and pps_tx do not go together"):
+        NetConfig.parse("tap,pps=1,pps_tx=1")
 
 
 def test_by_hand() -> None:

@@ -145,7 +145,7 @@ async def remote(
 ) -> AsyncIterator[Remote]:
     """Such a disk, served inside of the block and not activated yet. `options`: of `DiskConfig`."""
     config = DiskConfig("nbd://test", **options)  # type: ignore[arg-type]
-    backing = Backing(size, config.queues, links, about.minimum_block)
+    backing = Backing(size, config.queues or 1, links, about.minimum_block)
     slot = FakeSlot(Blk(blk_settings(backing, config)))
     assert isinstance(slot.model, Blk)
     runner = BlkRunner(slot.model, slot.ends, backing, config, backing.warnings.append)

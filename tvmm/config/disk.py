@@ -64,7 +64,8 @@ class DiskConfig(NamedTuple):
 
     `file` may be the address of an NBD export. `format` "auto": by the file's name, see `image_format`. `connections`
     to a server, 0 for as many as there are queues; requests wait `reconnect_delay` seconds for one that is away. `tls`
-    None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate. `limits` bound the guest's requests.
+    None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate.
+    `limits` bound the guest's requests.
     """
 
     file: str

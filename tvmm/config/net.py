@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.config.limits import NET_WORDS, NO_LIMITS, Limits, limit_properties, with_limits
 from tvmm.config.options import join_options, split_commas
 from tvmm.config.properties import (
     ID,
@@ -43,7 +44,7 @@ class NetConfig(NamedTuple):
     `id` is '' until `MachineConfig.check` gives it by position. `ifname` '' has a name made up; `fd` is an
     open TAP in place of one by name. `mtu` 0: leave it alone. `mac` b'': by the machine's name, see
     `address`. `queues` counts pairs. The offloads `csum` to `uso` are upper limits, see `offloads`. `ip` are
-    addresses of the host's side with their prefix length.
+    addresses of the host's side with their prefix length. `limits` bound the guest's frames.
     """
 
     type: str = "tap"
@@ -70,15 +71,17 @@ class NetConfig(NamedTuple):
     event_idx: bool = True
     indirect_desc: bool = True
     poll_us: int = 32
+    limits: Limits = NO_LIMITS
 
     @classmethod
     def parse(cls, text: str) -> NetConfig:
         """From a value of ``--net`` other than ``none``. Raises `ConfigError`."""
-        return cls(**parse_values(text, "net", NET_PROPERTIES, first="type")).check()
+        return cls(**with_limits(parse_values(text, "net", NET_PROPERTIES, first="type"))).check()
 
     def check(self) -> NetConfig:
         """The same record, if its fields are in range and go together; raises `ConfigError` otherwise."""
         check_values(self, "net", NET_PROPERTIES)
+        self.limits.check("net", NET_WORDS)
         for name in ("ifname", "br"):
             if getattr(self, name):
                 _read_ifname(getattr(self, name), f"net property {name}")
@@ -227,5 +230,6 @@ NET_PROPERTIES = with_defaults(
     Property("link", "boolean", None, "whether the cable is plugged in"),
     *RING,
     POLL,
+    *limit_properties(NET_WORDS),
 )  # fmt: skip
 """What ``--net tap`` and ``--device virtio-net`` take."""

@@ -398,6 +398,7 @@ int tvmm_net_make_stream(struct tvmm_net *net);
 void tvmm_net_connect(struct tvmm_net *net, int fd);
 int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
 int tvmm_net_serve(struct tvmm_net *net);
+void tvmm_net_set_limit(struct tvmm_net *net, struct tvmm_limit *limit, uint32_t on);
 
 /* blk.h */
 #define TVMM_BLK_ID_LENGTH ...

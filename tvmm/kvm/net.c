@@ -71,11 +71,18 @@ void tvmm_net_stop(struct tvmm_net *net, uint32_t index)
     }
     if (index == TVMM_NET_TX)
         net->tx_blocked = 0;
+    if (index != TVMM_NET_CONTROL)
+        tvmm_net_limit_leave(net, index);
     net->queues[index].ring = NULL;
 }
 
 /* Nothing in flight; `serve` goes on as if nothing had been. */
-void tvmm_net_drain(struct tvmm_net *net) { net_return_pool(net); }
+void tvmm_net_drain(struct tvmm_net *net)
+{
+    net_return_pool(net);
+    tvmm_net_limit_leave(net, TVMM_NET_RX);
+    tvmm_net_limit_leave(net, TVMM_NET_TX);
+}
 
 /* Throw away what came before the driver was there: it may be in a form that this driver has not agreed to. */
 void tvmm_net_flush(struct tvmm_net *net)
@@ -194,7 +201,8 @@ static int control_waits(const struct tvmm_net *net)
 /* The driver's next buffers are waited for, and no frame is read until they are there. */
 static int is_hungry(const struct tvmm_net *net)
 {
-    return net_serves(net, TVMM_NET_RX) && (net->held_length || net->rx_next == net->rx_batch->count);
+    return net_serves(net, TVMM_NET_RX) && !net_is_closed(net, TVMM_NET_RX)
+           && (net->held_length || net->rx_next == net->rx_batch->count);
 }
 
 /* NET_IDLE if nothing came for as long as it is worth looking. What it is worth the driver's kicks decide alone. A TAP
@@ -207,7 +215,7 @@ static int net_look(struct tvmm_net *net, uint64_t start)
         if (tvmm_woken(net->waker) || control_waits(net))
             return NET_WORKED;
         int word = NET_IDLE;
-        if (!net->tx_blocked && net_serves(net, TVMM_NET_TX) && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring)) {
+        if (net_can_send(net) && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring)) {
             word = NET_WORKED;
         } else if (now - looked >= NET_LOOK_NS) {
             looked = now;
@@ -235,7 +243,7 @@ static int net_look_for_room(struct tvmm_net *net, uint64_t start)
         window = net->spin.window_ns;
     while ((net->now_ns = tvmm_now_ns()) - start < window) {
         if (tvmm_woken(net->waker) || control_waits(net) || tvmm_vring_ready(net->queues[TVMM_NET_RX].ring)
-            || (net_serves(net, TVMM_NET_TX) && !net->tx_blocked && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring))) {
+            || (net_can_send(net) && tvmm_vring_ready(net->queues[TVMM_NET_TX].ring))) {
             net->hunger.hits++;
             return NET_WORKED;
         }
@@ -251,8 +259,7 @@ static int arm(struct tvmm_net *net, int hungry)
 {
     if (has_news_of_failure(net))
         return 0;
-    if (net_serves(net, TVMM_NET_TX) && !net->tx_blocked
-        && !tvmm_vring_enable_kicks(net->queues[TVMM_NET_TX].ring))
+    if (net_can_send(net) && !tvmm_vring_enable_kicks(net->queues[TVMM_NET_TX].ring))
         return 0;
     if (hungry && !tvmm_vring_enable_kicks(net->queues[TVMM_NET_RX].ring))
         return 0;
@@ -262,7 +269,9 @@ static int arm(struct tvmm_net *net, int hungry)
 /* Until a kick, a frame, or somebody who wants the thread. `kicked`: the driver, by a bit for each queue. */
 static int net_sleep(struct tvmm_net *net, uint32_t *kicked)
 {
-    int hungry = is_hungry(net), receives = net_serves(net, TVMM_NET_RX) && !hungry;
+    int64_t wait_ns = tvmm_limit_of(&net->throttle.limit) ? tvmm_net_limit_wait(net) : -1;
+    int hungry = is_hungry(net);
+    int receives = net_serves(net, TVMM_NET_RX) && !hungry && !net_is_closed(net, TVMM_NET_RX);
     struct pollfd waits[2 + TVMM_NET_QUEUES] = {{.fd = net->waker->event_fd, .events = POLLIN}, {.fd = -1}};
 
     if (net_connected(net)) {
@@ -273,7 +282,7 @@ static int net_sleep(struct tvmm_net *net, uint32_t *kicked)
         waits[2 + index] = (struct pollfd){.fd = net_serves(net, index) ? net->queues[index].kick_fd : -1, .events = POLLIN};
     if (arm(net, hungry)) {
         net->spin.sleeps++;
-        poll(waits, 2 + TVMM_NET_QUEUES, -1);
+        tvmm_limit_poll(waits, 2 + TVMM_NET_QUEUES, wait_ns);
     }
     *kicked = 0;
     for (uint32_t index = 0; index < TVMM_NET_QUEUES; index++) {
@@ -307,7 +316,7 @@ static int net_wait(struct tvmm_net *net)
 
     if (hungry)
         word = net_look_for_room(net, start);
-    else if (!net->tx_blocked)
+    else if (!net->tx_blocked && !net_is_closed(net, TVMM_NET_RX) && !net_is_closed(net, TVMM_NET_TX))
         word = net_look(net, start);
     if (word != NET_IDLE)
         return word;

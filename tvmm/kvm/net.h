@@ -11,6 +11,7 @@
 #define TVMM_NET_H
 
 #include "histogram.h"
+#include "limit.h"
 #include "serve.h"
 
 #include <pthread.h>
@@ -51,6 +52,16 @@ struct tvmm_net_counters {
     uint64_t tx_frames, tx_bytes, tx_turns, tx_too_short, tx_too_long, tx_refused, tx_link_down, tx_waits;
 };
 
+/* `limit` is NULL while nothing is limited, and changed by any thread at any time; `limiter` is what it is otherwise.
+ * `closed`: a bit for each queue that has to wait, of no meaning without a limit. `seen`: frames and bytes that have been
+ * charged, of RX and TX. */
+struct tvmm_net_throttle {
+    struct tvmm_limit *limit, *limiter;
+    struct tvmm_limit_member members[2];
+    uint32_t closed, generation;
+    uint64_t seen[2][2];
+};
+
 struct tvmm_net {
     struct tvmm_served queues[TVMM_NET_QUEUES];
     struct tvmm_waker *waker;
@@ -69,6 +80,7 @@ struct tvmm_net {
     struct tvmm_net_filter filter;
     /* the rest is not for Python */
     uint64_t now_ns;           /* the end of the last turn or wait: the beginning of the next turn */
+    struct tvmm_net_throttle throttle;
     uint32_t failure_told;
     uint32_t stopped;          /* bit for each queue that BROKEN was told of */
     uint32_t rx_first;         /* in this turn */
@@ -100,6 +112,12 @@ void tvmm_net_connect(struct tvmm_net *net, int fd);
 int tvmm_net_passes(const struct tvmm_net_filter *filter, const uint8_t *destination);
 int tvmm_net_serve(struct tvmm_net *net);
 
+/* net_limit.c */
+int tvmm_net_closed(struct tvmm_net *net, uint32_t index);
+int64_t tvmm_net_limit_wait(struct tvmm_net *net);
+void tvmm_net_set_limit(struct tvmm_net *net, struct tvmm_limit *limit, uint32_t on);
+void tvmm_net_limit_leave(struct tvmm_net *net, uint32_t index);
+
 /* What a turn came to, besides the words that `serve` comes back with. */
 enum { NET_IDLE = -2, NET_WORKED = -1 };
 
@@ -121,6 +139,17 @@ static inline void net_turn_over(struct tvmm_net *net, uint32_t index)
     uint64_t now = tvmm_now_ns();
     tvmm_histogram_add(&net->turns[index], now - net->now_ns);
     net->now_ns = now;
+}
+
+/* Whether frames of this direction wait for tokens, as it was found last. */
+static inline int net_is_closed(const struct tvmm_net *net, uint32_t index)
+{
+    return tvmm_limit_of(&net->throttle.limit) && net->throttle.closed & 1u << index;
+}
+
+static inline int net_can_send(const struct tvmm_net *net)
+{
+    return net_serves(net, TVMM_NET_TX) && !net->tx_blocked && !net_is_closed(net, TVMM_NET_TX);
 }
 
 void net_failed(struct tvmm_net *net, int error);

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from tvmm.kvm.limit import Limiter
     from tvmm.kvm.vring import Vring
     from tvmm.metrics.histogram import Times
 
@@ -108,7 +109,8 @@ class PairFilter:
 class NetPair:
     """A pair's queues between a TAP's descriptor `fd` and rings, not connected at first, with the cable in.
 
-    By the server's thread, but for `set_link`, `set_call`, `set_filter`, `inject`, `attachment`, `counters`.
+    By the server's thread, but for `set_link`, `set_call`, `set_filter`, `set_limit`, `inject`, `attachment`,
+    `counters`.
     """
 
     def __init__(self, fd: int, poll_ns: int, *, stream: bool = False) -> None:
@@ -216,6 +218,12 @@ class NetPair:
     def set_call(self, local: int, fd: int) -> None:
         """Where a queue's interrupts go."""
         lib.tvmm_set_call(ffi.addressof(self.raw.queues, local), fd)
+
+    def set_limit(self, limiter: Limiter, *, on: bool) -> None:
+        """Whether frames keep to it, from now on; the same one each time."""
+        self._limiter = limiter
+        lib.tvmm_net_set_limit(self.raw, limiter.raw, on)
+        self.waker.wake()
 
     def set_filter(self, pair_filter: PairFilter) -> None:
         """From the next frame on."""

@@ -279,6 +279,8 @@ int net_receive(struct tvmm_net *net)
     if (!net_link(net))
         return discard_turn(net);
     for (; frames < TVMM_NET_TURN; frames++) {
+        if (tvmm_limit_of(&net->throttle.limit) && tvmm_net_closed(net, TVMM_NET_RX))
+            break;
         usable = fill_pool(net, net->held_length ? net->held_length : net->mergeable ? net->rx_expect : 1);
         if (!usable || pool_is_empty(net))
             break;

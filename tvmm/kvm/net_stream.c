@@ -137,12 +137,10 @@ static int stream_send_added(struct tvmm_net *net, uint32_t frames, uint32_t pie
     return (int)done;
 }
 
-/* How many chains of the batch are done with: sent, or dropped and counted. The socket takes no more for now if that is
- * less than `count`. */
-uint32_t net_stream_send(struct tvmm_net *net, const struct tvmm_batch *batch, uint32_t count)
+/* Chains of the batch from `done` to `count`: the first that is not done with, sent or dropped and counted. The socket
+ * takes no more for now if that is less than `count`. */
+uint32_t net_stream_send(struct tvmm_net *net, const struct tvmm_batch *batch, uint32_t done, uint32_t count)
 {
-    uint32_t done = 0;
-
     while (done < count) {
         uint32_t frames = 0, pieces = 0, bytes = 0, next = done;
         uint64_t *obstacle = net_obstacle(net, &batch->chains[done]);

@@ -29,7 +29,7 @@ struct net_stream {
     uint8_t out[NET_STREAM_OUT];      /* the rest of a frame of which the socket has the beginning */
 };
 
-uint32_t net_stream_send(struct tvmm_net *net, const struct tvmm_batch *batch, uint32_t count);
+uint32_t net_stream_send(struct tvmm_net *net, const struct tvmm_batch *batch, uint32_t done, uint32_t count);
 int net_stream_finish(struct tvmm_net *net);
 int net_stream_receive(struct tvmm_net *net);
 int net_stream_discard(struct tvmm_net *net);

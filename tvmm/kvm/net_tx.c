@@ -72,6 +72,7 @@ int net_send(struct tvmm_net *net)
 {
     struct tvmm_served *queue = &net->queues[TVMM_NET_TX];
     struct tvmm_batch *batch = net->tx_batch;
+    int limited = tvmm_limit_of(&net->throttle.limit) != NULL;
     uint32_t count, done = 0;
 
     if (net->tx_blocked && net_connected(net))
@@ -82,13 +83,21 @@ int net_send(struct tvmm_net *net)
     }
     if (!net_serves(net, TVMM_NET_TX))
         return NET_IDLE;
+    if (limited && tvmm_vring_ready(queue->ring) && tvmm_net_closed(net, TVMM_NET_TX))
+        return NET_IDLE;
     count = tvmm_vring_pop(queue->ring, batch);
-    if (net->stream)
-        done = net_stream_send(net, batch, count);
-    else while (done < count && send_frame(net, batch->iovecs + batch->chains[done].first, &batch->chains[done]))
-        done++;
+    while (done < count) {
+        /* Limits are looked at after each frame; without any, a socket gets all of them at once. */
+        uint32_t end = net->stream && !limited ? count : done + 1;
+        if (net->stream)
+            done = net_stream_send(net, batch, done, end);
+        else
+            done += (uint32_t)send_frame(net, batch->iovecs + batch->chains[done].first, &batch->chains[done]);
+        if (done < end || (limited && tvmm_net_closed(net, TVMM_NET_TX)))
+            break;
+    }
     if (done < count) {
-        net->tx_blocked = 1;
+        net->tx_blocked = !net_is_closed(net, TVMM_NET_TX);
         tvmm_vring_unpop(queue->ring, batch, count - done);
     }
     /* A frame that was taken in part keeps the server waiting for room, like one that was not taken. */

@@ -115,6 +115,7 @@ def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int
         on_failed=lambda reason: devices.warn(f"{options.id}: {reason}; its link is down"),
     )
     stack.callback(runner.close)
+    runner.set_limits(options.limits)
     slot.connect(runner)
     devices.measures[options.id] = lambda: net_samples(options.id, runner)
     devices.nets[options.id] = NetDevice(options, model, runner, devices.host.bus_lock)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
+from tvmm.config.limits import NO_LIMITS
 from tvmm.errors import HostError, UserError
+from tvmm.kvm.limit import Limiter
 from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
 from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
 from tvmm.kvm.vring import Vring
@@ -26,6 +28,7 @@ from tvmm.virtio.runner.thread import ServerThread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from tvmm.config.limits import Limits
     from tvmm.kvm.vring_records import VringConfig
     from tvmm.metrics.histogram import Times
     from tvmm.virtio.device import Activation, QueueSetup
@@ -150,6 +153,8 @@ class NetRunner:
         self._threads = [
             ServerThread(f"{name}/{number}", server.pair.waker, server) for number, server in enumerate(self._servers)
         ]
+        self._limiter = Limiter()
+        self.set_limits(NO_LIMITS)
         for pair in self._pairs:
             pair.set_link(model.link_up)
         if not model.link_up:
@@ -233,6 +238,18 @@ class NetRunner:
         for pair in self._pairs:
             pair.set_link(up)
         self._threads[0].post(lambda: self._show_carrier(up))
+
+    def set_limits(self, limits: Limits) -> None:
+        """For all frames from now on."""
+        self.limits = limits
+        on = self._limiter.set(limits.rates, limits.size)
+        for pair in self._pairs:
+            pair.set_limit(self._limiter, on=on)
+
+    @property
+    def limit_waits(self) -> int:
+        """How often a queue has had to wait for the limits."""
+        return sum(self._limiter.waits)
 
     def announce(self) -> bool:
         """Have the guest tell the network where it is now; False if it cannot."""
