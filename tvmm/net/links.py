@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvmm.errors import HostError
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Links", "no_right"]
 
-IFF_UP = 0x1
+IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
+IFA_F_NODAD = 0x02
+RTPROT_RA = 9
+RTN_UNICAST = 1
 
 
 class Link(NamedTuple):
     """One as it is. `number` is its index, `kind` the kernel's word for its type ('' for hardware), `master` the name
-    of its bridge or ''.
+    of its bridge or ''. `carrier`: somebody is at the other end.
     """
 
     number: int
@@ -30,6 +34,8 @@ class Link(NamedTuple):
     master: str
     isolated: bool
     alias: str
+    mac: str = ""
+    carrier: bool = False
 
 
 def no_right(what: str) -> HostError:
@@ -78,13 +84,34 @@ class Links:
         """As a port of a bridge: whether it hears other ports that are isolated too."""
         self._do(f"isolate {link.name} in its bridge", self._route.brport, "set", index=link.number, isolated=int(on))
 
-    def address(self, link: Link, command: str, address: str) -> None:
-        """``add`` or ``del`` the host's own address ADDR/PREFIX."""
+    def address(self, link: Link, command: str, address: str, *, at_once: bool = False) -> None:
+        """``add`` or ``del`` the host's own address ADDR/PREFIX. `at_once`: without asking whether others have it."""
         host, _, prefix = address.partition("/")
+        more = {"flags": IFA_F_NODAD} if at_once else {}
         self._do(
             f"{command} address {address} of {link.name}",
-            self._route.addr, command, index=link.number, address=host, prefixlen=int(prefix),
+            self._route.addr, command, index=link.number, address=host, prefixlen=int(prefix), **more,
         )  # fmt: skip
+
+    def make_bridge(self, name: str, mac: str) -> Link:
+        """A new one, that has this hardware address from the first."""
+        self._do(f"make bridge {name}", self._route.link, "add", ifname=name, kind="bridge", address=mac)
+        link = self.find(name)
+        if link is None:
+            raise HostError(f"bridge {name} was removed while it was set up")
+        return link
+
+    def routes(self) -> list[tuple[str, str, bool]]:
+        """To where this host sends what: network, link ('' for none), and whether a router has told it."""
+        names = {link.number: link.name for link in self.all()}
+        found = []
+        for family, everything in ((AF_INET, "0.0.0.0"), (AF_INET6, "::")):
+            for message in self._do("list the routes", self._route.get_routes, family=family):
+                if message["type"] == RTN_UNICAST or message["dst_len"]:
+                    network = f"{message.get('dst') or everything}/{message['dst_len']}"
+                    link = names.get(int(message.get("oif") or 0), "")
+                    found.append((network, link, message["proto"] == RTPROT_RA))
+        return found
 
     def addresses(self, link: Link) -> set[str]:
         """The host's own on this link, as ADDR/PREFIX."""
@@ -144,4 +171,6 @@ def _link(message: Any, names: dict[int, str]) -> Link:
         names.get(int(message.get("master") or 0), ""),
         isolated,
         str(message.get("ifalias") or ""),
+        str(message.get("address") or ""),
+        bool(message["flags"] & IFF_LOWER_UP),
     )

@@ -24,8 +24,10 @@ __all__ = [
     "describe",
     "open_tun",
     "set_carrier",
+    "set_group",
     "set_header_length",
     "set_offload",
+    "set_owner",
     "set_persistent",
     "set_queue",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 TUN_PATH = "/dev/net/tun"
 
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
+TUNSETOWNER, TUNSETGROUP = 0x400454CC, 0x400454CE
 TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE, TUNSETCARRIER = 0x800454D2, 0x400454D8, 0x400454D9, 0x400454E2
 
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x8000, 0x0100
@@ -85,6 +88,16 @@ def set_offload(fd: int, bits: int) -> None:
 def set_persistent(fd: int, on: bool) -> None:
     """TUNSETPERSIST: whether the interface stays when nobody has it open."""
     fcntl.ioctl(fd, TUNSETPERSIST, int(on))
+
+
+def set_owner(fd: int, uid: int) -> None:
+    """TUNSETOWNER: who may have queues of it without any right."""
+    fcntl.ioctl(fd, TUNSETOWNER, uid)
+
+
+def set_group(fd: int, gid: int) -> None:
+    """TUNSETGROUP: whose members may."""
+    fcntl.ioctl(fd, TUNSETGROUP, gid)
 
 
 def set_queue(fd: int, attached: bool) -> None:
