@@ -44,7 +44,8 @@ class NetConfig(NamedTuple):
     `id` is '' until `MachineConfig.check` gives it by position. `ifname` '' has a name made up; `fd` is an
     open TAP in place of one by name. `mtu` 0: leave it alone. `mac` b'': by the machine's name, see
     `address`. `queues` counts pairs. The offloads `csum` to `uso` are upper limits, see `offloads`. `ip` are
-    addresses of the host's side with their prefix length. `limits` bound the guest's frames.
+    addresses of the host's side with their prefix length. `network` is one of ``tvmm net up``, in place of `br`.
+    `limits` bound the guest's frames.
     """
 
     type: str = "tap"
@@ -52,6 +53,7 @@ class NetConfig(NamedTuple):
     ifname: str = ""
     fd: int | None = None
     br: str = ""
+    network: str = ""
     mtu: int = 0
     mac: bytes = b""
     queues: int = 1
@@ -89,7 +91,9 @@ class NetConfig(NamedTuple):
             _read_mac(":".join(f"{byte:02x}" for byte in self.mac), "net property mac")
         _read_addresses("+".join(self.ip), "net property ip")
         self._check_fd()
-        if self.isolated and not (self.br or self.ifname):
+        if self.network:
+            self._check_network()
+        if self.isolated and not (self.br or self.ifname or self.network):
             raise ConfigError("net isolated=on has no bridge", "add br=BRIDGE, or ifname= of a tap that is in one")
         if self.persist and not self.ifname:
             raise ConfigError("net persist=on has no ifname", "add ifname=NAME, so that the tap can be found again")
@@ -99,10 +103,19 @@ class NetConfig(NamedTuple):
             )
         return self
 
+    def _check_network(self) -> None:
+        _read_network(self.network, "net property network")
+        for name in ("br", "ip"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"net network={self.network} and {name} do not go together",
+                    "the network has a bridge, with the host's addresses on it",
+                )
+
     def _check_fd(self) -> None:
         if self.fd is None:
             return
-        for name in ("ifname", "br", "ip", "persist", "isolated"):
+        for name in ("ifname", "br", "network", "ip", "persist", "isolated"):
             if getattr(self, name):
                 raise ConfigError(
                     f"net fd={self.fd} and {name} do not go together",
@@ -160,6 +173,14 @@ def _read_ifname(text: str, what: str) -> str:
     return text
 
 
+def _read_network(text: str, what: str) -> str:
+    """The name of a network of ``tvmm net``."""
+    # Not at the top of the file: few machines need it.
+    from tvmm.net.spec import check_network_name
+
+    return check_network_name(text)
+
+
 def _read_mac(text: str, what: str) -> bytes:
     """Six bytes of a unicast address."""
     parts = text.replace("-", ":").split(":")
@@ -212,6 +233,8 @@ NET_PROPERTIES = with_defaults(
              codec=_IFNAME),
     Property("fd", "integer", None, "descriptor of an open tap, in place of ifname", 0, MAX_FD, otherwise="none"),
     Property("br", "name", None, "bridge to put the tap into", otherwise="none", codec=_IFNAME),
+    Property("network", "name", None, "network of 'tvmm net up' to be in, in place of br", otherwise="none",
+             codec=Codec(_read_network, str)),
     Property("mtu", "integer", None, "largest packet, for the tap and the guest", MIN_MTU, MAX_MTU, or_zero=True,
              otherwise="0: the tap's own"),
     Property("mac", "address", None, "the guest's MAC address", otherwise="by the machine's name",

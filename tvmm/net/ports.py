@@ -62,13 +62,14 @@ def tap_users() -> dict[str, tuple[int, ...]]:
     found: dict[str, set[int]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         # Any of this may go while it is looked at, or be none of our business.
+        numbers = []
         with suppress(OSError):
-            if not os.path.samestat(here, os.stat(f"/proc/{pid}/ns/net")):
-                continue
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{number}") != TUN_PATH:
-                    continue
-                with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
-                    for name in _IFF.findall(file.read(FDINFO_LIMIT)):
-                        found.setdefault(os.fsdecode(name), set()).add(int(pid))
+            if os.path.samestat(here, os.stat(f"/proc/{pid}/ns/net")):
+                numbers = os.listdir(f"/proc/{pid}/fd")
+        for number in numbers:
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{number}") == TUN_PATH:
+                    with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+                        for name in _IFF.findall(file.read(FDINFO_LIMIT)):
+                            found.setdefault(os.fsdecode(name), set()).add(int(pid))
     return {name: tuple(sorted(pids)) for name, pids in found.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.control.target import NetInfo
 from tvmm.errors import UserError
+from tvmm.net.membership import in_network
 from tvmm.net.tap import open_tap
 from tvmm.virtio.net import Net, NetSettings
 from tvmm.virtio.net_control import RX_MODES
@@ -94,6 +95,7 @@ def _addresses(table: bytes) -> tuple[bytes, ...]:
 def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int) -> None:
     """Put it into a slot of `devices`. Raises `UserError`."""
     stack = devices.host.stack
+    options = in_network(options)
     tap = open_tap(options, machine_name)
     stack.callback(tap.close)
     settings = NetSettings(
