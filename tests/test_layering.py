@@ -53,6 +53,7 @@ PURE = (
     "control/metrics_verbs.py",
     "metrics/catalog.py",
     "metrics/histogram.py",
+    "metrics/http_rules.py",
     "metrics/model.py",
     "migration/status.py",
     "nbd/codec.py",
@@ -213,3 +214,9 @@ def test_only_the_command_line_reads_the_environment() -> None:
     for name in MODULES:
         if not name.startswith(("cli/", "guest/build.py")):
             assert not attributes(ROOT / name) & {"os.environ", "os.getenv", "sys.argv"}, name
+
+
+def test_prometheus_only_where_metrics_are_exposed() -> None:
+    """Who does not serve metrics does not import its client library."""
+    users = [name for name in MODULES if "prometheus_client" in tops(ROOT / name)]
+    assert users == ["metrics/exposition.py"]

@@ -187,6 +187,10 @@ class Machine:
                 from tvmm.wiring.screen_tasks import start_screen
 
                 await start_screen(self, self.board.devices.display, nursery, stack)
+        if self.config.metrics is not None:
+            from tvmm.wiring.metrics_endpoint import start_metrics
+
+            await start_metrics(self, self.config.metrics, nursery, stack)
         nursery.start_soon(self.supervisor.run, name="supervisor")
         nursery.start_soon(watch_for_halt, self, name="halt watch")
         nursery.start_soon(self._run_clock, name="clock")

@@ -37,7 +37,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
     ("line", "offered"),
     [
         ("tvmm r", ["run", "resume", "resize", "record"]),
-        ("tvmm run --me", ["--memory"]),
+        ("tvmm run --me", ["--memory", "--metrics"]),
         ("tvmm run --serial s", ["stdio"]),
         ("tvmm run --device isa", ["isa-debug-exit"]),
         ("tvmm run --device isa-debug-exit,io", ["isa-debug-exit,iobase=", "isa-debug-exit,iosize="]),

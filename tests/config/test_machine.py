@@ -248,6 +248,7 @@ def test_every_option_can_stand_in_a_file() -> None:
         "assist": "'auto'",
         "incoming": "'defer'",
         "vnc": "':0'",
+        "metrics": "':9100'",
         "tls": "true",
         "pair": "false",
         "insecure": "false",

@@ -21,6 +21,7 @@ __all__ = [
     "machine_names",
     "machine_or_disk_names",
     "memory_values",
+    "metrics_values",
     "net_values",
     "pem_files",
     "serial_values",
@@ -138,6 +139,15 @@ def vnc_values(prefix: str, **context: Any) -> list[str]:
     if "," not in prefix:
         return _starting(prefix, ["help", "none", "127.0.0.1:5900", ":0", "unix:"])
     return _properties(prefix, [prop for prop in VNC_PROPERTIES if prop.name != "address"])
+
+
+def metrics_values(prefix: str, **context: Any) -> list[str]:
+    """Ways to listen; behind one and a comma the properties."""
+    from tvmm.config.metrics import METRICS_PROPERTIES
+
+    if "," not in prefix:
+        return _starting(prefix, ["help", "none", "127.0.0.1:9100", "unix:"])
+    return _properties(prefix, [prop for prop in METRICS_PROPERTIES if prop.name != "address"])
 
 
 def pem_files(prefix: str, **context: Any) -> list[str]:

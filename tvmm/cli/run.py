@@ -66,6 +66,7 @@ def add_arguments(parser: Parser) -> None:
         device_values,
         disk_values,
         memory_values,
+        metrics_values,
         net_values,
         serial_values,
         vnc_values,
@@ -143,6 +144,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="WHERE[,key=val]",
         help="show the screen to VNC viewers at HOST:PORT, unix:PATH or :DISPLAY (default none); 'help' lists the keys",
     )
+    metrics = outside.add_argument(
+        "--metrics",
+        metavar="WHERE[,key=val]",
+        help="show Prometheus what the machine counts, at HOST:PORT or unix:PATH (default none); 'help' lists the keys",
+    )
     _add_incoming(parser)
     life = parser.add_argument_group("life cycle")
     life.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction")
@@ -170,6 +176,7 @@ def add_arguments(parser: Parser) -> None:
     attach(display, word_values("bochs-display"))
     attach(serial, serial_values)
     attach(vnc, vnc_values)
+    attach(metrics, metrics_values)
     attach(entry, word_values(*ENTRY_CHOICES))
     attach(decompress, word_values(*DECOMPRESS_CHOICES))
     attach(assist, word_values(*ASSIST_CHOICES))
@@ -298,6 +305,10 @@ def _help(options: Mapping[str, Any]) -> str | None:
         from tvmm.config.vnc import VNC_PROPERTIES
 
         return _group_help("--vnc HOST:PORT|unix:PATH|:DISPLAY|none[,key=value]", VNC_PROPERTIES)
+    if options.get("metrics") in HELP:
+        from tvmm.config.metrics import METRICS_PROPERTIES
+
+        return _group_help("--metrics HOST:PORT|:PORT|unix:PATH|none[,key=value]", METRICS_PROPERTIES)
     if options.get("display") in (*HELP, *(f"bochs-display,{word}" for word in HELP)):
         from tvmm.config.display import DISPLAY_PROPERTIES
 

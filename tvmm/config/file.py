@@ -72,7 +72,7 @@ _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "as
 _INCOMING_KEYS = {"uri": "incoming", **{name: name for name in ("tls", "keys", "pair", "insecure")}}
 _TABLES = (
     *("memory", "cpu", "kernel", "serial", "disk", "net", "device", "display", "vnc"),
-    *("machine", "incoming"),
+    *("metrics", "machine", "incoming"),
 )
 
 _LISTS = {"disk": "file", "net": "type", "device": "name"}
@@ -138,8 +138,8 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return {key: join_options(_texts(table, key), first="size")}
         if key == "serial":
             return {key: join_options(_texts(table, key), first="kind")}
-        if key == "vnc":
-            return {key: _vnc(value)}
+        if key in ("vnc", "metrics"):
+            return {key: _listener(key, value)}
         if key == "display":
             return {key: join_options({"name": "bochs-display", **_texts(table, key)}, first="name")}
         if key == "cpu":
@@ -194,10 +194,11 @@ def _renamed(table: Mapping[str, object], group: str, keys: Mapping[str, str]) -
     return options
 
 
-def _vnc(table: Mapping[str, object]) -> str:
-    values = _texts({str(name): value for name, value in table.items()}, "vnc")
+def _listener(key: str, table: Mapping[str, object]) -> str:
+    """A server's table."""
+    values = _texts({str(name): value for name, value in table.items()}, key)
     if "address" not in values:
-        raise ConfigError("[vnc] has no address", 'write address = "HOST:PORT"')
+        raise ConfigError(f"[{key}] has no address", 'write address = "HOST:PORT"')
     return join_options(values, first="address")
 
 
@@ -262,5 +263,5 @@ def _check_each(options: Mapping[str, object]) -> None:
     for name in ("tls", "pair", "insecure"):
         parse_bool(texts.get(name, False), name)
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
-    alone = (*_MACHINE_KEYS, *_LISTS, "display", "vnc")
+    alone = (*_MACHINE_KEYS, *_LISTS, "display", "vnc", "metrics")
     MachineConfig.from_options({name: options[name] for name in alone if name in options})

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tvmm.config.display import DisplayConfig
     from tvmm.config.incoming import IncomingConfig
     from tvmm.config.input import InputConfig
+    from tvmm.config.metrics import MetricsConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.config.vnc import VncConfig
@@ -61,6 +62,7 @@ OPTION_NAMES = (
     "device",
     "vnc",
     "display",
+    "metrics",
     "reboot",
     "paused",
     "powerdown_timeout",
@@ -85,6 +87,7 @@ class MachineConfig(NamedTuple):
     it cannot emulate an instruction of the guest's kernel mode; "auto" does where the host needs it. `devices` are
     those without a field of their own. `incoming`: do not boot, but wait for a guest from another tvmm; with
     `paused` it stays paused when it is here. `display`: the guest has a screen. `vnc`: a server for viewers of it.
+    `metrics`: an endpoint for Prometheus.
     """
 
     name: str = ""
@@ -109,6 +112,7 @@ class MachineConfig(NamedTuple):
     display: DisplayConfig | None = None
     inputs: tuple[InputConfig, ...] = ()
     balloons: tuple[BalloonConfig, ...] = ()
+    metrics: MetricsConfig | None = None
 
     @classmethod
     def parse(
@@ -130,6 +134,7 @@ class MachineConfig(NamedTuple):
         device: str | Sequence[str] = (),
         vnc: str = "none",
         display: str = "",
+        metrics: str = "none",
         reboot: str | bool = True,
         paused: str | bool = False,
         powerdown_timeout: str | float = "10s",
@@ -161,6 +166,7 @@ class MachineConfig(NamedTuple):
             keys_dir=str(keys_dir),
             incoming=_incoming(incoming, tls, str(keys), pair, insecure),
             vnc=_vnc(vnc),
+            metrics=_metrics(metrics),
             **_hardware(disk, net, device, display or ()),
         ).check()
 
@@ -205,6 +211,8 @@ class MachineConfig(NamedTuple):
 
                 # Viewers without anything to look at are of no use.
                 checked = checked._replace(display=DisplayConfig(*(self.vnc.size or ())))
+        if self.metrics is not None:
+            self._check_metrics(self.metrics)
         if checked.display is not None:
             checked = checked._replace(display=checked.display.check())
         if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs or self.balloons):
@@ -224,12 +232,18 @@ class MachineConfig(NamedTuple):
         return checked
 
     def _check_vnc(self, vnc: VncConfig) -> None:
-        path = vnc.check().address.path
+        self._check_socket("vnc", vnc.check().address.path)
+
+    def _check_metrics(self, metrics: MetricsConfig) -> None:
+        path = metrics.check().address.path
+        self._check_socket("metrics", path, vnc=self.vnc.address.path if self.vnc is not None else "")
+
+    def _check_socket(self, name: str, path: str, **others: str) -> None:
         serial = self.serial.path if self.serial.kind == "unix" else ""
         incoming = self.incoming.uri.removeprefix("unix:") if self.incoming is not None else ""
-        for what, other in (("control", self.control), ("serial", serial), ("incoming", incoming)):
+        for what, other in {"control": self.control, "serial": serial, "incoming": incoming, **others}.items():
             if path and path == other:
-                raise ConfigError(f"vnc and {what} both want the socket {path!r}", "give them different paths")
+                raise ConfigError(f"{name} and {what} both want the socket {path!r}", "give them different paths")
 
 
 def _hardware(*options: str | Sequence[str]) -> dict[str, Any]:
@@ -263,6 +277,16 @@ def _vnc(text: str) -> VncConfig | None:
     from tvmm.config.vnc import VncConfig
 
     config = VncConfig.parse(text)
+    return None if config.address.kind == "none" else config
+
+
+def _metrics(text: str) -> MetricsConfig | None:
+    """The group that ``--metrics`` fills, imported only if it is there."""
+    if text == "none":
+        return None
+    from tvmm.config.metrics import MetricsConfig
+
+    config = MetricsConfig.parse(text)
     return None if config.address.kind == "none" else config
 
 
