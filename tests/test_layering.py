@@ -55,6 +55,8 @@ PURE = (
     "metrics/histogram.py",
     "metrics/http_rules.py",
     "metrics/model.py",
+    "metrics/rates.py",
+    "metrics/snapshot.py",
     "migration/status.py",
     "nbd/codec.py",
     "nbd/constants.py",

@@ -244,7 +244,7 @@ SHAPES: dict[str, Any] = {
                 "samples": [
                     {
                         "labels": {"device": "vda", "queue": "0"},
-                        "value": {"buckets": [[2, 1]], "count": 1, "sum": 1e-06},
+                        "value": {"buckets": [[2, 1]], "count": 1, "sum": 1e-06, "p50": 1.024e-06, "p99": 1.024e-06},
                     }
                 ],
             },

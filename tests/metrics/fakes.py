@@ -16,7 +16,7 @@ def sample_of(metric: Metric, number: int = 3, prefix: str = "x") -> Sample:
         return Sample(metric, labels, number)
     histogram = Histogram()
     for power in range(number):
-        histogram.add(1000 << power)
+        histogram.add(1000 << power % 20)
     return Sample(metric, labels, histogram.read())
 
 

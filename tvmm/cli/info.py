@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvmm.cli.machines import control, named
 from tvmm.cli.output import format_age, print_json, print_table, printable, say
 from tvmm.config.units import format_size
+from tvmm.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ _EXAMPLES = """\
   tvmm info web --memory        what answers at each guest-physical address
   tvmm info web --cpus --json
   tvmm info web --virtio        how often each queue kicked, interrupted, was spared it
+  tvmm info web --metrics       what it did since it was started, and how long that took
 """
 
 
@@ -47,6 +49,13 @@ def add_arguments(parser: Parser) -> None:
         action="store_const",
         const="virtio",
         help="show the virtio devices, their queues and how often they notified",
+    )
+    views.add_argument(
+        "--metrics",
+        dest="view",
+        action="store_const",
+        const="metrics",
+        help="show everything that is counted: exits, requests, bytes, errors, how long they took",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -197,6 +206,25 @@ def _show_virtio(answer: list[dict[str, Any]]) -> None:
             say(printable(f"{device['name']}: {_plain(facts)}"))
 
 
+def _ask_metrics(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
+    answer: dict[str, Any] = client.execute("x-query-metrics")
+    return answer
+
+
+def _show_metrics(answer: dict[str, Any]) -> None:
+    from tvmm.cli.metrics_view import total_tables
+    from tvmm.metrics.snapshot import Snapshot
+
+    try:
+        tables = total_tables(Snapshot.from_json(answer))
+    except ValueError as error:
+        raise ProtocolError(f"the machine tells its metrics in a form that is not known here: {error}") from None
+    for index, table in enumerate(tables):
+        if index:
+            say("")
+        print_table(table.header, table.rows, table.right)
+
+
 _QUEUE_COUNTS = ("chains", "kicks", "interrupts", "suppressed", "exits")
 
 
@@ -217,5 +245,6 @@ _VIEWS: dict[str, tuple[Callable[[QmpClient, MachineEntry], Any], Callable[[Any]
     "memory": (_ask_memory, _show_memory),
     "cpus": (_ask_cpus, _show_cpus),
     "virtio": (_ask_virtio, _show_virtio),
+    "metrics": (_ask_metrics, _show_metrics),
 }
 """For each view what it asks the machine, and how it is shown."""

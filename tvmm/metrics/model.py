@@ -55,8 +55,8 @@ def grouped(samples: Iterable[Sample]) -> dict[Metric, list[Sample]]:
 
 
 def to_json(samples: Iterable[Sample]) -> list[dict[str, Any]]:
-    """For the control socket. Histograms are ``{"buckets": [[bucket, count], ...], "count": n, "sum": seconds}`` with
-    the buckets of `tvmm.metrics.histogram`; empty ones are left out."""
+    """For the control socket. Histograms are ``{"buckets": [[bucket, count], ...], "count": n, "sum": s, "p50": s,
+    "p99": s}`` in seconds, with the buckets of `tvmm.metrics.histogram`; empty ones are left out."""
     return [
         {
             "name": metric.name,
@@ -74,5 +74,15 @@ def to_json(samples: Iterable[Sample]) -> list[dict[str, Any]]:
 
 def _json_value(value: Value) -> Any:
     if isinstance(value, Times):
-        return {"buckets": value.sparse(), "count": value.count, "sum": value.sum_ns / 1e9}
+        return {
+            "buckets": value.sparse(),
+            "count": value.count,
+            "sum": value.sum_ns / 1e9,
+            "p50": _seconds(value.quantile_ns(0.5)),
+            "p99": _seconds(value.quantile_ns(0.99)),
+        }
     return value
+
+
+def _seconds(ns: float | None) -> float | None:
+    return None if ns is None else round(ns / 1e9, 9)
