@@ -295,7 +295,28 @@ class FakeNbdServer:
         self.halves: list[ServerHalf] = []
         self.context = context
         self.news = trio.Event()
+        self.nursery: trio.Nursery
+        self.path: Path | None = None
+        self._listening = trio.CancelScope()
         self._scopes: set[trio.CancelScope] = set()
+
+    async def come(self) -> None:
+        """Listen at the path."""
+        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        await sock.bind(str(self.path))
+        sock.listen(64)
+        self.nursery.start_soon(self._serve, trio.SocketListener(sock))
+
+    async def _serve(self, listener: trio.SocketListener) -> None:
+        with trio.CancelScope() as self._listening:
+            await trio.serve_listeners(self.handle, [listener], handler_nursery=self.nursery)
+
+    def go(self) -> None:
+        """Close everything, as a server does that is killed."""
+        assert self.path is not None
+        self.path.unlink()
+        self._listening.cancel()
+        self.drop()
 
     @property
     def connections(self) -> int:
@@ -350,21 +371,17 @@ async def serving_nbd(
     where: Path | trio.SocketListener, facts: Facts, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[FakeNbdServer]:
     """Serve at a path, or on a listener, within the block."""
-    if isinstance(where, trio.SocketListener):
-        listener = where
-    else:
-        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-        await sock.bind(str(where))
-        sock.listen(64)
-        listener = trio.SocketListener(sock)
     server = FakeNbdServer(facts, context)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, server.handle, [listener])
-            try:
-                yield server
-            finally:
-                nursery.cancel_scope.cancel()
-    finally:
-        if not isinstance(where, trio.SocketListener):
-            where.unlink(missing_ok=True)
+    async with trio.open_nursery() as nursery:
+        server.nursery = nursery
+        if isinstance(where, trio.SocketListener):
+            nursery.start_soon(trio.serve_listeners, server.handle, [where])
+        else:
+            server.path = where
+            await server.come()
+        try:
+            yield server
+        finally:
+            nursery.cancel_scope.cancel()
+            if server.path is not None:
+                server.path.unlink(missing_ok=True)
