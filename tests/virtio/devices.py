@@ -12,6 +12,7 @@ from tvmm.virtio.features import DEFAULT_RING, Ring
 from tvmm.virtio.input import Input, InputSettings
 from tvmm.virtio.net import Net, NetBackend, NetSettings
 from tvmm.virtio.rng import Rng
+from tvmm.virtio.vsock import SocketDevice, VsockSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,11 @@ def make_balloon(ring: int = ALL_RING) -> Balloon:
     return Balloon(BalloonSettings(2048, deflate_on_oom=True, hinting=True, reporting=True), ring)
 
 
+def make_vsock(ring: int = ALL_RING) -> SocketDevice:
+    """For a guest with an address that is not the first one."""
+    return SocketDevice(VsockSettings(0x1234), ring)
+
+
 MAKERS: dict[str, Callable[[], VirtioDevice]] = {
     "rng": make_rng,
     "blk": make_blk,
@@ -68,4 +74,5 @@ MAKERS: dict[str, Callable[[], VirtioDevice]] = {
     "keyboard": make_keyboard,
     "tablet": make_tablet,
     "balloon": make_balloon,
+    "vsock": make_vsock,
 }

@@ -13,6 +13,7 @@ SOURCES = (
     *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c", "blk_kept.c"),
     *("nbd_link.c", "nbd_wire.c", "nbd_reply.c", "blk_nbd.c"),
     *("net.c", "net_tx.c", "net_rx.c", "net_stream.c"),
+    *("vsock.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
     *("vram.c", "discard.c"),

@@ -23,11 +23,13 @@ __all__ = [
     "NET_ID",
     "RING_FEATURES",
     "RNG_ID",
+    "VSOCK_ID",
     "Balloon",
     "Blk",
     "Console",
     "Net",
     "Ring",
+    "Vsock",
     "check_offer",
     "names",
     "refusal",
@@ -35,6 +37,7 @@ __all__ = [
 
 NET_ID, BLK_ID, CONSOLE_ID, RNG_ID, BALLOON_ID, INPUT_ID = 1, 2, 3, 4, 5, 18
 """Virtio device ids (5)."""
+VSOCK_ID = 19
 
 
 class Ring:
@@ -121,6 +124,14 @@ class Balloon:
     PAGE_REPORTING = 1 << 5
 
 
+class Vsock:
+    """Of a socket device (5.10.3)."""
+
+    STREAM = 1 << 0
+    SEQPACKET = 1 << 1
+    NO_IMPLIED_STREAM = 1 << 2
+
+
 RING_FEATURES = (
     Ring.INDIRECT_DESC
     | Ring.EVENT_IDX
@@ -135,7 +146,9 @@ RING_FEATURES = (
 DEFAULT_RING = Ring.INDIRECT_DESC | Ring.EVENT_IDX | Ring.VERSION_1 | Ring.RING_RESET
 """What a device offers unless it is told otherwise."""
 
-OF_DEVICE: dict[int, type] = {NET_ID: Net, BLK_ID: Blk, CONSOLE_ID: Console, BALLOON_ID: Balloon}
+OF_DEVICE: dict[int, type] = {
+    NET_ID: Net, BLK_ID: Blk, CONSOLE_ID: Console, BALLOON_ID: Balloon, VSOCK_ID: Vsock
+}
 
 REQUIRES: dict[int, dict[int, int]] = {
     NET_ID: {
