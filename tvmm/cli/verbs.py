@@ -25,6 +25,7 @@ VERBS = (
     Verb("run", "tvmm.cli.run", "start a machine and stay with it until it ends"),
     Verb("ps", "tvmm.cli.ps", "list running machines"),
     Verb("info", "tvmm.cli.info", "show what a running machine is made of and how it is"),
+    Verb("top", "tvmm.cli.top", "show what running machines do, again and again"),
     Verb("tasks", "tvmm.cli.tasks", "show what each task of a running machine does and waits for"),
     Verb("pause", "tvmm.cli.pause", "stop a machine's processors"),
     Verb("resume", "tvmm.cli.resume", "let a paused machine go on"),
