@@ -45,6 +45,11 @@ class Lines:
             await self._news.wait()
         return self.all[count - 1]
 
+    async def find(self, words: str) -> None:
+        """Return when a line with these words has come."""
+        while not any(words in line for line in self.all):
+            await self.wait(len(self.all) + 1)
+
 
 @pytest.mark.parametrize("options", ["", "connections=3", "queues=2,connections=4", "packed=on,transport=mmio"])
 async def test_patterns(tmp_path: Path, options: str) -> None:
@@ -185,8 +190,7 @@ async def test_stops_at_an_error_and_goes_on(tmp_path: Path) -> None:
         await shell.event("BLOCK_IO_ERROR")
         await shell.event("STOP")
         await server.come()
-        while not any("connected again" in line for line in lines.all):
-            await trio.sleep(0.01)
+        await lines.find("connected again")
         await shell.vm.resume()
         assert " 0 failed requests" in await shell.prompt()
         assert "8192 blocks, 0 errors, 0 unreadable" in await shell.ask("blkcheck 0 32 9")

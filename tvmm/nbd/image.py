@@ -38,7 +38,8 @@ LINGER_S = 5.0
 class NbdImage:
     """See `Backing` of `tvmm.virtio.runner.blk` for the fields.
 
-    `warn` and `on_size` are called in the event loop, the latter when the export has got larger.
+    `warn`, `on_size` and `on_lost_writes` are called in the event loop: the second when the export has got larger, the
+    third when something is lost that the guest takes for written.
     """
 
     direct = False
@@ -68,8 +69,10 @@ class NbdImage:
         self.warnings: list[str] = []
         self.warn: Callable[[str], None] = lambda line: None
         self.on_size: Callable[[int], None] = lambda size: None
+        self.on_lost_writes: Callable[[], None] = lambda: None
         self._server = server
         self._queues = queues
+        self._name = name
         self._outage = Outage(name, patience_s)
         self._links: list[_Link] = []
         self._resting = False
@@ -155,6 +158,11 @@ class NbdImage:
 
     def resize(self, size: int) -> None:
         """Raises `ImageError`: the server decides."""
+        if isinstance(self._server, LocalServer):
+            raise ImageError(
+                f"disk image {self.path} is open in qemu-nbd, which cannot resize it",
+                f"stop the machine, then 'qemu-img resize {self.path} SIZE'",
+            )
         raise ImageError(
             f"{self.path} is at a server, which says how large it is",
             "enlarge it there and start the server again: the guest is told when it is back",
@@ -286,6 +294,8 @@ class NbdImage:
                     continue
                 try:
                     self._compare(connection.export)
+                    # Before a flush that is repeated succeeds.
+                    self._tell_of_crash()
                     link.give(connection)
                     break
                 except UserError as error:
@@ -294,6 +304,22 @@ class NbdImage:
             nursery.cancel_scope.cancel()
         self._say(self._outage.back(link.number, trio.current_time()))
         return connection
+
+    def _tell_of_crash(self) -> None:
+        """A server of ours keeps a format's tables in memory until they are flushed; one that dies has lost them.
+
+        No replay helps then: the guest was told that it is written. What it may be told is that a flush has failed.
+        """
+        server = self._server
+        if not isinstance(server, LocalServer) or not server.crashed:
+            return
+        server.crashed = False
+        if not self.read_only and any(getattr(each.raw, "unflushed", True) for each in self._links):
+            self.warn(
+                f"{self._name}: qemu-nbd was killed, and what the guest had not flushed may be lost: "
+                "its flushes fail from now on; start it again and have it check its file systems"
+            )
+            self.on_lost_writes()
 
     async def _fail_late(self, link: _Link, last: list[str]) -> None:
         await trio.sleep_until(self._outage.deadline)

@@ -102,6 +102,8 @@ class LocalServer:
         self._listener: socket.socket | None = None
         self._place = -1
         self._said = ""
+        self.crashed = False
+        """It has ended otherwise than with its last connection, since somebody has set this to False."""
         try:
             self._is_device = stat.S_ISBLK(os.stat(image.path).st_mode)
         except (OSError, ValueError) as error:
@@ -162,6 +164,7 @@ class LocalServer:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
+            self.crashed = self.crashed or self._process.returncode != 0
             self._end(0)
         if self._process is None:
             self._process = self._start()

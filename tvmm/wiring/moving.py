@@ -137,8 +137,8 @@ class LeavingMachine(_MovingMachine):
     async def save(self) -> tuple[Section, ...]:
         """See `LeavingGuest`."""
         devices = self._board.devices
-        if devices is not None and not self._local:
-            await trio.to_thread.run_sync(devices.flush_disks)
+        if devices is not None:
+            await trio.to_thread.run_sync(partial(devices.flush_disks, local=self._local))
         return tuple(await save_board(self._board, KvmParts()))
 
     def throttle(self, percent: int) -> None:

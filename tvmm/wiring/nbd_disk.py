@@ -46,6 +46,7 @@ def connect_export(devices: Devices, image: Backing, runner: BlkRunner) -> None:
     assert isinstance(image, NbdImage)
     image.warn = devices.warn
     image.on_size = runner.set_size
+    image.on_lost_writes = runner.lost_writes
 
 
 def _remote(options: DiskConfig) -> Server:

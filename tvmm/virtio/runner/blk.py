@@ -8,6 +8,7 @@ more, and repeats it at the next `release`.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from functools import partial
@@ -382,6 +383,10 @@ class BlkRunner:
     def limit_waits(self) -> int:
         """How often a queue has had to wait for the limits."""
         return sum(self._limiter.waits)
+
+    def lost_writes(self) -> None:
+        """Something is gone that the driver takes for written: as after a sync that failed, all later ones do."""
+        self._file.raw.sync_error = errno.EIO
 
     def info(self) -> BlkInfo:
         """As it is now."""
