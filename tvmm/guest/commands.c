@@ -50,6 +50,7 @@ const struct command commands[] = {
     {"mqrx", "N SECONDS", "count what comes in, likewise", cmd_mqrx},
     {"netecho", "N", "answer without sleeping, until Ctrl-C", cmd_netecho},
     {"vcon", "[open|close|write|read|echo|pump PORT [TEXT|BYTES]]", "ports of the virtio console", cmd_vcon},
+    {"balloon", "[serve SECONDS|report|raw PAGE COUNT]", "pages that the host has got, statistics, free pages", cmd_balloon},
     {"rng", "N BYTES", "random bytes", cmd_rng},
     {"screen", "[mode|picture|animate|fill|console|flash|sum [...]]", "the display; README.md has the arguments", cmd_screen},
     {"input", "", "keyboards, mice and tablets", cmd_input},

@@ -61,6 +61,8 @@ COMMAND(cmd_netrx);
 COMMAND(cmd_netecho);
 COMMAND(cmd_mqtx);
 COMMAND(cmd_mqrx);
+/* cmd_balloon.c */
+COMMAND(cmd_balloon);
 /* cmd_vcon.c, virtio_rng.c */
 COMMAND(cmd_vcon);
 COMMAND(cmd_rng);

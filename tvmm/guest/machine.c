@@ -203,3 +203,46 @@ u64 dma_alloc(size_t pages)
         return 0;
     return dma_start = start;
 }
+
+size_t unused_ram(struct region *pieces, size_t limit)
+{
+    size_t count = free_ram(pieces, limit), left = 0;
+    for (size_t i = 0; i < count; i++) {
+        u64 end = pieces[i].start + pieces[i].size, start = max_u64(pieces[i].start, kept_end);
+        if (start < end)
+            pieces[left++] = (struct region){start, end - start, REGION_RAM};
+    }
+    return left;
+}
+
+u64 unused_pages(void)
+{
+    struct region pieces[MAX_REGIONS];
+    size_t count = unused_ram(pieces, MAX_REGIONS);
+    u64 pages = 0;
+    for (size_t i = 0; i < count; i++)
+        pages += pieces[i].size / PAGE_SIZE;
+    return pages;
+}
+
+/* Pages that came back when others had been taken below them: each has the address of the next. */
+static u64 returned;
+
+u64 ram_lend(void)
+{
+    u64 page = returned;
+    if (!page)
+        return dma_alloc(1);
+    returned = *(u64 *)page;
+    return page;
+}
+
+void ram_return(u64 page)
+{
+    if (page == dma_start) {
+        dma_start += PAGE_SIZE;
+    } else {
+        *(u64 *)page = returned;
+        returned = page;
+    }
+}

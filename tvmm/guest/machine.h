@@ -45,5 +45,11 @@ u64 dma_alloc(size_t pages);
  */
 size_t free_ram(struct region *pieces, size_t limit);
 void keep_ram(u64 end); /* somebody uses the free RAM up to `end`: dma_alloc() gives nothing below it away */
+size_t unused_ram(struct region *pieces, size_t limit); /* the part of free_ram() that nobody keeps */
+u64 unused_pages(void);
+
+/* One page of that RAM, from the top, and back again, best in the reverse order. 0: there is none. */
+u64 ram_lend(void);
+void ram_return(u64 page);
 
 #endif

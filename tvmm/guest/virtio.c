@@ -259,6 +259,12 @@ void virtio_set_config8(struct virtio *device, u32 offset, u8 value)
         mmio_write8(device->config + offset, value);
 }
 
+void virtio_set_config32(struct virtio *device, u32 offset, u32 value)
+{
+    if (offset + 4 <= device->config_bytes)
+        mmio_write32(device->config + offset, value);
+}
+
 bool virtio_config_changed(struct virtio *device)
 {
     bool changed = device->config_pending;

@@ -14,6 +14,7 @@
 #define VIRTIO_BLK     2
 #define VIRTIO_CONSOLE 3
 #define VIRTIO_RNG     4
+#define VIRTIO_BALLOON 5
 #define VIRTIO_INPUT   18
 
 /* Device status (2.1). */
@@ -137,6 +138,7 @@ u16 virtio_config16(struct virtio *device, u32 offset);
 u32 virtio_config32(struct virtio *device, u32 offset);
 u64 virtio_config64(struct virtio *device, u32 offset);
 void virtio_set_config8(struct virtio *device, u32 offset, u8 value);
+void virtio_set_config32(struct virtio *device, u32 offset, u32 value);
 bool virtio_config_changed(struct virtio *device); /* since the last call */
 
 /* virtq.c, virtq_split.c, virtq_packed.c */

@@ -350,7 +350,7 @@ class BalloonRunner(TaskRunner):
             if told != self.model.actual:
                 told = self.model.actual
                 self.on_change()
-            await trio.sleep(CHANGE_SECONDS)
+                await trio.sleep(CHANGE_SECONDS)
 
     # -- hints, on Trio's thread -------------------------------------------------------------------------
 
