@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tvmm.config.limits import NO_LIMITS
 from tvmm.config.net import NET_PROPERTIES, NetConfig, mac_for, parse_nets
+from tvmm.config.net_user import Forward
 from tvmm.errors import ConfigError
 
 MAC = bytes.fromhex("5254000abcde")
@@ -34,10 +35,62 @@ NETS = {
     ),
 }
 
+NETS |= {
+    "user": NetConfig("user"),
+    "user,hostfwd=tcp::2222-:22": NetConfig("user", hostfwd=(Forward("tcp", "", 2222, "", 22),)),
+    "user,hostfwd=:127.0.0.1:1-10.0.2.15:2,hostfwd=udp:[::1]:53-[fec0::15]:53": NetConfig(
+        "user", hostfwd=(Forward("tcp", "127.0.0.1", 1, "10.0.2.15", 2), Forward("udp", "::1", 53, "fec0::15", 53))
+    ),
+    "user,ipv6=off,net=10.9.0.0/255.255.0.0,host=10.9.0.1,dhcpstart=10.9.1.1,dns=10.9.0.3,mtu=65520": NetConfig(
+        "user", ipv6=False, net="10.9.0.0/16", host="10.9.0.1", dhcpstart="10.9.1.1", dns="10.9.0.3", mtu=65520
+    ),
+    "user,ipv6-net=fd00::/64,ipv6-host=fd00::1,resolver=9.9.9.9+2620:fe::fe,dnssearch=a.example+b.example": NetConfig(
+        "user", ipv6_net="fd00::/64", ipv6_host="fd00::1", resolver=("9.9.9.9", "2620:fe::fe"),
+        dnssearch="a.example+b.example",
+    ),
+    "stream,path=/run/a,,b": NetConfig("stream", path="/run/a,b"),
+    "stream,fd=5": NetConfig("stream", fd=5),
+}  # fmt: skip
+
 BAD_NETS = {
     "": "net is empty",
     "tpa": "did you mean 'tap'",
-    "user": "there are: tap",
+    "usr": "did you mean 'user'",
+    "user,hostfwd=tcp::22": "net property hostfwd 'tcp::22' is no rule; write tcp:ADDR:PORT-GUEST:PORT",
+    "user,hostfwd=icmp::22-:22": "is no rule",
+    "user,hostfwd=tcp:localhost:22-:22": "address 'localhost' is no address",
+    "user,hostfwd=tcp::0-:22": "has a port out of range; ports are 1 to 65535",
+    "user,hostfwd=tcp::22-:65536": "has a port out of range",
+    "user,hostfwd=tcp::2222-:22,hostfwd=tcp:0.0.0.0:2222-:23": "this port of the host is forwarded twice",
+    "user,hostfwd=tcp::2222-10.0.2.16:22": "leads to another guest; leave the address out: it is 10.0.2.15",
+    "user,hostfwd=tcp:127.0.0.1:2222-:22,ipv4=off": "is of a protocol that is off",
+    "user,hostfwd=" + "+".join(f"tcp::{port}-:{port}" for port in range(1, 66)): "has 65 rules; at most 64",
+    "user,ipv4=off,ipv6=off": "has nothing to carry",
+    "user,net=10.0.2.1/24": "is no network; write ADDR/PREFIX",
+    "user,net=10.0.2.0/29": "has too few addresses",
+    "user,net=fec0::/64": "that one is called ipv6-net",
+    "user,ipv6-net=fec0::/48": "is not /64 of IPv6",
+    "user,ipv6-net=10.0.0.0/8": "is not /64 of IPv6",
+    "user,host=10.0.3.2": "'10.0.3.2' is no host's address in 10.0.2.0/24",
+    "user,dhcpstart=10.0.2.255": "is no host's address in",
+    "user,host=10.0.2.15": "host and dhcpstart are the same",
+    "user,host=fec0::2": "is of IPv6",
+    "user,ipv6-host=10.0.2.2": "is of IPv4",
+    "user,dns=10.0.2.3,resolver=10.0.0.1": "dns and resolver do not go together",
+    "user,resolver=10.0.0.1+10.0.0.2+10.0.0.3+10.0.0.4": "4 addresses; at most 3",
+    "user,resolver=0.0.0.0": "is no host's address",
+    "user,dnssearch=a b": "is no list of domains",
+    "user,mtu=65535": "too large for passt; at most 65520",
+    "user,br=br0": "net user and br do not go together; it is for --net tap",
+    "user,queues=2": "net user and queues do not go together",
+    "user,fd=5": "it is for --net tap and --net stream",
+    "tap,hostfwd=tcp::2222-:22": "net tap and hostfwd do not go together; it is for --net user",
+    "tap,ipv6-net=fec0::/64": "net tap and ipv6-net do not go together",
+    "stream": "needs one of path and fd",
+    "stream,path=a,fd=5": "needs one of path and fd",
+    "stream,path=": "is no path",
+    "stream,path=" + "a" * 108: "longer than 107 bytes",
+    "stream,path=a,ip=10.0.0.1/8": "net stream and ip do not go together",
     "tap,ifnmae=x": "did you mean 'ifname'",
     "tap,ifname=": "cannot name an interface",
     "tap,ifname=a234567890123456": "1 to 15 bytes",
@@ -111,7 +164,7 @@ def test_none_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("net", "complaint"),
     [
-        (NetConfig(type="user"), "there are: tap"),
+        (NetConfig(type="vde"), "there are: tap, user, stream"),
         (NetConfig(ifname="a/b"), "cannot name an interface"),
         (NetConfig(mac=b"\1\2\3\4\5\6"), "multicast"),
         (NetConfig(mac=b"\2\2"), "no MAC address"),

@@ -123,7 +123,7 @@ BAD_DEVICES: list[tuple[list[str], str]] = [
     (["virtio-blk,file=x,cahce=none"], "did you mean 'cache'"),
     (["virtio-blk-pci,file=x,queues=65"], "virtio-blk-pci property queues 65 is out of range"),
     (["virtio-bkl,file=x"], "did you mean 'virtio-blk'"),
-    (["virtio-net,type=user"], "there are: tap"),
+    (["virtio-net,type=vde"], "there are: tap, user, stream"),
     (["virtio-net,fd=3,br=x"], "do not go together"),
     (["virtio-rng,"], "has an empty option"),
     (["virtio-rng,max-bytes=x"], "virtio-rng property max-bytes 'x' is not a size"),

@@ -72,12 +72,13 @@ def disk_values(prefix: str, **context: Any) -> list[str]:
 
 
 def net_values(prefix: str, **context: Any) -> list[str]:
-    """Kinds of networks; behind ``tap,`` its properties."""
-    from tvmm.config.net import NET_PROPERTIES
+    """Kinds of networks; behind one and a comma the properties."""
+    from tvmm.config.net import properties_of
 
     if "," not in prefix:
-        return _starting(prefix, ["help", "none", "tap"])
-    return _properties(prefix, [prop for prop in NET_PROPERTIES if prop.name != "type"])
+        return _starting(prefix, ["help", "none", "stream", "tap", "user"])
+    properties = properties_of(prefix.partition(",")[0])
+    return _properties(prefix, [prop for prop in properties if prop.name != "type"], ["help"])
 
 
 def disk_names(prefix: str, parsed_args: Any = None, **context: Any) -> list[str]:

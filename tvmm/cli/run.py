@@ -27,6 +27,7 @@ _EXAMPLES = """\
   tvmm run --name web --kernel vmlinuz --initrd initrd.img --append "console=ttyS0 quiet"
   tvmm run --kernel vmlinuz --append "root=/dev/vda" --disk root.img,cache=none --net tap,br=br0
   tvmm run --disk a.img,readonly=on --disk b.img,transport=mmio,serial=SN1 --device virtio-rng
+  tvmm run --kernel vmlinuz --net user,hostfwd=tcp:127.0.0.1:2222-:22   port 2222 leads to the guest's 22
   tvmm run --net tap,ip=10.0.2.1/24 --device virtio-console,chardev=unix=/tmp/hvc0
   tvmm run --serial file=boot.log,append=on --device isa-debug-exit
   tvmm run --config web.toml --memory 2G        the file's machine, with other memory
@@ -105,9 +106,10 @@ def add_arguments(parser: Parser) -> None:
     )
     net = machine.add_argument(
         "--net",
-        metavar="tap[,key=val]",
+        metavar="tap|user|stream[,key=val]",
         action="append",
-        help="add a virtio network device on a tap, may be repeated; 'none' is the default, 'help' lists the keys",
+        help="add a virtio network device: on a tap, on the host's network without any right (user, through passt), or "
+        "on a unix socket (stream); may be repeated; 'none' is the default, 'help' lists the keys",
     )
     device = machine.add_argument(
         "--device",
@@ -297,10 +299,11 @@ def _help(options: Mapping[str, Any]) -> str | None:
         from tvmm.config.disk import DISK_PROPERTIES
 
         return _group_help("--disk FILE[,key=value]", DISK_PROPERTIES)
-    if any(value in (*HELP, *(f"tap,{word}" for word in HELP)) for value in options.get("net", ())):
-        from tvmm.config.net import NET_PROPERTIES
+    for net in options.get("net", ()):
+        if net.rpartition(",")[2] in HELP:
+            from tvmm.config.net import properties_of
 
-        return _group_help("--net none, or --net tap[,key=value]", NET_PROPERTIES)
+            return _group_help("--net none, or --net tap|user|stream[,key=value]", properties_of(net.partition(",")[0]))
     if options.get("vnc") in HELP:
         from tvmm.config.vnc import VNC_PROPERTIES
 

@@ -1,10 +1,11 @@
-"""``--net none`` and ``--net tap[,key=val]``: network devices, and what they are connected to."""
+"""``--net none``, ``tap``, ``user`` and ``stream`` with their ``key=val``: network devices, and what they lead to."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from tvmm.config.limits import NET_WORDS, NO_LIMITS, Limits, limit_properties, with_limits
+from tvmm.config.net_user import USER_PROPERTIES, Forward, check_user
 from tvmm.config.options import join_options, split_commas
 from tvmm.config.properties import (
     ID,
@@ -20,7 +21,7 @@ from tvmm.config.properties import (
 )
 from tvmm.errors import ConfigError
 
-__all__ = ["IFNAME_LIMIT", "MAX_PAIRS", "NET_PROPERTIES", "NetConfig", "mac_for", "parse_nets"]
+__all__ = ["IFNAME_LIMIT", "MAX_PAIRS", "NET_PROPERTIES", "NetConfig", "mac_for", "parse_nets", "properties_of"]
 
 MAX_PAIRS = 256
 """Queues that a Linux TAP can have."""
@@ -37,15 +38,28 @@ _MAC_PREFIX = bytes.fromhex("525400")
 
 _NEEDS_CSUM = ("tso4", "tso6", "uso")
 
+_OF_TAPS = ("ifname", "br", "network", "isolated", "persist", "ip", "queues")
+_OF_USER = tuple(row.attribute for row in USER_PROPERTIES)
+_BELONGS = {
+    **dict.fromkeys(_OF_TAPS, ("tap",)),
+    **dict.fromkeys(_OF_USER, ("user",)),
+    "fd": ("tap", "stream"),
+    "path": ("stream",),
+}
+"""Fields that not every type has, and the types that do."""
+
+PATH_LIMIT = 107
+"""Bytes of a unix socket's path besides the final NUL."""
+
 
 class NetConfig(NamedTuple):
-    """One network device, connected to a TAP.
+    """One network device, connected to a TAP, to `passt` (user), or to whoever listens at a unix socket (stream).
 
     `id` is '' until `MachineConfig.check` gives it by position. `ifname` '' has a name made up; `fd` is an
-    open TAP in place of one by name. `mtu` 0: leave it alone. `mac` b'': by the machine's name, see
-    `address`. `queues` counts pairs. The offloads `csum` to `uso` are upper limits, see `offloads`. `ip` are
-    addresses of the host's side with their prefix length. `network` is one of ``tvmm net up``, in place of `br`.
-    `limits` bound the guest's frames.
+    open TAP, or a connected stream socket, in place of one by name. `mtu` 0: leave it alone. `mac` b'': by the
+    machine's name, see `address`. `queues` counts pairs. The offloads `csum` to `uso` are upper limits, see
+    `offloads`. `ip` are addresses of the host's side with their prefix length. `network` is one of ``tvmm net up``, in
+    place of `br`. What `user` has: see `tvmm.config.net_user`. `limits` bound the guest's frames.
     """
 
     type: str = "tap"
@@ -66,6 +80,18 @@ class NetConfig(NamedTuple):
     isolated: bool = False
     persist: bool = False
     ip: tuple[str, ...] = ()
+    path: str = ""
+    hostfwd: tuple[Forward, ...] = ()
+    ipv4: bool = True
+    ipv6: bool = True
+    net: str = ""
+    host: str = ""
+    dhcpstart: str = ""
+    ipv6_net: str = ""
+    ipv6_host: str = ""
+    dns: str = ""
+    resolver: tuple[str, ...] = ()
+    dnssearch: str = ""
     link: bool = True
     transport: str = "pci"
     packed: bool = False
@@ -84,6 +110,7 @@ class NetConfig(NamedTuple):
         """The same record, if its fields are in range and go together; raises `ConfigError` otherwise."""
         check_values(self, "net", NET_PROPERTIES)
         self.limits.check("net", NET_WORDS)
+        self._check_type()
         for name in ("ifname", "br"):
             if getattr(self, name):
                 _read_ifname(getattr(self, name), f"net property {name}")
@@ -111,6 +138,21 @@ class NetConfig(NamedTuple):
                     f"net network={self.network} and {name} do not go together",
                     "the network has a bridge, with the host's addresses on it",
                 )
+
+    def _check_type(self) -> None:
+        """Options of other types; and each type's own."""
+        for name, types in _BELONGS.items():
+            if self.type not in types and getattr(self, name) != self._field_defaults[name]:
+                raise ConfigError(
+                    f"net {self.type} and {name.replace('_', '-')} do not go together",
+                    f"it is for {' and '.join(f'--net {one}' for one in types)}",
+                )
+        if self.type == "user":
+            check_user(self)
+        if self.type == "stream" and (self.fd is None) == (not self.path):
+            raise ConfigError("net stream needs one of path and fd", "write path=SOCKET: where the other end listens")
+        if len(self.path.encode("utf-8", "surrogateescape")) > PATH_LIMIT:
+            raise ConfigError(f"net property path is longer than {PATH_LIMIT} bytes", "a unix socket cannot be there")
 
     def _check_fd(self) -> None:
         if self.fd is None:
@@ -157,7 +199,7 @@ def parse_nets(values: tuple[str, ...]) -> tuple[NetConfig, ...]:
         return ()
     for value in values:
         if split_commas(value)[0] == "none":
-            raise ConfigError("net none takes no options", "write --net none, or --net tap,...")
+            raise ConfigError("net none takes no options", "write --net none, or --net tap,... or --net user,...")
     return tuple(map(NetConfig.parse, values))
 
 
@@ -223,15 +265,22 @@ def _read_addresses(text: str, what: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _read_path(text: str, what: str) -> str:
+    if not text or "\0" in text:
+        raise ConfigError(f"{what} {text!r} is no path")
+    return text
+
+
 _IFNAME = Codec(_read_ifname, str)
 
 NET_PROPERTIES = with_defaults(
     NetConfig,
-    Property("type", "choice", None, "what the device is connected to", choices=("tap",)),
+    Property("type", "choice", None, "what the device is connected to", choices=("tap", "user", "stream")),
     ID,
     Property("ifname", "name", None, "the tap's name; one that exists is used as it is", otherwise="made up",
              codec=_IFNAME),
-    Property("fd", "integer", None, "descriptor of an open tap, in place of ifname", 0, MAX_FD, otherwise="none"),
+    Property("fd", "integer", None, "descriptor of an open tap or stream socket, in place of ifname or path", 0, MAX_FD,
+             otherwise="none"),
     Property("br", "name", None, "bridge to put the tap into", otherwise="none", codec=_IFNAME),
     Property("network", "name", None, "network of 'tvmm net up' to be in, in place of br", otherwise="none",
              codec=Codec(_read_network, str)),
@@ -250,9 +299,18 @@ NET_PROPERTIES = with_defaults(
     Property("persist", "boolean", None, "keep the tap when the machine ends"),
     Property("ip", "addresses", None, "the host's address on the tap: ADDR/PREFIX, several with '+'",
              otherwise="none", codec=Codec(_read_addresses, "+".join)),
+    Property("path", "path", None, "stream: unix socket of the other end", otherwise="none",
+             codec=Codec(_read_path, str)),
+    *USER_PROPERTIES,
     Property("link", "boolean", None, "whether the cable is plugged in"),
     *RING,
     POLL,
     *limit_properties(NET_WORDS),
 )  # fmt: skip
-"""What ``--net tap`` and ``--device virtio-net`` take."""
+"""What ``--net`` and ``--device virtio-net`` take."""
+
+
+def properties_of(kind: str) -> tuple[Property, ...]:
+    """Those of `NET_PROPERTIES` that a network of this type has; all of them for a word that is no type."""
+    others = [name for name, kinds in _BELONGS.items() if kind in ("tap", "user", "stream") and kind not in kinds]
+    return tuple(prop for prop in NET_PROPERTIES if prop.attribute not in others)

@@ -56,12 +56,17 @@ def split_commas(text: str) -> list[str]:
 
 
 def parse_options(
-    text: str, group: str, keys: Sequence[str], first: str = "", aliases: Mapping[str, str] | None = None
+    text: str,
+    group: str,
+    keys: Sequence[str],
+    first: str = "",
+    repeated: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The values of ``first,key=val,...`` by key, in the order given.
 
-    An item without ``=`` is allowed in front only, and only if `first` names the key that it stands for. `aliases`
-    are other names of keys.
+    An item without ``=`` is allowed in front only, and only if `first` names the key that it stands for. Values of keys
+    in `repeated` that are given again are joined with '+'. `aliases` are other names of keys.
     Raises `ConfigError` (naming `group`) for keys other than `keys`, for repeated keys, and for items that
     are empty or lack a value.
     """
@@ -82,7 +87,9 @@ def parse_options(
             raise unknown_name(f"{group} option", key, keys)
         elif not equals:
             raise ConfigError(f"{group} option {key!r} has no value", f"write {key}=VALUE")
-        if key in values:
+        if key in values and key in repeated:
+            value = f"{values[key]}+{value}"
+        elif key in values:
             raise ConfigError(f"{group} option {key!r} is given twice")
         values[key] = value
     return values

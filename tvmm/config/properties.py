@@ -54,7 +54,8 @@ class Property(NamedTuple):
     `default` has that type; None without words in `otherwise` means that the user must give a value.
     `minimum` and `maximum` (both included) bound integers and sizes; `or_zero` allows 0 besides.
     `otherwise` says in words what holds while no value is given. `field` is the name in the record, if it is
-    not that of the property; ``a.b`` is field ``b`` of the record in field ``a``. `alias` is another name.
+    not that of the property; ``a.b`` is field ``b`` of the record in field ``a``. `alias` is another name. One that
+    `repeats` may be given several times, as if with '+' between the values.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Property(NamedTuple):
     codec: Codec | None = None
     field: str = ""
     alias: str = ""
+    repeats: bool = False
 
     @property
     def attribute(self) -> str:
@@ -182,8 +184,8 @@ def parse_values(text: str, group: str, properties: Sequence[Property], first: s
     Raises `ConfigError` naming `group`, also for a property that is required and not there.
     """
     aliases = {prop.alias: prop.name for prop in properties if prop.alias}
-    keys = [prop.name for prop in properties]
-    given = parse_options(text, group, keys, first, aliases) if text or first else {}
+    names, repeated = [prop.name for prop in properties], [prop.name for prop in properties if prop.repeats]
+    given = parse_options(text, group, names, first, repeated, aliases) if text or first else {}
     for prop in properties:
         if prop.required and not given.get(prop.name):
             raise ConfigError(f"{group} needs {prop.name}", f"write {prop.name}=...: {prop.meaning}")

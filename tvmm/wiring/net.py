@@ -1,14 +1,13 @@
-"""A network device on a TAP, from its options."""
+"""A network device on a TAP or a stream, from its options."""
 
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvmm.control.target import NetInfo
 from tvmm.errors import UserError
-from tvmm.net.membership import in_network
-from tvmm.net.tap import open_tap
 from tvmm.virtio.net import Net, NetSettings
 from tvmm.virtio.net_control import RX_MODES
 from tvmm.virtio.runner.net import NetRunner
@@ -18,7 +17,9 @@ from tvmm.wiring.ring import ring_features
 if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.kvm.bus_lock import BusLock
+    from tvmm.virtio.runner.net import Wire
     from tvmm.wiring.devices import Devices
+    from tvmm.wiring.net_stream import Keeper
 
 __all__ = ["NetDevice", "make_net", "rarp_request"]
 
@@ -95,12 +96,24 @@ def _addresses(table: bytes) -> tuple[bytes, ...]:
 def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int) -> None:
     """Put it into a slot of `devices`. Raises `UserError`."""
     stack = devices.host.stack
-    options = in_network(options)
-    tap = open_tap(options, machine_name)
-    stack.callback(tap.close)
+    mac = options.address(machine_name, index)
+    wire: Wire
+    keeper: Keeper | None = None
+    if options.type == "tap":
+        from tvmm.net.membership import in_network
+        from tvmm.net.tap import open_tap
+
+        options = in_network(options)
+        wire = tap = open_tap(options, machine_name)
+        stack.callback(tap.close)
+    else:
+        from tvmm.wiring.net_stream import open_stream
+
+        # The machine that a guest comes from may have ports that this one is to have next.
+        wire, keeper = open_stream(options, mac, stack, may_wait=devices.config.incoming is not None)
     settings = NetSettings(
-        mac=options.address(machine_name, index),
-        backend=tap.backend,
+        mac=mac,
+        backend=wire.backend,
         pairs=options.queues,
         queue_size=options.queue_size,
         mtu=options.mtu,
@@ -111,13 +124,15 @@ def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int
     runner = NetRunner(
         options.id,
         model,
-        tap,
+        wire,
         slot.ends(),
         poll_ns=options.poll_us * 1000,
-        on_failed=lambda reason: devices.warn(f"{options.id}: {reason}; its link is down"),
+        on_failed=keeper.lost if keeper else lambda reason: devices.warn(f"{options.id}: {reason}; its link is down"),
     )
     stack.callback(runner.close)
     runner.set_limits(options.limits)
     slot.connect(runner)
     devices.measures[options.id] = lambda: net_samples(options.id, runner)
-    devices.nets[options.id] = NetDevice(options, model, runner, devices.host.bus_lock)
+    net = devices.nets[options.id] = NetDevice(options, model, runner, devices.host.bus_lock)
+    if keeper is not None:
+        keeper.adopt(runner, devices.warn, partial(net.announce_arrival, by_guest=True))
