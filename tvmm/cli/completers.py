@@ -17,14 +17,18 @@ __all__ = [
     "device_values",
     "disk_names",
     "disk_values",
+    "group_names",
     "issued_hosts",
     "machine_names",
     "machine_or_disk_names",
     "memory_values",
     "metrics_values",
     "net_values",
+    "network_names",
     "pem_files",
+    "prepared_tap_names",
     "serial_values",
+    "user_names",
     "vnc_values",
     "word_values",
 ]
@@ -168,6 +172,42 @@ def issued_hosts(prefix: str, parsed_args: Any = None, **context: Any) -> list[s
     except TvmmError:
         return []
     return _starting(prefix, list(dict.fromkeys(one.facts.subject for one in issued if one.revoked is None)))
+
+
+def network_names(prefix: str, **context: Any) -> list[str]:
+    """The networks that are up."""
+    from tvmm.cli.net import store
+    from tvmm.errors import UserError
+
+    try:
+        return _starting(prefix, store().names())
+    except UserError:
+        return []
+
+
+def prepared_tap_names(prefix: str, **context: Any) -> list[str]:
+    """The taps that were made for users."""
+    from tvmm.errors import UserError
+    from tvmm.net.prepared import prepared_taps
+
+    try:
+        return _starting(prefix, [link.name for link, _ in prepared_taps()])
+    except UserError:
+        return []
+
+
+def user_names(prefix: str, **context: Any) -> list[str]:
+    """The users of this host."""
+    from tvmm.net.users import all_users
+
+    return _starting(prefix, all_users())
+
+
+def group_names(prefix: str, **context: Any) -> list[str]:
+    """The groups of this host."""
+    from tvmm.net.users import all_groups
+
+    return _starting(prefix, all_groups())
 
 
 def word_values(*words: str) -> Callable[..., list[str]]:

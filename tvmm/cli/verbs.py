@@ -36,6 +36,7 @@ VERBS = (
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
     Verb("screenshot", "tvmm.cli.screenshot", "save what a guest shows as a picture", True),
     Verb("record", "tvmm.cli.record", "record what a guest shows as a film or pictures", True),
+    Verb("net", "tvmm.cli.net", "make networks for machines on this host, and undo them", True),
     Verb("keys", "tvmm.cli.keys", "make and look after the certificates for migration", True),
     Verb("doctor", "tvmm.cli.doctor", "say what this host can do, and how to mend what it cannot"),
     Verb("completion", "tvmm.cli.completion", "print the code that teaches a shell to complete tvmm", True),
