@@ -68,6 +68,8 @@ def configuration(served: Served) -> str:
         "dhcp-authoritative",
         f"dhcp-range={first},{last},{IPv4Network(served.subnet).netmask},{LEASE_TIME}",
         *(f"dhcp-host={mac},{name},{address}" for name, mac, address in served.hosts),
+        # Known before they ask for their address, too.
+        *(f"host-record={name}.{served.domain},{address}" for name, _, address in served.hosts),
         f"dhcp-option=option:domain-search,{served.domain}",
         "quiet-dhcp",
         "quiet-dhcp6",

@@ -114,6 +114,8 @@ def _make_bridge(action: MakeBridge) -> None:
             _write(f"{conf}/disable_ipv6", str(int(not action.ipv6)))
             # Guests are not to tell the host its way out.
             _write(f"{conf}/accept_ra", "0")
+            # No address of the kernel's own making beside those that are given.
+            _write(f"{conf}/addr_gen_mode", "1")
         for address in action.addresses:
             # Nobody is there to be asked, and without anybody there the kernel would wait for ever.
             links.address(link, "add", address, at_once=":" in address)

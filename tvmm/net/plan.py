@@ -45,7 +45,7 @@ ORDINARY_MTU = 1500
 IPV4_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 IPV6_FORWARD = "/proc/sys/net/ipv6/conf/all/forwarding"
 ROUTER_FE80 = "fe80::1/64"
-"""The bridge's address on its link: guests know the router by it, and it is there before anybody is on the bridge."""
+"""The bridge's only address on its link: guests know the router by it, and it is there before they are."""
 
 
 class Route(NamedTuple):
@@ -318,6 +318,7 @@ def as_shell(step: Step) -> list[str]:
         lines.append(f"echo {int(not action.ipv6)} > /proc/sys/net/ipv6/conf/{action.name}/disable_ipv6")
         if action.ipv6:
             lines.append(f"echo 0 > /proc/sys/net/ipv6/conf/{action.name}/accept_ra")
+            lines.append(f"echo 1 > /proc/sys/net/ipv6/conf/{action.name}/addr_gen_mode")
         for address in action.addresses:
             lines.append(f"ip address add {address} dev {action.name}{' nodad' if ':' in address else ''}")
         lines.append(f"ip link set {action.name} up")
