@@ -45,6 +45,8 @@ PURE = (
     "control/device_verbs.py",
     "control/input_target.py",
     "control/input_verbs.py",
+    "control/limit_target.py",
+    "control/limit_verbs.py",
     "control/migration_info.py",
     "control/migration_verbs.py",
     "control/target.py",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tests.control.fake_balloon import FakeBalloon
+from tests.control.fake_limits import FakeThrottle, fake_limited
 from tests.control.fake_migration import FakeMigration
 from tests.control.fake_vnc import FakeVnc
 from tvmm.control.input_target import InputAction, MouseInfo
@@ -51,6 +52,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 2,
     },
     "block_resize": {"device": "disk0", "size": 4096},
+    "block_set_io_throttle": {
+        "id": "disk0", **dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0), "iops_rd": 5,
+    },
+    "x-net-set-throttle": {"id": "net0", "pps": 5},
     "change-vnc-password": {"password": "new"},
     "expire_password": {"protocol": "vnc", "time": "now"},
     "set_link": {"name": "net0", "up": False},
@@ -78,6 +83,7 @@ class FakeMachine:
         self.bug: Exception | None = None
         self.sizes = {"disk0": 1 << 30, "disk1": 1 << 20}
         self.links = {"net0": True}
+        self._limited = fake_limited()
         self.announced: list[str] = []
         self.typed: list[object] = []
         self.migration = FakeMigration(self.emit)
@@ -169,6 +175,9 @@ class FakeMachine:
 
     def balloon(self) -> FakeBalloon | None:
         return self.the_balloon
+
+    def limited(self) -> dict[str, FakeThrottle]:
+        return self._limited
 
     def ports(self) -> list[ChardevInfo]:
         return [ChardevInfo("console0.0", "unix:/tmp/hvc", frontend_open=False)]

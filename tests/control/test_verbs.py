@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.control.fakes import ARGUMENTS, FakeMachine
+from tvmm.config.limits import DISK_WORDS, NET_WORDS, NO_LIMITS
 from tvmm.control.qmp import NEGOTIATE, Answer, CommandFailed, QmpSession, Request
 from tvmm.control.target import NoVirtio
 from tvmm.control.verbs import EVENTS, SIGNATURES, VERBS
@@ -77,11 +78,20 @@ VIEWER = {
 }
 PLAIN = {"auth": "vencrypt", "vencrypt": "x509-plain"}
 
+NO_DISK_LIMITS, NO_NET_LIMITS = (NO_LIMITS.spelled(words) for words in (DISK_WORDS, NET_WORDS))
+
 SHAPES: dict[str, Any] = {
+    "x-net-set-throttle": {},
+    "x-query-throttle": [
+        {"id": "disk0", "kind": "disk", "limits": NO_DISK_LIMITS, "waits": 0},
+        {"id": "disk1", "kind": "disk", "limits": NO_DISK_LIMITS, "waits": 0},
+        {"id": "net0", "kind": "net", "limits": NO_NET_LIMITS, "waits": 0},
+    ],
     NEGOTIATE: {},
     "announce-self": {},
     "balloon": {},
     "block_resize": {},
+    "block_set_io_throttle": {},
     "change-vnc-password": {},
     "cont": {},
     "expire_password": {},
@@ -170,6 +180,7 @@ SHAPES: dict[str, Any] = {
             "vlan-table": [1, 7],
             "x-ifname": "tap0",
             "x-link": True,
+            "x-throttle": NO_NET_LIMITS,
         }
     ],
     "query-status": {"running": False, "status": "paused"},

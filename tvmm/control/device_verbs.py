@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvmm.config.limits import NET_WORDS
+from tvmm.control.limit_verbs import block_device_info
 from tvmm.control.qmp import CommandFailed
 from tvmm.control.target import no_such
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tvmm.config.limits import Limits
     from tvmm.control.target import ControlTarget, DiskInfo, Json, NetInfo, VirtioInfo
 
 __all__ = [
@@ -52,7 +55,7 @@ _COUNTED = (
 )
 """Members of BlockDeviceStats that `DiskInfo` has under the same names."""
 
-_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "write_threshold", "backing_file_depth")
+_ABSENT = ("write_threshold", "backing_file_depth")
 """Members of BlockDeviceInfo that stand for what tvmm does not do."""
 
 MAX_SIZE = (1 << 63) - 1
@@ -60,10 +63,11 @@ MAX_SIZE = (1 << 63) - 1
 
 async def query_block(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """QAPI: a list of BlockInfo."""
-    return [_block_info(disk) for disk in target.disks()]
+    limited = target.limited()
+    return [_block_info(disk, limited[disk.id].limits) for disk in target.disks()]
 
 
-def _block_info(disk: DiskInfo) -> Json:
+def _block_info(disk: DiskInfo, limits: Limits) -> Json:
     return {
         "device": disk.id,
         "qdev": disk.id,
@@ -84,7 +88,8 @@ def _block_info(disk: DiskInfo) -> Json:
                 "no-flush": disk.cache == "unsafe",
             },
             "image": {"filename": disk.file, "format": disk.format, "virtual-size": disk.size_bytes},
-            **dict.fromkeys(_LIMITS, 0),
+            **block_device_info(disk.id, limits),
+            **dict.fromkeys(_ABSENT, 0),
         },
         "x-aio": disk.aio,
     }
@@ -123,13 +128,13 @@ async def block_resize(target: ControlTarget, arguments: Mapping[str, Any]) -> J
 async def query_rx_filter(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """QAPI: a list of RxFilterInfo, of all network devices or the one called `name`."""
     wanted = arguments.get("name")
-    nets = target.nets()
+    nets, limited = target.nets(), target.limited()
     if wanted is not None and wanted not in [net.id for net in nets]:
         raise no_such("network device", wanted, [net.id for net in nets])
-    return [_rx_filter(net) for net in nets if wanted in (None, net.id)]
+    return [_rx_filter(net, limited[net.id].limits) for net in nets if wanted in (None, net.id)]
 
 
-def _rx_filter(net: NetInfo) -> Json:
+def _rx_filter(net: NetInfo, limits: Limits) -> Json:
     return {
         "name": net.id,
         "main-mac": net.mac.hex(":"),
@@ -146,6 +151,7 @@ def _rx_filter(net: NetInfo) -> Json:
         "vlan-table": list(net.vlans or ()),
         "x-ifname": net.ifname,
         "x-link": net.link_up,
+        "x-throttle": limits.spelled(NET_WORDS),
     }
 
 

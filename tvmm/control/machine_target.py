@@ -44,6 +44,7 @@ class MachineTarget:
         self.nets = devices.nets
         self.ports = devices.ports
         self.balloon = devices.balloon
+        self.limited = devices.limited
         self.resize_disk = devices.resize_disk
         self.set_link = devices.set_link
         self.announce = devices.announce

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from tvmm.control.input_target import InputTarget
+from tvmm.control.limit_target import LimitTargets
 from tvmm.control.metrics_verbs import MetricsTarget
 from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tvmm.control.balloon_target import BalloonTarget
+    from tvmm.control.limit_target import LimitTarget
     from tvmm.migration.status import MigrationStatus
 
     Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
@@ -197,7 +199,7 @@ class VirtioInfo(NamedTuple):
     """Whatever else this kind of device counts, by names with dashes."""
 
 
-class VirtioDevices(Protocol):
+class VirtioDevices(LimitTargets, Protocol):
     """The virtio devices of a machine, as control clients see them.
 
     An unknown id raises `UserError` (`no_such` makes it). Sequences are in the order of the configuration.
@@ -252,6 +254,10 @@ class NoVirtio:
 
     def balloon(self) -> None:
         """None."""
+
+    def limited(self) -> Mapping[str, LimitTarget]:
+        """None."""
+        return {}
 
     def ports(self) -> Sequence[ChardevInfo]:
         """None."""

@@ -6,11 +6,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from tvmm.config.limits import DISK_WORDS
 from tvmm.control.target import DiskInfo
 from tvmm.kvm.blk import Policy
 from tvmm.virtio.blk import Blk
 from tvmm.virtio.runner.blk import BlkRunner, blk_settings
 from tvmm.virtio.runner.image import DiskImage
+from tvmm.wiring.limits import Throttle
 from tvmm.wiring.measures import disk_samples
 from tvmm.wiring.ring import ring_features
 
@@ -36,6 +38,7 @@ class DiskDevice:
         self._runner = runner
         self._devices = devices
         self.resize = runner.resize
+        self.throttle = Throttle("disk", DISK_WORDS, runner)
         self.image = runner.image
         runner.on_io_error = self._io_error
 

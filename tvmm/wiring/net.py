@@ -6,11 +6,13 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tvmm.config.limits import NET_WORDS
 from tvmm.control.target import NetInfo
 from tvmm.errors import UserError
 from tvmm.virtio.net import Net, NetSettings
 from tvmm.virtio.net_control import RX_MODES
 from tvmm.virtio.runner.net import NetRunner
+from tvmm.wiring.limits import Throttle
 from tvmm.wiring.measures import net_samples
 from tvmm.wiring.ring import ring_features
 
@@ -36,6 +38,7 @@ class NetDevice:
         self._model = model
         self._runner = runner
         self._bus_lock = bus_lock
+        self.throttle = Throttle("net", NET_WORDS, runner)
 
     def info(self) -> NetInfo:
         """The device, and the receive filter that its driver has set."""

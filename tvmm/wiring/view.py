@@ -9,9 +9,10 @@ from tvmm.virtio.features import names
 from tvmm.virtio.status import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tvmm.control.balloon_target import BalloonTarget
+    from tvmm.control.limit_target import LimitTarget
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
     from tvmm.virtio.runner.blk import Backing
     from tvmm.wiring.devices import Devices
@@ -30,6 +31,10 @@ class DiskPart(Protocol):
     def image(self) -> Backing:
         """What is behind it, to be handed over."""
 
+    @property
+    def throttle(self) -> LimitTarget:
+        """Its limits."""
+
     async def resize(self, size_bytes: int) -> None:
         """Give file and device another size. Raises `UserError`."""
 
@@ -39,6 +44,10 @@ class NetPart(Protocol):
 
     def info(self) -> NetInfo:
         """What there is to tell."""
+
+    @property
+    def throttle(self) -> LimitTarget:
+        """Its limits."""
 
     def set_link(self, up: bool) -> None:
         """Plug the cable in or out."""
@@ -72,6 +81,11 @@ class DeviceView:
     def balloon(self) -> BalloonTarget | None:
         """The balloon."""
         return self._devices.balloon
+
+    def limited(self) -> Mapping[str, LimitTarget]:
+        """The limits of disks and network devices."""
+        parts: dict[str, DiskPart | NetPart] = {**self._devices.disks, **self._devices.nets}
+        return {name: part.throttle for name, part in parts.items()}
 
     def ports(self) -> Sequence[ChardevInfo]:
         """The ports of all consoles."""
