@@ -10,6 +10,7 @@ import trio
 
 from tests.support.netns import ip, network_namespace
 from tests.wiring.guests import PROMPT, GuestShell, guest
+from tests.wiring.moves import destination, move
 from tvmm import Machine, MachineConfig
 from tvmm.board import Board
 from tvmm.metrics.histogram import Times
@@ -177,6 +178,24 @@ async def test_net_frames_add_up() -> None:
         times = after.times("tvmm_net_turn_seconds", **labels)
         assert 0 < times.count <= after.one("tvmm_net_frames_total", **labels)
     assert after.one("tvmm_net_link_up", device="net0") == 1
+
+
+async def test_counters_begin_anew_where_a_guest_arrives(image: Path) -> None:
+    """They are about what this machine did, and not about the guest: requests from after the move alone."""
+    async with guest(disk=[f"{image},locking=off"]) as shell:
+        await shell.ask("blkfill 0 4 7 0")
+        source = await numbers(shell.vm)
+        assert source.one("tvmm_blk_bytes_total", device="disk0", operation="write") == 4 * MIB
+        async with destination(shell.vm.config) as there:
+            await move(shell.vm, there.vm)
+            assert "0 errors" in await there.ask("blkcheck 0 4 7")
+            target = await numbers(there.vm)
+    assert target.one("tvmm_blk_bytes_total", device="disk0", operation="write") == 0
+    assert target.one("tvmm_blk_bytes_total", device="disk0", operation="read") == 4 * MIB
+    labels = {"device": "disk0", "operation": "read"}
+    assert target.times("tvmm_blk_request_seconds", **labels).count == target.one("tvmm_blk_requests_total", **labels)
+    # What was in flight over the move is timed here.
+    assert target.times("tvmm_blk_request_seconds", **labels).sum_ns < 60e9
 
 
 async def test_names_of_samples_have_their_labels(image: Path) -> None:
