@@ -32,7 +32,7 @@ struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_bl
     blk->file = file;
     blk->waker = waker;
     blk->queue = (struct tvmm_served){NULL, kick_fd, TVMM_CALL_NONE, 0};
-    blk->spin.max_ns = spin_max_ns;
+    blk->spin.max_ns = blk->busy_spin.max_ns = spin_max_ns;
     blk->batch = (struct tvmm_batch){
         .chain_limit = TVMM_BLK_BATCH, .iovec_limit = TVMM_BLK_IOVECS_MAX,
         .chains = blk->chains, .used = blk->unused, .iovecs = blk->iovecs};
@@ -281,10 +281,19 @@ static int blk_begin_parked(struct tvmm_blk *blk)
 
 /* --- sleeping ----------------------------------------------------------------------------------------------------- */
 
+/* Whether an engine that expects nothing has something to look at. */
+static void blk_news(struct tvmm_blk *blk, const struct pollfd *waits, uint32_t count)
+{
+    for (uint32_t index = 0; index < count; index++)
+        blk->news |= waits[index].revents != 0;
+}
+
+static struct tvmm_spin *blk_spin(struct tvmm_blk *blk) { return blk->at_engine ? &blk->busy_spin : &blk->spin; }
+
 /* Until there may be something to do. `idle_ns`: since when there is nothing, 0 if there was. */
 static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
 {
-    struct tvmm_spin *spin = &blk->spin;
+    struct tvmm_spin *spin = blk_spin(blk);
     struct tvmm_vring *ring = blk->queue.ring;
     uint64_t now = blk->latency.now_ns = tvmm_now_ns();
     int takes = !blk->stopped && !blk->broken;
@@ -307,7 +316,9 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
         {.fd = takes ? blk->queue.kick_fd : -1, .events = POLLIN},
     };
     spin->sleeps++;
-    tvmm_limit_poll(waits, 2 + blk->engine->waits(blk, waits + 2), wait_ns);
+    uint32_t count = blk->engine->waits(blk, waits + 2);
+    tvmm_limit_poll(waits, 2 + count, wait_ns);
+    blk_news(blk, waits + 2, count);
     if (waits[1].revents)
         tvmm_served_take_kick(&blk->queue);
     tvmm_vring_disable_kicks(ring);
@@ -352,6 +363,7 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
     for (;;) {
         if (tvmm_woken(blk->waker))
             return TVMM_SERVE_CONTROL;
+        struct tvmm_spin *spin = blk_spin(blk);
         int worked = blk->engine->reap(blk);
         if (!blk->stopped) {
             if (blk->kept)
@@ -377,8 +389,8 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
         if (!worked && !unsubmitted) {
             blk_idle(blk, &idle_ns);
         } else if (idle_ns) {
-            blk->spin.hits++;
-            tvmm_spin_adapt(&blk->spin, tvmm_blk_latency_now(&blk->latency) - idle_ns);
+            spin->hits++;
+            tvmm_spin_adapt(spin, tvmm_blk_latency_now(&blk->latency) - idle_ns);
             idle_ns = 0;
         }
     }
@@ -417,8 +429,10 @@ static void blk_settle(struct tvmm_blk *blk)
         if (blk->engine->give_up)
             blk->engine->give_up(blk, tvmm_now_ns() >= late);
         struct pollfd waits[TVMM_BLK_WAITS_MAX];
-        if (blk->at_engine)
-            poll(waits, blk->engine->waits(blk, waits), BLK_SETTLE_MS);
+        uint32_t count = blk->at_engine ? blk->engine->waits(blk, waits) : 0;
+        if (count)
+            poll(waits, count, BLK_SETTLE_MS);
+        blk_news(blk, waits, count);
     }
 }
 

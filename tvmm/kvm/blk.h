@@ -181,7 +181,7 @@ struct tvmm_blk_notice {
 struct tvmm_blk {
     struct tvmm_served queue;
     struct tvmm_waker *waker;
-    struct tvmm_spin spin;
+    struct tvmm_spin spin, busy_spin; /* with nothing at the engine, and with something */
     struct tvmm_blk_setup setup;
     struct tvmm_blk_file *file;
     struct tvmm_blk_limits limits;
@@ -194,6 +194,7 @@ struct tvmm_blk {
     int32_t stopped;       /* errno that waits for the owner; what failed is in `kept` */
     uint32_t abandoning;   /* a reset: no further steps */
     uint32_t at_engine;
+    uint32_t news; /* a descriptor of the engine's is ready; the engine takes note */
     uint32_t no_punch, no_zero; /* the file has not got that; learned from the first try */
     uint32_t no_peek;
     uint32_t chance; /* the state of what decides about faults */

@@ -279,7 +279,8 @@ class BlkQueue:
     @property
     def spin_counts(self) -> tuple[int, int]:
         """How often looking again found work, and how often the thread slept."""
-        return int(self.raw.spin.hits), int(self.raw.spin.sleeps)
+        spins = self.raw.spin, self.raw.busy_spin
+        return sum(int(spin.hits) for spin in spins), sum(int(spin.sleeps) for spin in spins)
 
 
 def direct_alignment(fd: int) -> tuple[int, int] | None:

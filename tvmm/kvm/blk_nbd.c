@@ -7,7 +7,6 @@
 struct blk_nbd {
     struct tvmm_nbd_link *links[TVMM_NBD_LINKS_MAX];
     uint32_t link_count, slot_count;
-    uint32_t slept; /* links that nothing is expected from may have news */
     struct tvmm_nbd_slot *slots, *free;
 };
 
@@ -47,6 +46,8 @@ static int blk_nbd_open(struct tvmm_blk *blk)
         nbd->links[index] = blk->setup.links[index];
         nbd_attach(nbd->links[index], blk, nbd);
     }
+    /* An answer takes a server longer than a wake-up takes the kernel, and on this host it may want this processor. */
+    blk->busy_spin.max_ns = 0;
     blk->setup.links = NULL; /* the caller's */
     blk->engine_state = nbd;
     return 0;
@@ -170,9 +171,13 @@ static int blk_nbd_start(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 static int blk_nbd_submit(struct tvmm_blk *blk)
 {
     struct blk_nbd *nbd = blk->engine_state;
-    for (uint32_t index = 0; index < nbd->link_count; index++)
-        if (nbd->links[index]->unsent && !nbd->links[index]->blocked)
-            tvmm_nbd_send(nbd->links[index]);
+    for (uint32_t index = 0; index < nbd->link_count; index++) {
+        struct tvmm_nbd_link *link = nbd->links[index];
+        if (link->unsent && !link->blocked) {
+            link->fresh = link->unsent == link->first;
+            tvmm_nbd_send(link);
+        }
+    }
     return 0;
 }
 
@@ -188,13 +193,14 @@ static int blk_nbd_reap(struct tvmm_blk *blk)
             if (link->state == TVMM_NBD_UP)
                 nbd_take_over(nbd, link);
         }
-        if (link->state == TVMM_NBD_UP && (link->outstanding || nbd->slept))
+        if (link->state == TVMM_NBD_UP && (blk->news || (link->outstanding && !link->fresh)))
             tvmm_nbd_receive(link);
+        link->fresh = 0;
         if (link->blocked)
             tvmm_nbd_send(link);
         completed += link->completed - before;
     }
-    nbd->slept = 0;
+    blk->news = 0;
     return completed != 0;
 }
 
@@ -207,7 +213,6 @@ static uint32_t blk_nbd_waits(struct tvmm_blk *blk, struct pollfd *waits)
         if (link->state == TVMM_NBD_UP)
             waits[count++] = (struct pollfd){link->fd, (short)(POLLIN | (link->blocked ? POLLOUT : 0)), 0};
     }
-    nbd->slept = 1;
     return count;
 }
 

@@ -495,7 +495,7 @@ struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...
 struct tvmm_blk_latency { struct tvmm_histogram histograms[...]; ...; };
 struct tvmm_blk {
     struct tvmm_served queue;
-    struct tvmm_spin spin;
+    struct tvmm_spin spin, busy_spin;
     struct tvmm_blk_limits limits;
     struct tvmm_blk_counters counters;
     struct tvmm_blk_latency latency;

@@ -121,6 +121,7 @@ struct tvmm_nbd_link {
     struct tvmm_nbd_slot *unsent; /* the first that is not sent, of which `sent_bytes` are */
     uint64_t sent_bytes;
     uint32_t blocked;
+    uint32_t fresh; /* all that is outstanding was sent a moment ago: no need to look yet */
     struct tvmm_nbd_slot *filling; /* the read whose data arrives: `left` bytes, from `skip` bytes into its iovec on */
     uint64_t left;
     struct iovec *iovec;
