@@ -192,10 +192,7 @@ async def _shake(
                 received = await (tls.receive_some(stream, lock) if tls else stream.receive_some(BUFFER))
                 if not received:
                     if tls is not None and not heard:
-                        raise HostError(
-                            f"NBD server {place} closed the connection as soon as TLS was made",
-                            "it may want a certificate of this host: tls_cert=FILE and tls_key=FILE",
-                        )
+                        raise _closed_in_tls(place)
                     handshake.closed()
                 heard = tls is not None
                 out = handshake.receive(bytes(received))
@@ -203,10 +200,13 @@ async def _shake(
                 await (tls.send_all(stream, lock, out) if tls else stream.send_all(out))
     except (trio.BrokenResourceError, ssl.SSLError) as error:
         # Servers refuse a certificate, or the want of one, when TLS 1.3 has been made for the client.
-        if tls is not None:
-            assert credentials is not None
-            raise explain(_cause(error), place, credentials.hostname) from error
-        handshake.closed()
+        if tls is None:
+            handshake.closed()
+        cause = _cause(error)
+        if not heard and not isinstance(cause, ssl.SSLError):
+            raise _closed_in_tls(place) from error
+        assert credentials is not None
+        raise explain(cause, place, credentials.hostname) from error
     except UserError:
         with trio.move_on_after(1), suppress(trio.BrokenResourceError, ssl.SSLError):
             out = handshake.abort()
@@ -215,6 +215,13 @@ async def _shake(
         raise
     assert handshake.export is not None
     return _Made(handshake.export, tls)
+
+
+def _closed_in_tls(place: str) -> HostError:
+    return HostError(
+        f"NBD server {place} closed the connection as soon as TLS was made",
+        "it may want a certificate of this host: tls_cert=FILE and tls_key=FILE",
+    )
 
 
 async def _secure(

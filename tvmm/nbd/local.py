@@ -200,7 +200,7 @@ class LocalServer:
     def _listen(self) -> socket.socket:
         """A listening socket that only this process can find."""
         if self._listener is None:
-            folder = tempfile.mkdtemp(prefix="tvmm-")
+            folder = tempfile.mkdtemp(prefix="tvmm-nbd-")
             path = os.path.join(folder, "nbd")
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
