@@ -1,0 +1,76 @@
+"""Machines in a network of `tvmm net up`: the built-in guest, and machines of users without rights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.net_state import need_programs, uplink
+from tests.support.netns import network_namespace
+from tests.support.process import PROMPT, call, read_until, started
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(autouse=True)
+def _namespace() -> Iterator[None]:
+    need_programs("nft", "dnsmasq")
+    with network_namespace():
+        uplink()
+        yield
+
+
+def said(process: subprocess.Popen[bytes], command: str) -> str:
+    """What the built-in guest answers."""
+    assert process.stdin is not None
+    process.stdin.write(f"{command}\n".encode())
+    return read_until(process.stdout, PROMPT).decode()
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_machines_of_a_network(isolated: bool, tmp_path: Path) -> None:
+    """Two reach one another, but in an isolated network; both reach the host. One is in by a tap made beforehand."""
+    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+
+    def net(*words: str) -> str:
+        status, out, err = call("net", *words, env=os.environ | environment)
+        assert status == 0, err
+        return out
+
+    more = ["--isolated"] if isolated else []
+    net("up", "lan", "--subnet", "10.9.8.0/24", "--no-dhcp", *more)
+    assert net("create", "--user", "root", "--network", "lan") == "vt-root\n"
+    with ExitStack() as stack:
+        one, two = (
+            stack.enter_context(started("run", "--name", name, "--net", options, environment=environment))
+            for name, options in (("a", "tap,network=lan"), ("b", "tap,ifname=vt-root"))
+        )
+        for process, number in ((one, 20), (two, 21)):
+            read_until(process.stdout, PROMPT)
+            assert "answers for" in said(process, f"ip 0 10.9.8.{number}/24")
+            assert "2 sent, 2 received" in said(process, "ping 0 10.9.8.1 2")
+        answer = said(one, "ping 0 10.9.8.21 2")
+        assert ("10.9.8.21 does not answer ARP" in answer) == isolated
+        assert ("2 sent, 2 received" in answer) != isolated
+        shown = net("show", "lan")
+        assert "port       machine a (vt-a)" in shown
+        assert "port       machine b (vt-root)" in shown
+        for process in (one, two):
+            assert process.stdin is not None
+            process.stdin.write(b"poweroff\n")
+            assert process.wait(60) == 0
+    net("down", "lan")
+    net("delete", "vt-root")
+
+
+def test_a_network_that_is_not_up(tmp_path: Path) -> None:
+    """The machine does not start, and says what to do."""
+    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+    status, _, err = call("run", "--net", "tap,network=lan", env=os.environ | environment)
+    assert status == 2
+    assert "tvmm: network lan is not up; 'sudo tvmm net up lan' makes it" in err
