@@ -89,23 +89,22 @@ def _input(rules: Rules) -> list[str]:
 
 def _forward(rules: Rules) -> list[str]:
     bridge, refuse = f'"{rules.bridge}"', "reject with icmpx admin-prohibited"
+    within = f"iifname {bridge} oifname {bridge}"
     found = [
         f"iifname != {bridge} oifname != {bridge} accept",
+        # First: where br_netfilter is loaded, this has what stays in the bridge too, as link-local as it is.
+        f"{within} {refuse if rules.isolated else 'accept'}",
         f"iifname {bridge} ip saddr != {rules.subnet} drop",
         f"iifname {bridge} ip6 saddr != {rules.subnet6} drop"
         if rules.subnet6
         else f"iifname {bridge} meta nfproto ipv6 drop",
         "ct state established,related accept",
     ]
-    within = f"iifname {bridge} oifname {bridge}"
     if rules.isolated:
         found += [
-            f"{within} {refuse}",
             f"iifname {bridge} ip daddr {{ {', '.join(PRIVATE4)} }} {refuse}",
             f"iifname {bridge} ip6 daddr {{ {', '.join(PRIVATE6)} }} {refuse}",
         ]
-    else:
-        found.append(f"{within} accept")
     if rules.uplink:
         found += [
             f'iifname {bridge} oifname != "{rules.uplink}" {refuse}',
