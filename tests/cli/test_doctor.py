@@ -102,7 +102,7 @@ LACKS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"tun": ABSENT}, "TUN/TAP", "warn", "sudo modprobe tun"),
     ({"tun": Node(True, errno.ENODEV)}, "TUN/TAP", "warn", "sudo modprobe tun"),
     ({"tun": Node(True, errno.EACCES)}, "TUN/TAP", "warn", "sudo chmod 666 /dev/net/tun"),
-    ({"net_admin": False}, "TUN/TAP", "warn", "sudo ip tuntap add dev tap0 mode tap user ada"),
+    ({"net_admin": False}, "TUN/TAP", "warn", "sudo tvmm net create --user ada"),
     ({"userfaultfd_kernel_faults": False}, "userfaultfd", "warn", "vm.unprivileged_userfaultfd=1"),
     ({"userfaultfd_error": errno.EPERM}, "userfaultfd", "warn", "vm.unprivileged_userfaultfd=1"),
     ({"userfaultfd_error": errno.ENOSYS}, "userfaultfd", "warn", "CONFIG_USERFAULTFD"),

@@ -330,7 +330,7 @@ def test_without_the_right_a_prepared_tap_works() -> None:
     """One that is made is refused with the ways out; one that needs a change too; one that needs none is used."""
     refused = without_right("open_tap(TapSettings(), 'm')")
     assert refused.startswith("cannot make tap vt-m: this needs the right CAP_NET_ADMIN; run tvmm as root, or 'sudo ")
-    assert "ip tuntap add dev NAME mode tap user $USER multi_queue" in refused
+    assert "'sudo tvmm net create NAME --user $USER', then --net tap,ifname=NAME" in refused
     ip("tuntap", "add", "dev", "mine", "mode", "tap", "user", "0")
     before = comparable("mine")
     refused = without_right("open_tap(TapSettings('mine'), 'm')")

@@ -288,7 +288,7 @@ def _tun(facts: HostFacts) -> Iterator[Finding]:
             name,
             "warn",
             "present; without CAP_NET_ADMIN only TAPs made for you can be used",
-            f"sudo ip tuntap add dev tap0 mode tap user {facts.user}",
+            f"sudo tvmm net create --user {facts.user}",
         )
     else:
         yield Finding(name, "ok", "present, and you may make TAPs (CAP_NET_ADMIN)")

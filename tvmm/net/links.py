@@ -42,8 +42,8 @@ def no_right(what: str) -> HostError:
     """The error for EPERM, with the ways out."""
     return HostError(
         f"{what}: this needs the right CAP_NET_ADMIN",
-        "run tvmm as root, or 'sudo setcap cap_net_admin+ep' its Python interpreter, or prepare a tap once: 'sudo ip"
-        " tuntap add dev NAME mode tap user $USER multi_queue && sudo ip link set NAME up', then --net tap,ifname=NAME",
+        "run tvmm as root, or 'sudo setcap cap_net_admin+ep' its Python interpreter, or have a tap made for you once:"
+        " 'sudo tvmm net create NAME --user $USER', then --net tap,ifname=NAME",
     )
 
 
