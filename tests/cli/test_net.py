@@ -211,9 +211,11 @@ def test_completion(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     """Commands, networks, taps, users."""
     assert sorted(completions("tvmm net d", tmp_path)) == ["delete", "down"]
     assert completions("tvmm run --net tap,netw", tmp_path) == ["tap,network="]
+    assert completions("tvmm run --net tap,network=", tmp_path) == []
     assert completions("tvmm net up lan --su", tmp_path) == ["--subnet", "--subnet6"]
     told(capsys, "up", "lan")
     told(capsys, "create", "--user", "nobody")
+    assert completions("tvmm run --net tap,network=", tmp_path) == ["tap,network=lan"]
     assert network_names("l") == ["lan"]
     assert network_names("x") == []
     assert prepared_tap_names("vt") == ["vt-nobody"]

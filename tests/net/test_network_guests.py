@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,6 +68,34 @@ def test_machines_of_a_network(isolated: bool, tmp_path: Path) -> None:
             assert process.wait(60) == 0
     net("down", "lan")
     net("delete", "vt-root")
+
+
+def test_a_user_without_any_right(tmp_path: Path) -> None:
+    """A machine of nobody's, whose one group may open /dev/kvm: its guest is in the network all the same."""
+    need_programs("setpriv")
+    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+    group = os.stat("/dev/kvm").st_gid
+    under = ["setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+    look = "import os, tvmm.kvm; os.close(os.open('/dev/kvm', os.O_RDWR))"
+    if subprocess.run([*under, sys.executable, "-c", look], capture_output=True, check=False).returncode:
+        pytest.skip("user nobody can read neither this Python nor tvmm, or has no right to /dev/kvm by its group")
+    for line in ("up lan --subnet 10.9.8.0/24 --no-dhcp", "create vt --user 65534 --network lan"):
+        assert call("net", *line.split(), env=os.environ | environment)[0] == 0
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as own:
+        os.chown(own, 65534, group)
+        theirs = {"TVMM_RUNTIME_DIR": own, "HOME": own}
+        with started("run", "--name", "a", "--net", "tap,ifname=vt", environment=theirs, under=under) as process:
+            read_until(process.stdout, PROMPT)
+            assert "answers for" in said(process, "ip 0 10.9.8.20/24")
+            assert "2 sent, 2 received" in said(process, "ping 0 10.9.8.1 2")
+            status, _, err = call("net", "down", "lan", env=os.environ | environment)
+            assert status == 2
+            assert f"network lan is in use by process {process.pid} (vt); stop them first" in err
+            assert process.stdin is not None
+            process.stdin.write(b"poweroff\n")
+            assert process.wait(60) == 0
+    for words in (("down", "lan"), ("delete", "vt")):
+        assert call("net", *words, env=os.environ | environment)[0] == 0
 
 
 def test_a_network_that_is_not_up(tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ def _properties(prefix: str, properties: Sequence[Property], more: Sequence[str]
     words: dict[str, tuple[str, ...]] = {
         prop.name: ("on", "off") if prop.type == "boolean" else prop.choices for prop in properties
     }
+    if name == "network":
+        words[name] = tuple(network_names(""))
     return _starting(prefix, [f"{done},{name}={value}" for value in words.get(name, ())])
 
 
