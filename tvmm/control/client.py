@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvmm.errors import HostError, ProtocolError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
     from types import TracebackType
     from typing import Self
@@ -83,10 +84,14 @@ class QmpClient:
         command alone. Raises `CommandError` if the machine refuses, `HostError` if it is gone, and of those
         `LateError` if it does not answer in time.
         """
+        return self.command(name, {key.replace("_", "-"): value for key, value in arguments.items()}, timeout)
+
+    def command(self, name: str, arguments: Mapping[str, object], timeout: float | None = None) -> Any:
+        """As `execute`, for arguments whose names are taken as they are: some have `_`."""
         self._last_id += 1
         request: dict[str, Any] = {"execute": name, "id": self._last_id}
         if arguments:
-            request["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+            request["arguments"] = dict(arguments)
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self._send(json.dumps(request).encode() + b"\r\n", deadline)
         while (message := self._receive(deadline)) is not None:
