@@ -66,6 +66,8 @@ COMMAND(cmd_balloon);
 /* cmd_vcon.c, virtio_rng.c */
 COMMAND(cmd_vcon);
 COMMAND(cmd_rng);
+/* cmd_vsock.c */
+COMMAND(cmd_vsock);
 /* cmd_screen.c, cmd_input.c */
 COMMAND(cmd_screen);
 COMMAND(cmd_input);

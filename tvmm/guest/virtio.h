@@ -16,6 +16,7 @@
 #define VIRTIO_RNG     4
 #define VIRTIO_BALLOON 5
 #define VIRTIO_INPUT   18
+#define VIRTIO_VSOCK   19
 
 /* Device status (2.1). */
 #define STATUS_ACKNOWLEDGE 1

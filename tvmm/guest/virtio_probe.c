@@ -212,6 +212,8 @@ const char *virtio_name(u32 type)
     static const char *const names[] = {"device", "net", "blk", "console", "rng", "balloon"};
     if (type == VIRTIO_INPUT)
         return "input";
+    if (type == VIRTIO_VSOCK)
+        return "vsock";
     return type < ARRAY_SIZE(names) ? names[type] : "device";
 }
 
