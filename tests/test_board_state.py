@@ -21,6 +21,7 @@ from tests.support.state_machines import (
     make_images,
     net_devices,
     standing,
+    vsock_device,
 )
 from tvmm import MachineConfig
 from tvmm.board_state import load_board, save_board, section_types
@@ -47,6 +48,8 @@ class Setting:
             return display_device()
         if self.machine == "input":
             return input_devices()
+        if self.machine == "vsock":
+            return vsock_device(self._folder / str(side))
         return all_devices(self._folder) if self.machine == "devices" else net_devices(side)
 
     def sections(self) -> list[Section]:

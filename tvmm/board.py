@@ -82,7 +82,7 @@ def builtin_guest_path() -> str:
 
 def has_virtio(config: MachineConfig) -> bool:
     """Whether the machine has devices beyond those of every board."""
-    beside = config.disks, config.nets, config.consoles, config.rngs, config.inputs, config.balloons
+    beside = config.disks, config.nets, config.consoles, config.rngs, config.inputs, config.balloons, config.vsocks
     return any(beside) or config.display is not None
 
 

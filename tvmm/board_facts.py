@@ -123,6 +123,11 @@ def _device_facts(device: VirtioDevice) -> Iterator[tuple[str, str]]:
         assert isinstance(device, Input)
         yield "kind", device.settings.kind
         yield "serial", device.settings.serial or "none"
+    elif device.type_name == "virtio-vsock":
+        from tvmm.virtio.vsock import SocketDevice
+
+        assert isinstance(device, SocketDevice)
+        yield "guest-cid", str(device.settings.guest_cid)
 
 
 def adopted_facts(config: MachineConfig) -> frozenset[str]:

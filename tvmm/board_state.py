@@ -316,4 +316,8 @@ def _device_types(kind: str) -> tuple[type[Any], ...]:
         from tvmm.virtio.runner.balloon import BalloonRun
 
         return BalloonState, BalloonRun
+    if kind == "virtio-vsock":
+        from tvmm.virtio.runner.vsock import VsockRun
+
+        return (VsockRun,)
     raise ValueError(f"devices of kind {kind} have no section")

@@ -183,6 +183,8 @@ class Machine:
                 nursery.start_soon(run, name=name)
             for console in self.board.devices.consoles.values():
                 await console.connect(stack, nursery, self._actions())
+            if self.board.devices.vsock is not None:
+                await self.board.devices.vsock.listen(stack, nursery)
             if self.board.devices.display is not None:
                 from tvmm.wiring.screen_tasks import start_screen
 
@@ -231,6 +233,13 @@ class Machine:
         await self.hub.drain(at_most)
         for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
             await console.drain(at_most)
+
+    async def vsock(self, port: int) -> trio.SocketStream:
+        """A stream to what the guest has at `port` of its vsock. Raises `UserError` if nobody listens there."""
+        devices = self.board.devices
+        if devices is None or devices.vsock is None:
+            raise UserError("the machine has no vsock", "give it vsock=PATH")
+        return await devices.vsock.dial(port)
 
     def start_task(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         """Beside the others, until it or the machine ends."""

@@ -14,8 +14,9 @@ FOLDERS = {
     "nets": _HERE / "sections-1" / "nets",
     "display": _HERE / "sections-1" / "display",
     "input": _HERE / "sections-2" / "input",
+    "vsock": _HERE / "sections-2" / "vsock",
 }
-"""By machine. The second generation has the mouse and virtio-input."""
+"""By machine. The second generation has the mouse, virtio-input and virtio-vsock."""
 
 
 def file_name(section: Section) -> str:

@@ -15,7 +15,14 @@ import trio
 from tests.golden.sections import FOLDERS, file_name
 from tests.support.input_guest import InputDriver, write_ports
 from tests.support.netns import ip, network_namespace
-from tests.support.state_machines import all_devices, display_device, input_devices, make_images, net_devices
+from tests.support.state_machines import (
+    all_devices,
+    display_device,
+    input_devices,
+    make_images,
+    net_devices,
+    vsock_device,
+)
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
 from tvmm.board import Board
@@ -30,6 +37,7 @@ ORDERS = {
         "vcon open 0", "vcon write 0 to nobody", "vcon", "rtc", "cpus",
     ),
     "nets": ("ip 0 10.0.0.15/24", "ping 0 10.0.0.2 3", "link 0 promisc", "ip 1 10.0.1.15/24", "ping 1 10.0.1.2 3"),
+    "vsock": ("vsock", "vsock send 7 100", "vsock junk 100 1"),
     "display": (
         # 800x600 with a palette and eight bits a colour, panned, in memory that has been moved; half a colour more.
         "poke 0xe0008010 0xd0000000", "poke 0xc0800502 800 2", "poke 0xc0800504 600 2", "poke 0xc0800506 8 2",
@@ -97,6 +105,8 @@ async def main(machines: list[str]) -> None:
         if "nets" in machines:
             ip("link", "set", "lo", "up")
             written["nets"] = await save(net_devices(0), ORDERS["nets"])
+        if "vsock" in machines:
+            written["vsock"] = await save(vsock_device(Path(folder)), ORDERS["vsock"])
         if "input" in machines:
             written["input"] = await save_input()
     for machine, sections in written.items():

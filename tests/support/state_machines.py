@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-__all__ = ["DISK_BYTES", "all_devices", "display_device", "input_devices", "make_images", "net_devices", "standing"]
+__all__ = [
+    "DISK_BYTES",
+    "all_devices",
+    "display_device",
+    "input_devices",
+    "make_images",
+    "net_devices",
+    "standing",
+    "vsock_device",
+]
 
 DISK_BYTES = 8 << 20
 PLAIN = "locking=off,discard=ignore,logical_block_size=512,physical_block_size=512,min_io_size=512"
@@ -66,6 +75,13 @@ def input_devices() -> MachineConfig:
     """Keyboards and tablets on both transports."""
     devices = ["virtio-keyboard-device,packed=on,serial=k1", "virtio-tablet-device", "virtio-keyboard", "virtio-tablet"]
     return MachineConfig.parse(memory="64M", device=devices)
+
+
+def vsock_device(folder: Path) -> MachineConfig:
+    """Sockets, with registers in memory and packed rings."""
+    return MachineConfig.parse(
+        memory="64M", append="packed", vsock=f"{folder}/vsock,cid=52,transport=mmio,packed=on,queue-size=64"
+    )
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ __all__ = [
     "serial_values",
     "user_names",
     "vnc_values",
+    "vsock_values",
     "word_values",
 ]
 
@@ -153,6 +154,17 @@ def metrics_values(prefix: str, **context: Any) -> list[str]:
     if "," not in prefix:
         return _starting(prefix, ["help", "none", "127.0.0.1:9100", "unix:"])
     return _properties(prefix, [prop for prop in METRICS_PROPERTIES if prop.name != "address"])
+
+
+def vsock_values(prefix: str, **context: Any) -> list[str]:
+    """Behind a path and a comma the properties; the shell completes the path."""
+    from tvmm.config.vsock import VSOCK_OPTIONS
+
+    if "," not in prefix:
+        from argcomplete.completers import FilesCompleter
+
+        return [*FilesCompleter()(prefix), *_starting(prefix, ["help"])]
+    return _properties(prefix, [prop for prop in VSOCK_OPTIONS if prop.name != "path"])
 
 
 def pem_files(prefix: str, **context: Any) -> list[str]:

@@ -71,6 +71,7 @@ def add_arguments(parser: Parser) -> None:
         net_values,
         serial_values,
         vnc_values,
+        vsock_values,
         word_values,
     )
     from tvmm.cli.parser import EXIT_STATUSES
@@ -151,6 +152,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="WHERE[,key=val]",
         help="show Prometheus what the machine counts, at HOST:PORT or unix:PATH (default none); 'help' lists the keys",
     )
+    vsock = outside.add_argument(
+        "--vsock",
+        metavar="PATH[,key=val]",
+        help="sockets between guest and host, by the unix socket PATH (default none); 'help' lists the keys",
+    )
     _add_incoming(parser)
     life = parser.add_argument_group("life cycle")
     life.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before the first instruction")
@@ -179,6 +185,7 @@ def add_arguments(parser: Parser) -> None:
     attach(serial, serial_values)
     attach(vnc, vnc_values)
     attach(metrics, metrics_values)
+    attach(vsock, vsock_values)
     attach(entry, word_values(*ENTRY_CHOICES))
     attach(decompress, word_values(*DECOMPRESS_CHOICES))
     attach(assist, word_values(*ASSIST_CHOICES))
@@ -312,6 +319,10 @@ def _help(options: Mapping[str, Any]) -> str | None:
         from tvmm.config.metrics import METRICS_PROPERTIES
 
         return _group_help("--metrics HOST:PORT|:PORT|unix:PATH|none[,key=value]", METRICS_PROPERTIES)
+    if options.get("vsock") in HELP:
+        from tvmm.config.vsock import VSOCK_OPTIONS
+
+        return _group_help("--vsock PATH[,key=value]", VSOCK_OPTIONS)
     if options.get("display") in (*HELP, *(f"bochs-display,{word}" for word in HELP)):
         from tvmm.config.display import DISPLAY_PROPERTIES
 

@@ -71,7 +71,7 @@ _KERNEL_KEYS = {
 _MACHINE_KEYS = ("name", "control", "reboot", "paused", "powerdown_timeout", "assist")
 _INCOMING_KEYS = {"uri": "incoming", **{name: name for name in ("tls", "keys", "pair", "insecure")}}
 _TABLES = (
-    *("memory", "cpu", "kernel", "serial", "disk", "net", "device", "display", "vnc"),
+    *("memory", "cpu", "kernel", "serial", "disk", "net", "device", "display", "vnc", "vsock"),
     *("metrics", "machine", "incoming"),
 )
 
@@ -140,6 +140,8 @@ def _options_of(key: str, written: str, value: object) -> dict[str, object]:
             return {key: join_options(_texts(table, key), first="kind")}
         if key in ("vnc", "metrics"):
             return {key: _listener(key, value)}
+        if key == "vsock":
+            return {key: join_options(_texts(table, key), first="path")}
         if key == "display":
             return {key: join_options({"name": "bochs-display", **_texts(table, key)}, first="name")}
         if key == "cpu":
@@ -263,5 +265,5 @@ def _check_each(options: Mapping[str, object]) -> None:
     for name in ("tls", "pair", "insecure"):
         parse_bool(texts.get(name, False), name)
     KernelConfig(**{name: texts[name] for name in KernelConfig._fields if name in texts}).check()
-    alone = (*_MACHINE_KEYS, *_LISTS, "display", "vnc", "metrics")
+    alone = (*_MACHINE_KEYS, *_LISTS, "display", "vnc", "metrics", "vsock")
     MachineConfig.from_options({name: options[name] for name in alone if name in options})

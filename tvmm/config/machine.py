@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.config.vnc import VncConfig
+    from tvmm.config.vsock import VsockConfig
 
 __all__ = ["ASSIST_CHOICES", "NAME_LIMIT", "OPTION_NAMES", "MachineConfig", "check_name"]
 
@@ -61,6 +62,7 @@ OPTION_NAMES = (
     "net",
     "device",
     "vnc",
+    "vsock",
     "display",
     "metrics",
     "reboot",
@@ -113,6 +115,7 @@ class MachineConfig(NamedTuple):
     inputs: tuple[InputConfig, ...] = ()
     balloons: tuple[BalloonConfig, ...] = ()
     metrics: MetricsConfig | None = None
+    vsocks: tuple[VsockConfig, ...] = ()
 
     @classmethod
     def parse(
@@ -133,6 +136,7 @@ class MachineConfig(NamedTuple):
         net: str | Sequence[str] = (),
         device: str | Sequence[str] = (),
         vnc: str = "none",
+        vsock: str = "",
         display: str = "",
         metrics: str = "none",
         reboot: str | bool = True,
@@ -167,7 +171,7 @@ class MachineConfig(NamedTuple):
             incoming=_incoming(incoming, tls, str(keys), pair, insecure),
             vnc=_vnc(vnc),
             metrics=_metrics(metrics),
-            **_hardware(disk, net, device, display or ()),
+            **_hardware(disk, net, device, display or (), vsock or ()),
         ).check()
 
     @classmethod
@@ -215,7 +219,7 @@ class MachineConfig(NamedTuple):
             self._check_metrics(self.metrics)
         if checked.display is not None:
             checked = checked._replace(display=checked.display.check())
-        if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs or self.balloons):
+        if not (self.disks or self.nets or self.consoles or self.rngs or self.inputs or self.balloons or self.vsocks):
             return checked
         from tvmm.config.virtio import check_virtio
 

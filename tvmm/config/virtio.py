@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
     from tvmm.config.serial import SerialConfig
+    from tvmm.config.vsock import VsockConfig
 
-    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig
+    Virtio = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig | VsockConfig
 
 __all__ = ["MAX_MMIO", "MAX_PCI", "check_virtio", "parse_hardware"]
 
@@ -33,7 +34,8 @@ MAX_PCI = 31
 
 
 def parse_hardware(
-    disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = (), display: Sequence[str] = ()
+    disk: Sequence[str] = (), net: Sequence[str] = (), device: Sequence[str] = (), display: Sequence[str] = (),
+    vsock: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fields of `MachineConfig`: the records of all values, ``--disk`` and ``--net`` before ``--device``.
 
@@ -42,7 +44,7 @@ def parse_hardware(
     fields: dict[str, Any] = {}
     screens = [*display, *(value for value in device if value.partition(",")[0] == "bochs-display")]
     device = [value for value in device if value not in screens]
-    if any(value.startswith("virt") for value in device):
+    if any(value.startswith(("virt", "vhost")) for value in device):
         from tvmm.config.virtio_types import parse_devices
 
         fields = parse_devices(device)._asdict()
@@ -58,6 +60,10 @@ def parse_hardware(
         from tvmm.config.net import parse_nets
 
         fields["nets"] = (*parse_nets(tuple(net)), *fields.get("nets", ()))
+    if vsock:
+        from tvmm.config.vsock import VsockConfig
+
+        fields["vsocks"] = (*map(VsockConfig.parse, vsock), *fields.get("vsocks", ()))
     if screens:
         from tvmm.config.display import DisplayConfig
 
@@ -79,16 +85,20 @@ def check_virtio(config: MachineConfig) -> MachineConfig:
         rngs=tuple(rng.check()._replace(id=rng.id or f"rng{at}") for at, rng in enumerate(config.rngs)),
         inputs=_name_inputs(config.inputs),
         balloons=tuple(one.check_machine(config)._replace(id=one.id or "balloon0") for one in config.balloons),
+        vsocks=tuple(vsock.check()._replace(id=vsock.id or f"vsock{at}") for at, vsock in enumerate(config.vsocks)),
     )
     everything: list[Virtio] = [
-        *checked.disks, *checked.nets, *checked.consoles, *checked.rngs, *checked.inputs, *checked.balloons
+        *checked.disks, *checked.nets, *checked.consoles, *checked.rngs, *checked.inputs, *checked.balloons,
+        *checked.vsocks,
     ]  # fmt: skip
     _check_once("devices have the id", (device.id for device in everything), "give each an id=NAME of its own")
     _check_places(everything, 1 if checked.display is not None else 0)
     _check_files(checked.disks)
     _check_nets(checked.nets)
+    if len(checked.vsocks) > 1:
+        raise ConfigError("a machine has one virtio-vsock at most", "guests have drivers for one: leave out the others")
     ports = [port.chardev for console in checked.consoles for port in console.ports]
-    _check_backends([config.serial, *ports], config.control)
+    _check_backends([config.serial, *ports], [config.control, *(vsock.path for vsock in checked.vsocks)])
     return checked
 
 
@@ -141,12 +151,12 @@ def _check_nets(nets: tuple[NetConfig, ...]) -> None:
     _check_once("nets have the MAC address", (net.mac.hex(":") for net in nets), "leave mac out for a free one")
 
 
-def _check_backends(backends: list[SerialConfig], control: str) -> None:
-    """A terminal, a path and a port belong to one serial line or console port; a path also to the control socket."""
+def _check_backends(backends: list[SerialConfig], others: list[str]) -> None:
+    """A terminal, a path and a port belong to one serial line or console port; paths also to the sockets `others`."""
     if sum(backend.kind == "stdio" for backend in backends) > 1:
         raise ConfigError("two of the serial line and the console ports want stdio", "give one of them pty or none")
-    paths = [control, *(backend.path for backend in backends), *(backend.link for backend in backends)]
-    _check_once("of control socket, serial line and console ports want the path", paths, "use different ones")
+    paths = [*others, *(backend.path for backend in backends), *(backend.link for backend in backends)]
+    _check_once("of control socket, vsock, serial line and console ports want the path", paths, "use different ones")
     _check_once(
         "of serial line and console ports listen at",
         (f"{backend.host}:{backend.port}" if backend.port else "" for backend in backends),

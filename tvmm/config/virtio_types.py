@@ -18,6 +18,7 @@ from tvmm.config.limits import with_limits
 from tvmm.config.net import NET_PROPERTIES, NetConfig
 from tvmm.config.properties import parse_device
 from tvmm.config.rng import RNG_PROPERTIES, RngConfig
+from tvmm.config.vsock import VSOCK_PROPERTIES, VsockConfig
 from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Hardware(NamedTuple):
     rngs: tuple[RngConfig, ...] = ()
     inputs: tuple[InputConfig, ...] = ()
     balloons: tuple[BalloonConfig, ...] = ()
+    vsocks: tuple[VsockConfig, ...] = ()
 
 
 class VirtioType(NamedTuple):
@@ -57,6 +59,7 @@ _DEVICES: tuple[tuple[str, str, str, str, tuple[Property, ...]], ...] = (
     ),
     ("virtio-rng", "virtio-rng", "rng", "source of random bytes", RNG_PROPERTIES),
     ("virtio-balloon", "virtio-balloon", "balloon", "memory that the guest lends to the host", BALLOON_PROPERTIES),
+    ("virtio-vsock", "vhost-vsock", "vsock", "sockets between guest and host; the same as --vsock", VSOCK_PROPERTIES),
     ("virtio-keyboard", "virtio-keyboard", "keyboard", "keyboard, for guests without PS/2", INPUT_PROPERTIES),
     ("virtio-tablet", "virtio-tablet", "tablet", "pointer that goes where the viewer's is", INPUT_PROPERTIES),
 )  # fmt: skip
@@ -93,6 +96,7 @@ def parse_devices(values: Sequence[str]) -> Hardware:
     rngs: list[RngConfig] = []
     inputs: list[InputConfig] = []
     balloons: list[BalloonConfig] = []
+    vsocks: list[VsockConfig] = []
     for text in values:
         known = VIRTIO_TYPES.get(text.partition(",")[0])
         if known is None:
@@ -107,6 +111,8 @@ def parse_devices(values: Sequence[str]) -> Hardware:
             rngs.append(RngConfig(**given).check())
         elif known.makes == "balloon":
             balloons.append(BalloonConfig(**given).check())
+        elif known.makes == "vsock":
+            vsocks.append(VsockConfig(**given).check())
         elif known.makes in ("keyboard", "tablet"):
             inputs.append(InputConfig(kind=known.makes, **given).check())
         elif known.makes == "console":
@@ -118,4 +124,6 @@ def parse_devices(values: Sequence[str]) -> Hardware:
         else:
             consoles[-1] = consoles[-1].with_port(PortConfig(**given))
     whole = tuple(console.check() for console in consoles)
-    return Hardware(tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs), tuple(inputs), tuple(balloons))
+    return Hardware(
+        tuple(devices), tuple(disks), tuple(nets), whole, tuple(rngs), tuple(inputs), tuple(balloons), tuple(vsocks)
+    )

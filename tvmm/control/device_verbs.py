@@ -37,6 +37,7 @@ KINDS = {
     "rng": (4, "virtio-rng"),
     "balloon": (5, "virtio-balloon"),
     "input": (18, "virtio-input"),
+    "vsock": (19, "vhost-vsock"),
 }
 """Virtio device id (virtio 1.3, 5) and QEMU's name, by `VirtioInfo.kind`."""
 

@@ -28,8 +28,10 @@ LOCK_POLL_SECONDS = 0.005
 
 
 @asynccontextmanager
-async def unix_listener(path: Path) -> AsyncIterator[trio.SocketListener]:
+async def unix_listener(path: Path, backlog: int = BACKLOG) -> AsyncIterator[trio.SocketListener]:
     """Listen at `path`, with mode 0600 from the first moment on; the file goes at the end.
+
+    `backlog`: clients that may wait to be accepted.
 
     A socket that nobody listens at any more is replaced. Raises `HostError` if somebody does, if something
     else is in the way or if the socket cannot be made, `UserError` if the path is too long.
@@ -39,7 +41,7 @@ async def unix_listener(path: Path) -> AsyncIterator[trio.SocketListener]:
     try:
         async with _directory_lock(path):
             _clear(path)
-            _bind(listening, path)
+            _bind(listening, path, backlog)
         created = os.lstat(path)
         listening.setblocking(False)
         try:
@@ -103,7 +105,7 @@ def _clear(path: Path) -> None:
         os.unlink(path)
 
 
-def _bind(listening: socket.socket, path: Path) -> None:
+def _bind(listening: socket.socket, path: Path, backlog: int) -> None:
     """Create the socket's file and listen.
 
     The file gets the mode of the descriptor (unix_bind() in Linux), so it is set there first: a chmod of the
@@ -112,7 +114,7 @@ def _bind(listening: socket.socket, path: Path) -> None:
     with _translated(path):
         os.fchmod(listening.fileno(), stat.S_IRUSR | stat.S_IWUSR)
         listening.bind(str(path))
-        listening.listen(BACKLOG)
+        listening.listen(backlog)
 
 
 def _in_use(path: Path) -> HostError:

@@ -137,7 +137,14 @@ class MachineTarget:
             "unclaimed-port-writes": machine.board.ports.unclaimed_writes,
             "unclaimed-mmio-reads": machine.board.mmio.unclaimed_reads,
             "unclaimed-mmio-writes": machine.board.mmio.unclaimed_writes,
+            **_vsock(machine),
         }
+
+
+def _vsock(machine: Machine) -> dict[str, Json]:
+    """Where programs reach the guest's ports, if they do."""
+    devices = machine.board.devices
+    return {"vsock": devices.vsock.info()} if devices is not None and devices.vsock is not None else {}
 
 
 async def serve_machine(

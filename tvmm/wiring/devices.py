@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tvmm.config.input import InputConfig
     from tvmm.config.net import NetConfig
     from tvmm.config.rng import RngConfig
+    from tvmm.config.vsock import VsockConfig
     from tvmm.metrics.model import Sample
     from tvmm.virtio.device import VirtioDevice
     from tvmm.virtio.runner.input import InputRunner
@@ -34,14 +35,15 @@ if TYPE_CHECKING:
     from tvmm.wiring.display import Display
     from tvmm.wiring.pci_bus import PciBus
     from tvmm.wiring.view import DiskPart, NetPart
+    from tvmm.wiring.vsock import VsockPart
 
-    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig
+    DeviceOptions = DiskConfig | NetConfig | ConsoleConfig | RngConfig | InputConfig | BalloonConfig | VsockConfig
 
 __all__ = ["Devices", "make_devices"]
 
 
 class Devices:
-    """Slots in the order of the command line: disks, networks, consoles, sources of entropy, input, a balloon.
+    """Slots in the order of the command line: disks, networks, consoles, sources of entropy, input, a balloon, sockets.
 
     `bus` is None without PCI.
 
@@ -59,6 +61,7 @@ class Devices:
         self.measures: dict[str, Callable[[], Iterable[Sample]]] = {}
         """By device: what it counts beyond what every virtio device does, under names of `tvmm.metrics.catalog`."""
         self.balloon: BalloonPart | None = None
+        self.vsock: VsockPart | None = None
         self.on_warning: Callable[[str], None] = lambda message: None
         """Called from any thread with a line for the user."""
         self.on_event: Callable[[str, dict[str, object], str], None] = lambda name, data, reason: None
@@ -216,6 +219,10 @@ def make_devices(board: Board, reset_control: Device, stack: ExitStack) -> Devic
             from tvmm.wiring.balloon import make_balloon
 
             make_balloon(devices, board, wanted)
+        for vsock in config.vsocks:
+            from tvmm.wiring.vsock import make_vsock
+
+            make_vsock(devices, vsock)
     except OSError as error:
         raise HostError(f"KVM or the host refuses a device: {error.strerror or error}") from error
     return devices

@@ -168,6 +168,8 @@ class LeavingMachine(_MovingMachine):
         self._ended = True
         machine = self._machine
         machine.farewell = Outcome("migrated", STATUS_MIGRATED, peer)
+        if self._board.devices is not None and self._board.devices.vsock is not None:
+            self._board.devices.vsock.leave()
         relaying: Relaying | None = None
         if machine.relayed is not None or machine.viewers is not None:
             from tvmm.wiring.relaying import Relaying

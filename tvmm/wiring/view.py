@@ -68,7 +68,15 @@ class DeviceView:
     def virtio(self) -> Sequence[VirtioInfo]:
         """Every device with its queues, as they are now."""
         with self._devices.host.bus_lock:
-            return [_describe(slot) for slot in self._devices.slots]
+            found = [_describe(slot) for slot in self._devices.slots]
+        vsock = self._devices.vsock
+        if vsock is None:
+            return found
+        counted = vsock.counters()
+        return [
+            device._replace(counters={**device.counters, **counted}) if device.name == vsock.id else device
+            for device in found
+        ]
 
     def disks(self) -> Sequence[DiskInfo]:
         """The disks."""
