@@ -8,7 +8,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("shim.c", "dirty.c", "vring.c", "vring_used.c", "serve.c", "histogram.c", "resident.c", "limit.c", "prompt.c"),
+    *("shim.c", "dirty.c", "vring.c", "vring_used.c", "serve.c", "histogram.c", "limit.c", "prompt.c"),
     *("blk_limit.c", "net_limit.c"),
     *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c", "blk_kept.c"),
     *("nbd_link.c", "nbd_wire.c", "nbd_reply.c", "blk_nbd.c"),

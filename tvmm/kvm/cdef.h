@@ -315,9 +315,6 @@ struct tvmm_histogram { uint64_t sum_ns; uint64_t counts[...]; ...; };
 extern int tvmm_timing;
 void tvmm_histogram_count(struct tvmm_histogram *histogram, uint64_t ns);
 
-/* resident.h */
-uint64_t tvmm_resident(uint8_t *start, uint64_t length);
-
 struct tvmm_spin { uint64_t max_ns, window_ns, hits, sleeps; };
 int tvmm_waker_open(struct tvmm_waker *waker);
 void tvmm_waker_close(struct tvmm_waker *waker);

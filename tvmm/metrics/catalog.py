@@ -78,6 +78,11 @@ _ALL = (
     _counter("tvmm_blk_buffered_calls_total", "System calls that O_DIRECT was not possible for.", *_QUEUE),
     _counter("tvmm_blk_stable_writes_total", "Writes that had to be stable when they completed.", *_QUEUE),
     _counter("tvmm_blk_system_calls_total", "System calls, by whatever engine.", *_QUEUE),
+    # Limits (--disk and --net with bps, iops and their like), and balloons.
+    _counter("tvmm_limit_waits_total", "Times a queue had to wait for the limits of its device.", "device"),
+    _gauge("tvmm_balloon_target_bytes", "Memory that the guest is to have.", "device", unit="bytes"),
+    _gauge("tvmm_balloon_actual_bytes", "Memory that the guest has, as its driver says.", "device", unit="bytes"),
+    _counter("tvmm_balloon_pages_total", "Pages of 4 KiB, by what became of them.", "device", "event"),
     # Networks.
     _gauge("tvmm_net_link_up", "1 with the cable in, else 0.", "device"),
     _counter("tvmm_net_frames_total", "Frames that went through.", *_PAIR),

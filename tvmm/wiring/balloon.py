@@ -12,6 +12,7 @@ from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.virtio.balloon import PAGE_BYTES, STATS, Balloon, BalloonSettings
 from tvmm.virtio.runner.balloon import BalloonRunner
 from tvmm.virtio.runner.balloon_memory import BalloonMemory
+from tvmm.wiring.measures import balloon_samples
 from tvmm.wiring.ring import ring_features
 
 if TYPE_CHECKING:
@@ -86,4 +87,5 @@ def make_balloon(devices: Devices, board: Board, options: BalloonConfig) -> None
     runner.set_interval(options.interval_s)
     slot.connect(runner)
     part = devices.balloon = BalloonPart(options.id, runner, ram)
+    devices.measures[options.id] = lambda: balloon_samples(part.info())
     runner.on_change = lambda: devices.on_event("BALLOON_CHANGE", {"actual": part.info().actual}, "")

@@ -1,4 +1,4 @@
-"""What disks and networks count, as samples: their makers put these functions into `Devices.measures`.
+"""What disks, networks and balloons count, as samples: their makers put these functions into `Devices.measures`.
 
 A device of another kind does the same: a row in `tvmm.metrics.catalog`, a function like these, and one line in its
 maker.
@@ -14,12 +14,13 @@ from tvmm.metrics.model import Sample
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tvmm.control.balloon_target import BalloonInfo
     from tvmm.kvm.blk import BlkCounters
     from tvmm.kvm.net import NetCounters
     from tvmm.virtio.runner.blk import BlkRunner
     from tvmm.virtio.runner.net import NetRunner
 
-__all__ = ["disk_samples", "net_samples"]
+__all__ = ["balloon_samples", "disk_samples", "net_samples"]
 
 _REQUESTS = {
     "read": ("reads", "read_errors"),
@@ -67,6 +68,7 @@ def disk_samples(device: str, runner: BlkRunner) -> Iterator[Sample]:
     found = runner.info()
     yield Sample(metric("tvmm_blk_size_bytes"), (device,), found.size)
     yield Sample(metric("tvmm_blk_stopped"), (device,), int(bool(found.stopped)))
+    yield Sample(metric("tvmm_limit_waits_total"), (device,), runner.limit_waits)
     for index, (counted, times) in enumerate(zip(found.queues, runner.latencies(), strict=True)):
         where = (device, str(index))
         yield from _queue_samples(where, counted)
@@ -88,6 +90,7 @@ def net_samples(device: str, runner: NetRunner) -> Iterator[Sample]:
     """Of the network device `device`, by pair of queues and direction. From any thread."""
     found = runner.info()
     yield Sample(metric("tvmm_net_link_up"), (device,), int(found.link_up))
+    yield Sample(metric("tvmm_limit_waits_total"), (device,), runner.limit_waits)
     for index, (counted, spin, turns) in enumerate(zip(found.counters, found.spins, runner.turns(), strict=True)):
         where = (device, str(index))
         yield from _pair_samples(where, counted)
@@ -109,3 +112,11 @@ def _pair_samples(where: tuple[str, str], counted: NetCounters) -> Iterator[Samp
             yield Sample(metric("tvmm_net_dropped_frames_total"), (*where, direction, reason), getattr(counted, field))
     yield Sample(metric("tvmm_net_held_frames_total"), where, counted.rx_held)
     yield Sample(metric("tvmm_net_full_total"), where, counted.tx_waits)
+
+
+def balloon_samples(info: BalloonInfo) -> Iterator[Sample]:
+    """Of a balloon that has told this."""
+    yield Sample(metric("tvmm_balloon_target_bytes"), (info.id,), info.target)
+    yield Sample(metric("tvmm_balloon_actual_bytes"), (info.id,), info.actual)
+    for event, count in info.counters.items():
+        yield Sample(metric("tvmm_balloon_pages_total"), (info.id, event), count)

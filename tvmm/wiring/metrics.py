@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm import __version__
-from tvmm.kvm.resident import resident_bytes
+from tvmm.kvm.discard import resident_bytes
+from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.metrics.catalog import metric
 from tvmm.metrics.model import Reading, Sample
 from tvmm.vcpu.exits import EXIT_NAMES
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from tvmm.board import Board
     from tvmm.machine import Machine
-    from tvmm.memory.ram import RamBlock
     from tvmm.vcpu.thread import Vcpu
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
@@ -33,8 +33,6 @@ __all__ = ["MachineMetrics"]
 
 RESIDENT_SHARE = 0.01
 """Share of the time that may go into finding out what part of RAM is resident: it takes milliseconds per gigabyte."""
-
-MAIN_BLOCK = "pc.ram"
 
 LAST_REASON = 63
 """Exits of this reason and of those above are counted as one."""
@@ -63,8 +61,8 @@ class MachineMetrics:
         async with self._measuring:
             if trio.current_time() >= self._resident_due:
                 began = time.perf_counter()
-                block: RamBlock = self._machine.board.ram.blocks[MAIN_BLOCK]
-                self._resident = await trio.to_thread.run_sync(resident_bytes, block.map)
+                block = self._machine.board.ram.blocks[MAIN_BLOCK]
+                self._resident = await trio.to_thread.run_sync(resident_bytes, block)
                 self._resident_due = trio.current_time() + (time.perf_counter() - began) / RESIDENT_SHARE
         return self._resident
 

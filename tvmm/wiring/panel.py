@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmm.virtio.runner.net import NetRunner
 from tvmm.vnc.web_panel import Figures, Move
+from tvmm.wiring.proc import thread_times
 
 if TYPE_CHECKING:
     from tvmm.machine import Machine
 
 __all__ = ["figures"]
-
-TICKS_PER_SECOND = 100
-"""USER_HZ of x86 Linux, in which /proc counts (proc(5))."""
-
 
 def figures(machine: Machine) -> Figures:
     """As they are now. Reads a file of /proc for each vCPU."""
@@ -29,7 +25,7 @@ def figures(machine: Machine) -> Figures:
     return Figures(
         machine.name,
         machine.run_state(),
-        vcpu_seconds=tuple(_seconds(vcpu.native_id) for vcpu in machine.vcpus),
+        vcpu_seconds=tuple(sum(thread_times(vcpu.native_id)) for vcpu in machine.vcpus),
         disks={disk.id: (disk.rd_bytes, disk.wr_bytes) for disk in devices.disks()} if devices else {},
         nets=_nets(machine),
         viewers=sum(len(server.clients) for server in servers),
@@ -45,14 +41,3 @@ def _nets(machine: Machine) -> dict[str, tuple[int, int]]:
             counted = slot.runner.info().counters
             found[slot.name] = sum(pair.rx_bytes for pair in counted), sum(pair.tx_bytes for pair in counted)
     return found
-
-
-def _seconds(thread: int | None) -> float:
-    """CPU time of a thread of this process; 0 if there is none."""
-    try:
-        text = Path(f"/proc/self/task/{thread}/stat").read_text()
-    except OSError:
-        return 0.0
-    # Behind the name, which may have anything in it: utime and stime are fields 14 and 15.
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
