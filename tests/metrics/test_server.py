@@ -18,6 +18,7 @@ from tvmm.metrics.server import (
     MAX_REQUEST,
     REPLY_SECONDS,
     REQUEST_SECONDS,
+    REST_FACTOR,
     MetricsServer,
 )
 
@@ -30,12 +31,14 @@ class Endpoint:
     def __init__(self, nursery: trio.Nursery, body: bytes = b"") -> None:
         self.server = MetricsServer(Rules(), self._expose)
         self.made = 0
+        self.seconds = 0.0
+        """What it takes to make one."""
         self._body = body
         self._nursery = nursery
 
     async def _expose(self, accept: str) -> tuple[bytes, str]:
         self.made += 1
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.seconds)
         return self._body or f"made {self.made} for {accept!r}\n".encode(), "text/plain"
 
     def connect(self) -> trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]:
@@ -184,6 +187,20 @@ async def test_clients_cannot_make_it_work_more(autojump_clock: trio.testing.Moc
             for _ in range(MAX_CONNECTIONS):
                 nursery.start_soon(answer, one.connect(), GET)
         assert one.made == 1
+
+
+async def test_many_forms_do_not_make_it_work_more(autojump_clock: trio.testing.MockClock) -> None:
+    """A client that asks for a form of its own each time waits while the machine rests."""
+    async with trio.open_nursery() as nursery:
+        one = Endpoint(nursery)
+        one.seconds = 1.0
+        stream = one.connect()
+        started = trio.current_time()
+        for number in range(5):
+            wanted = GET.replace(b"\r\n\r\n", b"\r\nAccept: text/%d\r\n\r\n" % number)
+            assert (await answer(stream, wanted))[0] == b"HTTP/1.1 200 "
+        assert trio.current_time() - started == pytest.approx(5 + 4 * REST_FACTOR)
+        nursery.cancel_scope.cancel()
 
 
 async def test_cancelled_with_clients() -> None:

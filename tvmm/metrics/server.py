@@ -3,7 +3,8 @@
 h11 reads requests, the rules (`http_rules`) say what is answered, `read` gives the numbers and `expose` their text.
 
 The peer is anybody who reaches it: a request has to be whole within `REQUEST_SECONDS` and `MAX_REQUEST` bytes, there
-are no more than `MAX_CONNECTIONS` at once, and however often they ask, the numbers are read once in `FRESH_SECONDS`.
+are no more than `MAX_CONNECTIONS` at once, and however often they ask, and for however many forms of it, pages are made
+one after the other with a rest after each.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ CLOSE_SECONDS = 2.0
 FRESH_SECONDS = 0.1
 """For which numbers that were read are told to everybody who asks."""
 
+REST_FACTOR = 4.0
+"""How much longer than it took to make a page none is made: at most a fifth of the time goes into that."""
+
 READ_SIZE = 4096
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
@@ -55,7 +59,8 @@ class MetricsServer:
         self._rules = rules
         self._expose = expose
         self._pages: dict[str, tuple[float, bytes, str]] = {}
-        self._reading = trio.Lock()
+        self._making = trio.Lock()
+        self._rested_at = float("-inf")
         self.connections = 0
 
     async def run(
@@ -105,13 +110,17 @@ class MetricsServer:
 
     async def _page(self, page: Page) -> Reply:
         """The numbers, as they were not longer than `FRESH_SECONDS` ago."""
-        async with self._reading:
+        async with self._making:
             now = trio.current_time()
             self._pages = {accept: made for accept, made in self._pages.items() if now - made[0] < FRESH_SECONDS}
             if page.accept not in self._pages:
+                await trio.sleep_until(self._rested_at)
+                began = trio.current_time()
                 body, media_type = await self._expose(page.accept)
                 if len(self._pages) < MAX_CONNECTIONS:
-                    self._pages[page.accept] = now, body, media_type
+                    self._pages[page.accept] = began, body, media_type
+                now = trio.current_time()
+                self._rested_at = now + REST_FACTOR * (now - began)
             else:
                 _, body, media_type = self._pages[page.accept]
         headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-store")]
