@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.nbd.test_connect import server_context
 from tests.support.nbd_programs import PROGRAMS, real_server
 from tests.support.nbd_server import ALL_FLAGS, Facts, FakeNbdServer, serving_nbd
+from tests.vnc.certificates import make_certificate
 from tests.wiring.guests import GuestShell, guest
 from tvmm import Machine, MachineConfig
 from tvmm.errors import ImageError, UserError
@@ -296,3 +298,18 @@ async def test_real_servers_killed_in_the_middle(tmp_path: Path, program: str) -
         assert re.search(r"[^0-9]0 failed", text)
         assert "is lost" in await lines.wait(1)
         assert "connected again" in await lines.wait(2)
+
+
+async def test_tls_that_is_lost_and_made_again(tmp_path: Path) -> None:
+    """The pump carries a guest's requests, and the next connection has one too."""
+    certificate = make_certificate(tmp_path)
+    context = server_context(certificate)
+    facts = Facts({"": bytearray(64 * MIB)}, tls="required")
+    options = export_at(tmp_path / "s", "tls=on", "tls_hostname=localhost", f"tls_ca={certificate.authority}")
+    async with serving_nbd(tmp_path / "s", facts, context) as server, guest(disk=options) as shell:
+        lines = Lines(shell)
+        await drop_while_writing(shell, server)
+        assert " 0 failed requests" in await shell.prompt()
+        assert "8192 blocks, 0 errors, 0 unreadable" in await shell.ask("blkcheck 0 32 9")
+        assert "connected again" in await lines.wait(2)
+        assert all(half.secure for half in server.halves if "GO" in half.seen)

@@ -28,6 +28,7 @@ _EXAMPLES = """\
   tvmm run --kernel vmlinuz --append "root=/dev/vda" --disk root.img,cache=none --net tap,br=br0
   tvmm run --disk a.img,readonly=on --disk b.img,transport=mmio,serial=SN1 --device virtio-rng
   tvmm run --kernel vmlinuz --net user,hostfwd=tcp:127.0.0.1:2222-:22   port 2222 leads to the guest's 22
+  tvmm run --disk nbd://storage/root --disk data.qcow2   a server's export; an image for qemu-nbd
   tvmm run --net tap,ip=10.0.2.1/24 --device virtio-console,chardev=unix=/tmp/hvc0
   tvmm run --serial file=boot.log,append=on --device isa-debug-exit
   tvmm run --config web.toml --memory 2G        the file's machine, with other memory
