@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.kvm.lane_rig import Ram
 from tvmm.kvm.calls import ffi, lib
+from tvmm.kvm.discard import resident_bytes
 from tvmm.kvm.pages import PAGE, PageBitmap, RamPages, ram_hash
 from tvmm.kvm.serve import Waker
 from tvmm.memory.ram import RamBlock
@@ -116,3 +117,18 @@ def test_populate_allocates_all_of_it() -> None:
         ram.close()
         block.close()
         waker.close()
+
+
+@pytest.mark.parametrize("holes", [(), (0,), (1,), (3,), (0, 1, 2, 3), (1, 3)])
+def test_hash_leaves_holes_alone(holes: tuple[int, ...]) -> None:
+    """What was never written, or was given back, counts as zeros and stays away."""
+    block = RamBlock("x", 4 * PAGE)
+    try:
+        for page in set(range(4)) - set(holes):
+            block.view[page * PAGE : page * PAGE + 4] = b"data"
+        assert resident_bytes(block) == (4 - len(holes)) * PAGE
+        expected = hashlib.sha256(b"".join((b"" if page in holes else b"data").ljust(PAGE, b"\0") for page in range(4)))
+        assert ram_hash(block.view, None, block.fd) == expected.digest()
+        assert resident_bytes(block) == (4 - len(holes)) * PAGE
+    finally:
+        block.close()

@@ -20,6 +20,7 @@ from tests.migration.rig import Group
 from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
+from tvmm.kvm.pages import PAGE
 from tvmm.migration import commit, incoming, outgoing, pairing, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
@@ -135,6 +136,19 @@ async def test_a_guest_moves(world: World, tmp_path: Path) -> None:
         assert status.downtime_parts is not None
         assert min(status.downtime_parts) >= 0
         assert sum(status.downtime_parts) == pytest.approx(status.downtime_ms)
+
+
+async def test_free_pages_are_spared(world: World, tmp_path: Path) -> None:
+    """The guest is asked before the first page is sent, stopped before the first look, and told of the end."""
+    world.source.free = [(300, 100)]
+    for page in range(300, 400):
+        world.source.ram.write(page * PAGE, bytes(PAGE))
+    async with connected(world, tmp_path) as ends:
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        check_one_guest(world, ends)
+        assert ends.out.status.ram.spared == world.source.spared == 100
+        assert world.source.hints[:2] == ["begin", "stop"]
+        assert world.source.hints[-2:] == ["end", "end"]
 
 
 async def test_rehearsed_before_anybody_is_let_in(world: World, tmp_path: Path) -> None:

@@ -122,6 +122,15 @@ class Tracker:
         bitmap.mark("pc.ram", 0, max(count, 1))
         return count
 
+    def spare(self, bitmap: PageBitmap, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
+        """As if none of them had been written."""
+        told = [page for first, count in runs for page in range(first, first + count)]
+        spared = [page for page in told if bitmap.test(block_name, page)]
+        words = bitmap.words(block_name)
+        for page in spared:
+            words[page // 64] &= ~(1 << page % 64)
+        return len(spared)
+
     def vcpu_counts(self) -> list[int]:
         """Not known."""
         return []
@@ -136,6 +145,10 @@ class Leaving(Side):
         super().__init__(world)
         self.moved_to = ""
         self.kept_paused = False
+        self.hints: list[str] = []
+        self.free: list[tuple[int, int]] = []
+        """Told of when hints are asked for."""
+        self.spared = 0
         self.viewers = 0
         self.open_screen: Callable[[], Awaitable[trio.abc.Stream]]
         self.busy_pages = 200
@@ -187,6 +200,19 @@ class Leaving(Side):
         if self.fail_save:
             raise ImageError("the host's disk is broken")
         return (Section("serial0", 1, 1, b"state"),)
+
+    def begin_hints(self, spare: Callable[[str, Sequence[tuple[int, int]]], int]) -> None:
+        """All at once."""
+        self.hints.append("begin")
+        self.spared = spare("pc.ram", self.free) if self.free else 0
+
+    def stop_hints(self) -> None:
+        """Remembered."""
+        self.hints.append("stop")
+
+    def end_hints(self) -> None:
+        """Remembered."""
+        self.hints.append("end")
 
     def throttle(self, percent: int) -> None:
         """Remembered."""

@@ -542,7 +542,7 @@ int tvmm_nbd_link_flush(struct tvmm_nbd_link *link);
 /* pages.h */
 #define TVMM_PAGE ...
 #define TVMM_PAGE_KEY ...
-struct tvmm_page_block { uint8_t *base; uint64_t pages; uint64_t *written; };
+struct tvmm_page_block { uint8_t *base; uint64_t pages; uint64_t *written; int32_t fd; };
 struct tvmm_ram_pages { uint32_t count; struct tvmm_page_block blocks[]; };
 struct tvmm_bitmap_block { uint64_t pages; uint64_t *words; };
 struct tvmm_bitmap { uint32_t count; struct tvmm_bitmap_block blocks[]; };
@@ -564,6 +564,9 @@ struct tvmm_dirty_log {
     struct tvmm_log_slot slots[];
 };
 int64_t tvmm_log_sync(struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap);
+int tvmm_log_peek(struct tvmm_dirty_log *log);
+uint64_t tvmm_log_spare(const struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap, uint32_t block, uint64_t first,
+                        uint64_t pages, const uint64_t *devices);
 int tvmm_log_clear(struct tvmm_dirty_log *log, uint32_t block, uint64_t first, uint64_t pages, const uint64_t *words);
 struct tvmm_ring { uint64_t count; ...; };
 struct tvmm_rings { uint64_t full_exits, strays; uint32_t overflowed, count; struct tvmm_ring rings[]; ...; };

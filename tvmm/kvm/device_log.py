@@ -95,6 +95,10 @@ class DeviceLog:
         if self.raw.on:
             lib.tvmm_device_log_mark(self.raw, start, length)
 
+    def pending_words(self, block_name: str) -> Any:
+        """The marks of a block that were not taken yet, as a ``uint64_t *`` of cffi to look at; NULL before `start`."""
+        return self.raw.blocks[self._index_of[block_name]].words
+
     def merge_into(self, block_name: str, words: Any) -> int:
         """Take the marks of a block and set their bits in `words` too; how many marks there were.
 

@@ -45,6 +45,47 @@ int64_t tvmm_log_sync(struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap)
     return (int64_t)added;
 }
 
+/* Look at what was written since the log began, and leave it there: 0 or -errno. For a log with manual protection, whose
+ * bits were all clear when it began. */
+int tvmm_log_peek(struct tvmm_dirty_log *log)
+{
+    if (!log->manual)
+        return -EOPNOTSUPP;
+    for (uint32_t index = 0; index < log->count; index++) {
+        const struct tvmm_log_slot *slot = &log->slots[index];
+        struct kvm_dirty_log request = {.slot = slot->slot, .dirty_bitmap = slot->scratch};
+        if (ioctl(log->vm_fd, KVM_GET_DIRTY_LOG, &request) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+/* Pages that are free need not be sent: clear the bits of `pages` pages from `first` of `block`, but for those that were
+ * written before the last peek, by a vCPU or by a device (`devices`, a bit for each page of the block, or NULL). Who
+ * writes to one of the others later is found by the next sync. How many bits were cleared. */
+uint64_t tvmm_log_spare(const struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap, uint32_t block, uint64_t first,
+                        uint64_t pages, const uint64_t *devices)
+{
+    uint64_t *words = bitmap->blocks[block].words, spared = 0;
+    for (uint32_t index = 0; index < log->count; index++) {
+        const struct tvmm_log_slot *slot = &log->slots[index];
+        if (slot->block != block)
+            continue;
+        uint64_t from = slot->first > first ? slot->first : first, end = first + pages;
+        if (end > slot->first + slot->pages)
+            end = slot->first + slot->pages;
+        for (uint64_t page = from; page < end; page++) {
+            uint64_t own = page - slot->first, bit = 1ull << page % 64;
+            if (slot->scratch[own / 64] >> own % 64 & 1)
+                continue;
+            if (devices && __atomic_load_n(&devices[page / 64], __ATOMIC_ACQUIRE) & bit)
+                continue;
+            spared += (__atomic_fetch_and(&words[page / 64], ~bit, __ATOMIC_ACQ_REL) & bit) != 0;
+        }
+    }
+    return spared;
+}
+
 /* 64 bits from `at` on, which may start before the first of `pages` and end behind the last: those are 0. */
 static uint64_t bits_at(const uint64_t *words, uint64_t pages, int64_t at)
 {

@@ -29,6 +29,9 @@ struct tvmm_dirty_log {
 };
 
 int64_t tvmm_log_sync(struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap);
+int tvmm_log_peek(struct tvmm_dirty_log *log);
+uint64_t tvmm_log_spare(const struct tvmm_dirty_log *log, struct tvmm_bitmap *bitmap, uint32_t block, uint64_t first,
+                        uint64_t pages, const uint64_t *devices);
 int tvmm_log_clear(struct tvmm_dirty_log *log, uint32_t block, uint64_t first, uint64_t pages, const uint64_t *words);
 
 /* One vCPU's ring as it is mapped. `count` is of all entries so far. */

@@ -53,6 +53,9 @@ class DeviceWrites(Protocol):
     def merge_into(self, block_name: str, words: Any) -> object:
         """Take the marks of a block and OR them into `words`, a ``uint64_t *`` of cffi with a bit for each page."""
 
+    def pending_words(self, block_name: str) -> Any:
+        """Those of a block that were not taken, to look at, as such a pointer; it may be NULL."""
+
 
 class DirtyTracker(Protocol):
     """Says what was written. One thread at a time."""
@@ -69,6 +72,13 @@ class DirtyTracker(Protocol):
 
     def sync(self, bitmap: PageBitmap) -> int:
         """OR into `bitmap` what was written since the last look. How many bits are new. Raises `OSError`."""
+
+    def spare(self, bitmap: PageBitmap, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
+        """The pages of these runs, (first, count), are free: clear their bits, but for those that were written since
+        `start`. How many were cleared; 0 if it is not known what was written. Raises `OSError`.
+
+        Between `start` and the first `sync`, while lanes are at work. What is written later is found by `sync`.
+        """
 
     def vcpu_counts(self) -> list[int]:
         """Pages that each vCPU dirtied since the last call; empty if that is not known."""
@@ -113,6 +123,10 @@ class _Tracker:
         if self._devices is not None:
             self._devices.stop()
 
+    def spare(self, bitmap: PageBitmap, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
+        """See `DirtyTracker`. None."""
+        return 0
+
     def _check(self, bitmap: PageBitmap) -> None:
         if (bitmap.names, bitmap.pages) != (self._names, self._pages):
             raise ValueError(f"a bitmap of {', '.join(bitmap.names)} for RAM of {', '.join(self._names)}")
@@ -130,16 +144,27 @@ class _Tracker:
 class KvmBitmapTracker(_Tracker):
     """KVM's dirty bitmap."""
 
-    def __init__(self, vm: Vm, ram: MappedRam, devices: DeviceWrites | None = None, *, manual: bool = True) -> None:
-        """Without `manual`, KVM protects pages in `sync`."""
+    def __init__(
+        self,
+        vm: Vm,
+        ram: MappedRam,
+        devices: DeviceWrites | None = None,
+        *,
+        manual: bool = True,
+        exact: bool = False,
+    ) -> None:
+        """Without `manual`, KVM protects pages in `sync`. `exact`: from `start` on it is known what was written, for
+        `spare`; KVM protects all pages at once for that.
+        """
         super().__init__(vm, ram, devices)
         self._manual = manual
+        self._exact = exact
         self._raw: Any = None
         self._scratch: list[Any] = []
 
     def start(self) -> None:
         """See `DirtyTracker`."""
-        manual = self._vm.protect_manually(on=self._manual)
+        manual = self._vm.protect_manually(on=self._manual, all_set=not self._exact)
         table, self._scratch = log_slot_table(self._slots)
         self._raw = ffi.new(
             "struct tvmm_dirty_log *",
@@ -165,6 +190,22 @@ class KvmBitmapTracker(_Tracker):
         if added < 0:
             raise OSError(-added, f"KVM_GET_DIRTY_LOG: {os.strerror(-added)}")
         return added + self._merge_devices(bitmap)
+
+    def spare(self, bitmap: PageBitmap, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
+        """See `DirtyTracker`."""
+        self._check(bitmap)
+        if not self._exact or not self._raw.manual:
+            return 0
+        error = int(lib.tvmm_log_peek(self._raw))
+        if error:
+            raise OSError(-error, f"KVM_GET_DIRTY_LOG: {os.strerror(-error)}")
+        block = self._names.index(block_name)
+        marks = self._devices.pending_words(block_name) if self._devices is not None else ffi.NULL
+        return sum(
+            int(lib.tvmm_log_spare(self._raw, bitmap.raw, block, first, min(count, self._pages[block] - first), marks))
+            for first, count in runs
+            if 0 <= first < self._pages[block]
+        )
 
     def vcpu_counts(self) -> list[int]:
         """Not known."""
@@ -300,14 +341,20 @@ class _WithVram:
         if block_name == self._vram.block.name:
             self._vram.merge_into(words)
 
+    def pending_words(self, block_name: str) -> Any:
+        """See `DeviceWrites`: not those of the video memory, of which nothing is ever free."""
+        return self._devices.pending_words(block_name) if self._devices is not None else ffi.NULL
+
 
 def with_vram(devices: DeviceWrites | None, vram: VramMemory) -> DeviceWrites:
     """`devices`, and what anybody writes to `vram`."""
     return _WithVram(devices, vram)
 
 
-def make_tracker(board: Board, devices: DeviceWrites | None = None) -> DirtyTracker:
-    """The rings if the machine has them, else the bitmap; with its video memory if it has one."""
+def make_tracker(board: Board, devices: DeviceWrites | None = None, *, exact: bool = False) -> DirtyTracker:
+    """The rings if the machine has them, else the bitmap; with its video memory if it has one. `exact`: `spare` is to
+    be used, which rings do not know.
+    """
     moving: list[tuple[int, str]] = []
     if board.devices is not None and board.devices.display is not None:
         vram = board.devices.display.vram
@@ -315,4 +362,4 @@ def make_tracker(board: Board, devices: DeviceWrites | None = None) -> DirtyTrac
         moving.append((vram.slot, vram.block.name))
     if board.rings is not None:
         return KvmRingTracker(board.rings, board.vm, board.ram, devices, moving)
-    return KvmBitmapTracker(board.vm, board.ram, devices)
+    return KvmBitmapTracker(board.vm, board.ram, devices, exact=exact)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define BURST_NS 5000000u      /* bandwidth that was not used can be made up for so long */
 #define PACE_NS 10000000u      /* a limited lane sends no more at once than fits in so long */
@@ -94,10 +95,39 @@ static int next_chunk(struct tvmm_lane *lane)
         lane->word = 0;
         lane->word_count = words;
         lane->have_chunk = 1;
+        lane->hole_end = 0;
         /* Before the first of the pages is looked at: see lanes.h. */
         int error = group->log ? tvmm_log_clear(group->log, block, first, pages, lane->words) : 0;
         return error < 0 ? error : 1;
     }
+}
+
+/* Whether a page of the chunk was never written, or was given back: to read it through the mapping would have the host
+ * allocate it. What was found out before this chunk's pages were protected again is of no use: it may have been written. */
+static int is_hole(struct tvmm_lane *lane, uint64_t page)
+{
+    const struct tvmm_page_block *block = &lane->group->ram->blocks[lane->block];
+    if (block->fd < 0 || (lane->block == lane->data_block && page >= lane->data_first && page < lane->data_end))
+        return 0;
+    if (page < lane->hole_end)
+        return 1;
+    off_t at = (off_t)(page * TVMM_PAGE), data = lseek(block->fd, at, SEEK_DATA);
+    if (data < 0 && errno != ENXIO)
+        return 0;
+    if (data < 0 || data >= at + (off_t)TVMM_PAGE) {
+        lane->hole_end = data < 0 ? block->pages : (uint64_t)data / TVMM_PAGE;
+        return 1;
+    }
+    off_t hole = lseek(block->fd, at, SEEK_HOLE);
+    lane->data_block = lane->block;
+    lane->data_first = page;
+    lane->data_end = hole > at ? (uint64_t)hole / TVMM_PAGE : page + 1;
+    return 0;
+}
+
+static int is_zero(struct tvmm_lane *lane, uint64_t page, const uint8_t *from)
+{
+    return is_hole(lane, page) || tvmm_page_is_zero(from);
 }
 
 static uint64_t *hash_of(const struct tvmm_lane_group *group, uint32_t block, uint32_t page)
@@ -113,7 +143,7 @@ static void look_hashed(struct tvmm_lane *lane, uint32_t page, const uint8_t *fr
 {
     uint64_t *known = hash_of(lane->group, lane->batch_block, page), before = *known;
     uint8_t *copy = lane->copies + (size_t)TVMM_PAGE * lane->normal_count;
-    if (tvmm_page_is_zero(from)) {
+    if (is_zero(lane, page, from)) {
         if (before == SENT_ZERO) {
             lane->counters.unchanged++;
             return;
@@ -160,7 +190,7 @@ static int lane_gather(struct tvmm_lane *lane, uint32_t limit)
             bits &= bits - 1;
             if (group->hashes)
                 look_hashed(lane, page, from);
-            else if (tvmm_page_is_zero(from))
+            else if (is_zero(lane, page, from))
                 lane->zero[lane->zero_count++] = page;
             else
                 lane->normal[lane->normal_count++] = page;

@@ -88,6 +88,10 @@ struct tvmm_lane {
     uint32_t block, word, word_count, have_chunk;
     uint64_t chunk_first;
     uint64_t words[TVMM_CLEAR_PAGES / 64];
+    /* Of a block with a file: pages known to be there, which only makes it faster; and behind which page of this very
+     * chunk there are none up to `hole_end`. */
+    uint32_t data_block;
+    uint64_t data_first, data_end, hole_end;
     /* Pages that are ready to be sent, all of one block. */
     uint32_t batch_block, normal_count, zero_count, charged;
     uint32_t normal[TVMM_LANE_BATCH], zero[TVMM_LANE_COUNT_MAX];

@@ -17,6 +17,7 @@ struct tvmm_page_block {
     uint8_t *base;
     uint64_t pages;
     uint64_t *written; /* a bit for each page that is no longer zero for sure; NULL: nothing is known */
+    int32_t fd;        /* of the file that is mapped there as a whole: its holes are zero; -1: no file */
 };
 
 struct tvmm_ram_pages {

@@ -14,7 +14,7 @@ from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tvmm.kvm.serve import Waker
 
@@ -28,8 +28,11 @@ HASH_PIECE = 1 << 22
 class RamPages:
     """The bytes of RAM blocks, for C. Keeps the blocks' buffers exported until `close`, which comes before theirs."""
 
-    def __init__(self, blocks: Iterable[tuple[str, memoryview]], *, fresh: bool = False) -> None:
-        """(name, bytes) of each block in order; whole pages, or `ValueError`.
+    def __init__(
+        self, blocks: Iterable[tuple[str, memoryview]], *, fresh: bool = False, files: Mapping[str, int] | None = None
+    ) -> None:
+        """(name, bytes) of each block in order; whole pages, or `ValueError`. `files` are descriptors by block of what
+        is mapped there as a whole: their holes are not read, which would allocate them.
 
         `fresh`: all of it is zero now and nobody but the lanes' receivers writes to it, so that a zero page need not be
         looked at as long as nothing else came for it. Else a read of memory that was never used would allocate it.
@@ -45,8 +48,8 @@ class RamPages:
             ffi.new("uint64_t[]", _words(pages)) if fresh else ffi.NULL for pages in self.pages
         ]
         table = [
-            {"base": base, "pages": pages, "written": written}
-            for base, pages, written in zip(self._buffers, self.pages, self._written, strict=True)
+            {"base": base, "pages": pages, "written": written, "fd": (files or {}).get(name, -1)}
+            for name, base, pages, written in zip(self.names, self._buffers, self.pages, self._written, strict=True)
         ]
         self.raw = ffi.new("struct tvmm_ram_pages *", {"count": len(table), "blocks": table})
 
@@ -132,14 +135,39 @@ class PageBitmap:
         return memoryview(ffi.buffer(self._words[name])).cast("Q")
 
 
-def ram_hash(view: memoryview, waker: Waker | None = None) -> bytes:
-    """SHA-256 of a block's bytes, without the interpreter lock. Raises `InterruptedError` when `waker` is woken."""
+def ram_hash(view: memoryview, waker: Waker | None = None, fd: int = -1) -> bytes:
+    """SHA-256 of a block's bytes, without the interpreter lock. Raises `InterruptedError` when `waker` is woken.
+
+    `fd` is of the file that is mapped there, if there is one: its holes are zeros, and stay holes.
+    """
     digest = hashlib.sha256()
-    for start in range(0, len(view), HASH_PIECE):
-        if waker is not None and waker.raw.wanted:
-            raise InterruptedError("the hash is no longer wanted")
-        digest.update(view[start : start + HASH_PIECE])
+    for start, end, hole in _stretches(len(view), fd):
+        for at in range(start, end, HASH_PIECE):
+            if waker is not None and waker.raw.wanted:
+                raise InterruptedError("the hash is no longer wanted")
+            piece = min(end - at, HASH_PIECE)
+            digest.update(bytes(piece) if hole else view[at : at + piece])
     return digest.digest()
+
+
+def _stretches(length: int, fd: int) -> Iterator[tuple[int, int, bool]]:
+    """Start, end, and whether it is a hole."""
+    at = 0
+    while fd >= 0 and at < length:
+        try:
+            data = min(os.lseek(fd, at, os.SEEK_DATA), length)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                break
+            data = length
+        if data > at:
+            yield at, data, True
+        if data == length:
+            return
+        at = min(os.lseek(fd, data, os.SEEK_HOLE), length)
+        yield data, at, False
+    if at < length:
+        yield at, length, False
 
 
 def _words(pages: int) -> int:

@@ -154,12 +154,13 @@ class Vm:
             region.flags = before
             raise
 
-    def protect_manually(self, *, on: bool) -> bool:
+    def protect_manually(self, *, on: bool, all_set: bool = True) -> bool:
         """Whether dirty bits stay set until KVM_CLEAR_DIRTY_LOG (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), from the next slot
-        on that is logged; all of them are set at first where KVM can do that. False if KVM cannot do either.
+        on that is logged. With `all_set` all of them are set at first where KVM can do that; without it none, and KVM
+        has to protect all pages at once, 20 ms for each GiB. False if KVM cannot do either.
         """
         offered = ioctl_number(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
-        wanted = lib.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | lib.KVM_DIRTY_LOG_INITIALLY_SET
+        wanted = lib.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | (lib.KVM_DIRTY_LOG_INITIALLY_SET if all_set else 0)
         flags = offered & wanted if on else 0
         if offered:
             self._enable("MANUAL_DIRTY_LOG_PROTECT2", flags)

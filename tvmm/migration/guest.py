@@ -47,6 +47,18 @@ class LeavingGuest(Guest, Protocol):
     def tracker(self) -> DirtyTracker:
         """A new one, not started."""
 
+    def begin_hints(self, spare: Callable[[str, Sequence[tuple[int, int]]], int]) -> None:
+        """Ask the guest which of its pages are free, if it can tell: their content may be lost on the way, unless they
+        are written from now on. `spare` gets them as they become known: block, and runs of pages as (first, count); it
+        says how many it could make use of. The tracker has been started.
+        """
+
+    def stop_hints(self) -> None:
+        """`spare` is not called any more; the guest keeps the pages that it has told of. Idempotent."""
+
+    def end_hints(self) -> None:
+        """The guest may use these pages again. Idempotent."""
+
     def on_reset(self, call: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Within the block `call` is called when the guest's RAM has been zeroed behind the tracker's back."""
 

@@ -30,7 +30,7 @@ from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.kvm.lanes import LaneGroup
@@ -200,6 +200,10 @@ class Outgoing:
             self._lanes.bitmap.fill()
             self.progress.begin_copying(self._lanes)
             self._tell("active")
+            stack.callback(self._guest.end_hints)
+            if not self.parameters.verify:
+                # What is free may differ over there, and with it the hashes.
+                self._guest.begin_hints(self._spare)
             try:
                 await self._copy_and_commit()
             except BaseExceptionGroup as group:
@@ -218,6 +222,15 @@ class Outgoing:
                 await self._converge(*first)
                 await self._switch_over()
             nursery.cancel_scope.cancel()
+
+    def _spare(self, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
+        """Pages that are free need not be sent, unless they were written since."""
+        try:
+            spared = self._tracker.spare(self._lanes.bitmap, block_name, runs)
+        except OSError:
+            return 0
+        self._lanes.spared += spared
+        return spared
 
     def _ram_was_reset(self) -> None:
         self._refill = True
@@ -317,6 +330,8 @@ class Outgoing:
         if answer.number != number:
             raise ProtocolError(f"the destination confirms round {answer.number} in place of {number}")
         elapsed = trio.current_time() - begun
+        # Before it is looked at what was written: a page that was told of before that may have been written since.
+        self._guest.stop_hints()
         await self._look()
         return Round(result.pages, result.bytes, int(elapsed * 1e9), lanes.bitmap.count())
 
@@ -367,6 +382,7 @@ class Outgoing:
     async def _hand_over(self, was_running: bool) -> Ready:
         """Send all that is left, and have the destination say that it is there and well."""
         parts = self.progress.pause
+        self._guest.end_hints()
         sections = await self._guest.save()
         parts.saved()
         # The log is read last: reading a vCPU's state may have made KVM write to the guest's memory.

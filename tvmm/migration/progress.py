@@ -141,6 +141,7 @@ class Progress:
             normal=sum(each.normal for each in counted),
             zero=sum(each.zero for each in counted),
             unchanged=sum(each.unchanged for each in counted),
+            spared=lanes.spared,
             rounds=self._rounds,
             dirty_pages_rate=self._dirty_rate,
             pages_rate=self._pages_rate,

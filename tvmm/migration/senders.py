@@ -208,10 +208,13 @@ class SenderLanes(Lanes[Sender]):
     """Those of a source, with the bitmap that they take pages from."""
 
     def __init__(self, ram: GuestRam, bandwidth: int) -> None:
-        super().__init__(RamPages((name, block.view) for name, block in ram.blocks.items()))
+        files = {name: block.fd for name, block in ram.blocks.items()}
+        super().__init__(RamPages(((name, block.view) for name, block in ram.blocks.items()), files=files))
         self.bitmap = PageBitmap.of(self.pages)
         self.group = LaneGroup(self.pages, self.bitmap, skip_unchanged=True)
         self.group.bandwidth = bandwidth
+        self.spared = 0
+        """Pages that were not sent because the guest does not use them."""
 
     def add_plain(self, stream: trio.SocketStream) -> None:
         """A lane over `stream`, which is its own from now on."""

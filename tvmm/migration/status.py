@@ -103,6 +103,8 @@ class RamProgress(NamedTuple):
     """Bytes on the wire while the guest was paused; part of `transferred`."""
     pages_rate: float = 0.0
     """Pages dealt with (sent, zero or found unchanged) per second, lately."""
+    spared: int = 0
+    """Pages that were not sent because the guest said that they are free, and did not write to them since."""
 
 
 class DowntimeParts(NamedTuple):

@@ -14,6 +14,7 @@ from tvmm.board_state import keep_board, load_board, save_board, section_types
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.dirty_log import make_tracker
 from tvmm.kvm.pages import ram_hash
+from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.outcome import STATUS_MIGRATED, Outcome
 from tvmm.state import Section, decode, encode
 from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved, suggest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.machine import Machine
     from tvmm.vcpu.thread import Vcpu
+    from tvmm.virtio.runner.balloon import BalloonRunner
     from tvmm.wiring.relaying import Relaying
 
 __all__ = ["ArrivingMachine", "LeavingMachine"]
@@ -63,7 +65,7 @@ class _MovingMachine:
         """See `Guest`."""
         found = []
         for block in self.ram.blocks.values():
-            found.append(await trio.to_thread.run_sync(ram_hash, block.view))
+            found.append(await trio.to_thread.run_sync(ram_hash, block.view, None, block.fd))
         return tuple(found)
 
     def take_disks(self) -> None:
@@ -94,8 +96,32 @@ class LeavingMachine(_MovingMachine):
 
     def tracker(self) -> DirtyTracker:
         """See `LeavingGuest`."""
-        self._tracker = make_tracker(self._board, self._board.device_log)
+        balloon = self._balloon()
+        exact = balloon is not None and balloon.gives_hints
+        self._tracker = make_tracker(self._board, self._board.device_log, exact=exact)
         return self._tracker
+
+    def _balloon(self) -> BalloonRunner | None:
+        devices = self._board.devices
+        return devices.balloon.runner if devices is not None and devices.balloon is not None else None
+
+    def begin_hints(self, spare: Callable[[str, Sequence[tuple[int, int]]], int]) -> None:
+        """See `LeavingGuest`."""
+        balloon = self._balloon()
+        if balloon is not None:
+            balloon.begin_hints(partial(spare, MAIN_BLOCK))
+
+    def stop_hints(self) -> None:
+        """See `LeavingGuest`."""
+        balloon = self._balloon()
+        if balloon is not None:
+            balloon.stop_hints()
+
+    def end_hints(self) -> None:
+        """See `LeavingGuest`."""
+        balloon = self._balloon()
+        if balloon is not None:
+            balloon.end_hints()
 
     @asynccontextmanager
     async def on_reset(self, call: Callable[[], None]) -> AsyncIterator[None]:
@@ -222,7 +248,9 @@ class ArrivingMachine(_MovingMachine):
         yield
 
     def has_room(self) -> bool:
-        """See `ArrivingGuest`."""
+        """See `ArrivingGuest`. Not for a machine with a balloon, where much of it may never be needed."""
+        if self._board.devices is not None and self._board.devices.balloon is not None:
+            return False
         _, available, _ = host_memory(0)
         return available > ROOM * self.ram.size
 

@@ -354,11 +354,16 @@ class BalloonRunner(TaskRunner):
 
     # -- hints, on Trio's thread -------------------------------------------------------------------------
 
+    @property
+    def gives_hints(self) -> bool:
+        """Whether there is a driver that tells of free pages."""
+        index = self.model.queue_of(Role.HINT)
+        return index is not None and index in self._serving
+
     def begin_hints(self, spare: Callable[[Runs], int]) -> bool:
         """Ask the driver which pages are free, and have `spare` take them. False: there is no driver that tells."""
         with self.ends.bus_lock:
-            index = self.model.queue_of(Role.HINT)
-            if index is None or index not in self._serving or not self.model.ask_for_hints():
+            if not self.gives_hints or not self.model.ask_for_hints():
                 return False
             self.spare = spare
             return True
