@@ -35,6 +35,7 @@ VERBS = (
     Verb("sendkey", "tvmm.cli.sendkey", "press keys on a machine's keyboard", True),
     Verb("migrate", "tvmm.cli.migrate", "move a running machine's guest to another tvmm", True),
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
+    Verb("vsock", "tvmm.cli.vsock", "connect this terminal to a port of a machine's guest", True),
     Verb("screenshot", "tvmm.cli.screenshot", "save what a guest shows as a picture", True),
     Verb("record", "tvmm.cli.record", "record what a guest shows as a film or pictures", True),
     Verb("net", "tvmm.cli.net", "make networks for machines on this host, and undo them", True),
