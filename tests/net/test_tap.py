@@ -329,12 +329,13 @@ PR_CAPBSET_DROP, CAP_NET_ADMIN = 24, 12
 def test_without_the_right_a_prepared_tap_works() -> None:
     """One that is made is refused with the ways out; one that needs a change too; one that needs none is used."""
     refused = without_right("open_tap(TapSettings(), 'm')")
-    assert refused.startswith("cannot make tap vt-m: this needs the right CAP_NET_ADMIN; run tvmm as root, or 'sudo ")
-    assert "'sudo tvmm net create NAME --user $USER', then --net tap,ifname=NAME" in refused
+    assert refused.startswith("cannot make tap vt-m: this needs the right CAP_NET_ADMIN; run tvmm as root, or have ")
+    assert "'sudo tvmm net create --user $USER' tells its name for --net tap,ifname=NAME" in refused
     ip("tuntap", "add", "dev", "mine", "mode", "tap", "user", "0")
     before = comparable("mine")
     refused = without_right("open_tap(TapSettings('mine'), 'm')")
-    assert refused.startswith("cannot change tap mine: this needs the right CAP_NET_ADMIN; ")
+    assert refused.startswith("cannot change tap mine (it is down): this needs the right CAP_NET_ADMIN; ")
+    assert "'sudo ip link set mine up' once" in refused
     assert comparable("mine") == before
     ip("link", "set", "mine", "up")
     assert without_right("print(open_tap(TapSettings('mine'), 'm').name)") == "mine"

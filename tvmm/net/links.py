@@ -38,12 +38,14 @@ class Link(NamedTuple):
     carrier: bool = False
 
 
-def no_right(what: str) -> HostError:
-    """The error for EPERM, with the ways out."""
+def no_right(what: str, by_hand: str = "") -> HostError:
+    """The error for EPERM, with the ways out. `by_hand` is a command that does it once and for all."""
     return HostError(
         f"{what}: this needs the right CAP_NET_ADMIN",
-        "run tvmm as root, or 'sudo setcap cap_net_admin+ep' its Python interpreter, or have a tap made for you once:"
-        " 'sudo tvmm net create NAME --user $USER', then --net tap,ifname=NAME",
+        f"'{by_hand}' once, or run tvmm as root"
+        if by_hand
+        else "run tvmm as root, or have a tap prepared: 'sudo tvmm net create --user $USER' tells its name for"
+        " --net tap,ifname=NAME; --net user needs no right",
     )
 
 
@@ -76,9 +78,9 @@ class Links:
         """By its name."""
         return next((link for link in self.all() if link.name == name), None)
 
-    def change(self, link: Link, what: str, **attributes: Any) -> None:
-        """Change attributes: `state`, `mtu`, `master` (an index, 0 for none), `ifalias`."""
-        self._do(what, self._route.link, "set", index=link.number, **attributes)
+    def change(self, link: Link, what: str, by_hand: str = "", **attributes: Any) -> None:
+        """Change attributes: `state`, `mtu`, `master` (an index, 0 for none), `ifalias`. `by_hand`: see `no_right`."""
+        self._do(what, self._route.link, "set", by_hand=by_hand, index=link.number, **attributes)
 
     def isolate(self, link: Link, on: bool) -> None:
         """As a port of a bridge: whether it hears other ports that are isolated too."""
@@ -87,7 +89,7 @@ class Links:
     def address(self, link: Link, command: str, address: str, *, at_once: bool = False) -> None:
         """``add`` or ``del`` the host's own address ADDR/PREFIX. `at_once`: without asking whether others have it."""
         host, _, prefix = address.partition("/")
-        more = {"flags": IFA_F_NODAD} if at_once else {}
+        more: dict[str, Any] = {"flags": IFA_F_NODAD} if at_once else {}
         self._do(
             f"{command} address {address} of {link.name}",
             self._route.addr, command, index=link.number, address=host, prefixlen=int(prefix), **more,
@@ -148,13 +150,13 @@ class Links:
         except HostError:
             return
 
-    def _do(self, what: str, call: Any, *arguments: Any, **attributes: Any) -> Any:
+    def _do(self, what: str, call: Any, *arguments: Any, by_hand: str = "", **attributes: Any) -> Any:
         try:
             return call(*arguments, **attributes)
         except self._error as error:
             code = int(getattr(error, "code", 0))
             if code in (errno.EPERM, errno.EACCES):
-                raise no_right(f"cannot {what}") from error
+                raise no_right(f"cannot {what}", by_hand) from error
             raise HostError(f"cannot {what}: {os.strerror(code)}") from error
 
 

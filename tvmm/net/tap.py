@@ -180,7 +180,8 @@ def open_tap(options: TapOptions, machine_name: str) -> Tap:
             if not made:
                 undo.callback(links.undo, link, changes)
             if not options.persist:
-                links.change(link, f"change tap {name}", ifalias=write_alias(myself(), changes))
+                words, by_hand = ("", "") if made else _in_words(link, changes, options)
+                links.change(link, f"change tap {name}{words}", by_hand, ifalias=write_alias(myself(), changes))
             _apply(links, link, bridge, options)
         if options.persist:
             tun.set_persistent(fds[0], True)
@@ -342,6 +343,22 @@ def _planned(links: Links, link: Link, options: TapOptions) -> Changes:
         ip=tuple(address for address in options.ip if address not in present),
         alias=link.alias,
     )
+
+
+def _in_words(link: Link, changes: Changes, options: TapOptions) -> tuple[str, str]:
+    """What `_apply` will do, for a message, and the commands that do it beforehand."""
+    steps = []
+    if changes.mtu is not None:
+        steps.append((f"its MTU is to be {options.mtu}", f"ip link set {link.name} mtu {options.mtu}"))
+    if changes.master is not None:
+        steps.append((f"it is to be in bridge {options.br}", f"ip link set {link.name} master {options.br}"))
+    if changes.shared:
+        steps.append(("it is to be isolated", f"bridge link set dev {link.name} isolated on"))
+    if changes.down:
+        steps.append(("it is down", f"ip link set {link.name} up"))
+    steps += [(f"it is to have {at}", f"ip address add {at} dev {link.name}") for at in changes.ip]
+    words = ", ".join(words for words, _ in steps)
+    return f" ({words})" if words else "", " && ".join(f"sudo {command}" for _, command in steps)
 
 
 def _apply(links: Links, link: Link, bridge: Link | None, options: TapOptions) -> None:
