@@ -294,6 +294,17 @@ def _tun(facts: HostFacts) -> Iterator[Finding]:
         yield Finding(name, "ok", "present, and you may make TAPs (CAP_NET_ADMIN)")
 
 
+def _networks(facts: HostFacts) -> Iterator[Finding]:
+    name, lacking = "networks", [program for program in ("nft", "dnsmasq") if program not in facts.network_programs]
+    if not lacking:
+        yield Finding(name, "ok", "nft and dnsmasq are there for 'tvmm net up'")
+        return
+    lost = "no 'tvmm net up'" if "nft" in lacking else "no DHCP and DNS in networks of 'tvmm net up'"
+    packages = {"nft": "nftables", "dnsmasq": "dnsmasq-base"}
+    remedy = f"sudo apt install {' '.join(packages[program] for program in lacking)}"
+    yield Finding(name, "warn", f"{' and '.join(lacking)} not installed: {lost}", remedy)
+
+
 def _userfaultfd(facts: HostFacts) -> Iterator[Finding]:
     name = "userfaultfd"
     allow = "sudo sysctl vm.unprivileged_userfaultfd=1"
@@ -374,6 +385,7 @@ _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _huge_pages,
     _limits,
     _tun,
+    _networks,
     _userfaultfd,
     _io_uring,
     _build_tools,

@@ -48,6 +48,8 @@ KVM_EXTENSIONS = (
 """Capabilities that are asked for, without KVM_CAP_."""
 
 CAP_NET_ADMIN = 12
+SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+"""Where programs of administrators are, also for users that have it not on their path."""
 SYS_USERFAULTFD, SYS_IO_URING_SETUP = 323, 425
 """System call numbers (arch/x86/entry/syscalls/syscall_64.tbl); tvmm runs on x86-64 alone."""
 IO_URING_PARAMS_BYTES = 120
@@ -83,6 +85,7 @@ class HostFacts(NamedTuple):
     capabilities: Mapping[str, int] = MappingProxyType({})
     tun: Node = Node()
     net_admin: bool = False
+    network_programs: frozenset[str] = frozenset()
     userfaultfd_error: int = 0
     userfaultfd_kernel_faults: bool = False
     io_uring_error: int = 0
@@ -125,6 +128,7 @@ def gather(runtime_dir: str) -> HostFacts:
         capabilities=capabilities,
         tun=_node("/dev/net/tun"),
         net_admin=_has_capability(_read("/proc/self/status"), CAP_NET_ADMIN),
+        network_programs=frozenset(name for name in ("nft", "dnsmasq") if shutil.which(name, path=SYSTEM_PATH)),
         userfaultfd_error=userfaultfd_error,
         userfaultfd_kernel_faults=kernel_faults,
         io_uring_error=_try_io_uring(),
