@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tvmm.cli.net import tap_request
 from tvmm.cli.parser import verb_parser
 from tvmm.cli.verbs import find_verb
 from tvmm.errors import ConfigError
-from tvmm.net import host
+from tvmm.net import do, host
 from tvmm.net.prepared import Prepared
 from tvmm.net.tap import TapSettings, open_tap
 
@@ -127,6 +128,18 @@ def test_without_dnsmasq(base: Path, capsys: pytest.CaptureFixture[str], monkeyp
     told(capsys, "down", "lan")
     _, err = told(capsys, "up", "lan", "--dhcp", status=2)
     assert "dnsmasq, which does DHCP and DNS, is not installed; 'sudo apt-get install dnsmasq-base'" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_asked_to_end(
+    number: int, base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of it: all is undone, and the status is that of the signal."""
+    before = state(base), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(do, "_start_dnsmasq", lambda *arguments: os.kill(os.getpid(), number))
+        told(capsys, "up", "lan", status=128 + number)
+    assert (state(base), signal.getsignal(number)) == before
 
 
 def test_taps_for_users(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tvmm.cli.machines import base_directory
@@ -10,13 +12,15 @@ from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tvmm.cli.parser import Parser
     from tvmm.net.spec import NetworkSpec
     from tvmm.net.store import Store
 
 __all__ = ["add_arguments", "machine_names_by_pid", "run", "store"]
+
+STATUS_SIGNAL = 128
 
 _EXAMPLES = """\
   tvmm net up lan                              a bridge, NAT, DHCP, DNS and IPv6
@@ -156,7 +160,8 @@ def _up(options: Mapping[str, Any]) -> None:
         for note in planned.notes:
             message(note)
         return
-    done = take_up(spec, store())
+    with _ended_by_signals():
+        done = take_up(spec, store())
     for note in done.notes:
         message(note)
     if not done.made:
@@ -166,6 +171,21 @@ def _up(options: Mapping[str, Any]) -> None:
     say_network(done.journal)
     if done.made:
         message(f"next: 'tvmm run --net tap,network={spec.name}'")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it, a process that is asked to end does so as Ctrl-C does it: what was done is undone."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(STATUS_SIGNAL + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def printable_lines(lines: list[str]) -> str:
