@@ -15,7 +15,7 @@ from tests.linux.shell import Shell, inside
 from tests.support.net_state import need_programs
 from tests.support.process import call, started
 
-pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.linux, pytest.mark.timeout(1200)]
 
 INTERNET = "203.0.113.1"
 UDHCPC = (
@@ -47,6 +47,17 @@ def outside(namespace: str) -> Iterator[str]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+@contextmanager
+def network(namespace: str, directory: Path, *options: str) -> Iterator[None]:
+    """Network lan, for the length of the block, and nothing of it afterwards."""
+    net(namespace, directory, "up", "lan", *options)
+    try:
+        yield
+    finally:
+        net(namespace, directory, "down", "lan", "--force")
+    assert not (directory / "net").exists()
+
+
 def net(namespace: str, directory: Path, *words: str) -> str:
     """`tvmm net` in the namespace: what it prints."""
     environment = {"TVMM_RUNTIME_DIR": str(directory), "PATH": "/usr/sbin:/usr/bin:/bin"}
@@ -58,10 +69,10 @@ def net(namespace: str, directory: Path, *words: str) -> str:
 def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
     """The machine's name is its guest's in the DNS; the network names the machine, and has a lease for it."""
     need_programs("nft", "dnsmasq")
+    options = ("--subnet", "10.9.8.0/24", "--host", "web=10.9.8.7", "--mtu", "1400")
     with tempfile.TemporaryDirectory(prefix="tvmm-") as name, outside(namespace):
         directory = Path(name)
-        net(namespace, directory, "up", "lan", "--subnet", "10.9.8.0/24", "--host", "web=10.9.8.7", "--mtu", "1400")
-        with started(
+        with network(namespace, directory, *options), started(
             *("run", "--name", "web", "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}", "--initrd"),
             *(f"{tiny / 'initrd.cpio'}", "--append", (tiny / "cmdline.txt").read_text().strip()),
             *("--net", "tap,network=lan"),
@@ -85,5 +96,3 @@ def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
             assert status == 2
             assert "network lan is in use by machine web (vt-web); stop them first" in err
             shell.power_off()
-        net(namespace, directory, "down", "lan")
-        assert not (directory / "net").exists()

@@ -27,6 +27,15 @@ def _namespace() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Where machines and networks are registered, as the environment; networks that a failed test leaves go."""
+    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+    yield environment
+    for path in (tmp_path / "run/net").glob("*.json"):
+        call("net", "down", path.stem, "--force", env=os.environ | environment)
+
+
 def said(process: subprocess.Popen[bytes], command: str) -> str:
     """What the built-in guest answers."""
     assert process.stdin is not None
@@ -35,9 +44,9 @@ def said(process: subprocess.Popen[bytes], command: str) -> str:
 
 
 @pytest.mark.parametrize("isolated", [False, True])
-def test_machines_of_a_network(isolated: bool, tmp_path: Path) -> None:
+def test_machines_of_a_network(isolated: bool, runtime: dict[str, str]) -> None:
     """Two reach one another, but in an isolated network; both reach the host. One is in by a tap made beforehand."""
-    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+    environment = runtime
 
     def net(*words: str) -> str:
         status, out, err = call("net", *words, env=os.environ | environment)
@@ -70,10 +79,10 @@ def test_machines_of_a_network(isolated: bool, tmp_path: Path) -> None:
     net("delete", "vt-root")
 
 
-def test_a_user_without_any_right(tmp_path: Path) -> None:
+def test_a_user_without_any_right(runtime: dict[str, str]) -> None:
     """A machine of nobody's, whose one group may open /dev/kvm: its guest is in the network all the same."""
     need_programs("setpriv")
-    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
+    environment = runtime
     group = os.stat("/dev/kvm").st_gid
     under = ["setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
     look = "import os, tvmm.kvm; os.close(os.open('/dev/kvm', os.O_RDWR))"
@@ -98,9 +107,8 @@ def test_a_user_without_any_right(tmp_path: Path) -> None:
         assert call("net", *words, env=os.environ | environment)[0] == 0
 
 
-def test_a_network_that_is_not_up(tmp_path: Path) -> None:
+def test_a_network_that_is_not_up(runtime: dict[str, str]) -> None:
     """The machine does not start, and says what to do."""
-    environment = {"TVMM_RUNTIME_DIR": str(tmp_path / "run")}
-    status, _, err = call("run", "--net", "tap,network=lan", env=os.environ | environment)
+    status, _, err = call("run", "--net", "tap,network=lan", env=os.environ | runtime)
     assert status == 2
     assert "tvmm: network lan is not up; 'sudo tvmm net up lan' makes it" in err

@@ -43,6 +43,15 @@ def _namespace() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Journals; networks that a failed test leaves are taken down."""
+    found = Store(tmp_path / "net")
+    yield found
+    for name in found.names():
+        take_down(name, found, force=True)
+
+
 def show(name: str) -> dict[str, Any]:
     """A link as iproute2 has it."""
     [link] = json.loads(ip("-d", "-j", "link", "show", "dev", name))
@@ -156,9 +165,8 @@ def test_its_user_opens_it_without_rights(queues: int) -> None:
     assert "tap vt-alice belongs to another user" in as_nobody(queues)
 
 
-def test_machines_join_a_network(tmp_path: Path) -> None:
+def test_machines_join_a_network(store: Store) -> None:
     """Bridge, isolation and MTU are the network's; it does not go down while they are in it."""
-    store = Store(tmp_path / "net")
     options = NetConfig(network="lan").check()
     with pytest.raises(ConfigError, match="network lan is not up; 'sudo tvmm net up lan' makes it"):
         in_network(options)
@@ -182,9 +190,8 @@ def test_machines_join_a_network(tmp_path: Path) -> None:
     take_down("lan", store)
 
 
-def test_taps_of_a_network(tmp_path: Path) -> None:
+def test_taps_of_a_network(store: Store) -> None:
     """An idle one does not keep the network up, and is in it again with the next."""
-    store = Store(tmp_path / "net")
     spec = NetworkSpec("lan", isolated=True)
     take_up(spec, store)
     create_tap(ALICE._replace(prepared=Prepared("alice", "lan"), bridge="tvmm-lan", isolated=True))
