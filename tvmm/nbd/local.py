@@ -39,10 +39,11 @@ __all__ = ["LocalImage", "LocalServer", "server_command"]
 PROGRAM = "qemu-nbd"
 WRAPPER = (
     "exec 3<&0 4<&1 </dev/null >/dev/null; "
-    "{ read _ <&4 || kill $$; } 3<&- 2>/dev/null & "
+    "{ read _ <&4 || kill -9 $$; } 3<&- 2>/dev/null & "
     'LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec "$@" 4<&-'
 )
-"""Descriptor 0 is the listening socket and 1 the pipe; a process cannot say its number before it is there."""
+"""Descriptor 0 is the listening socket and 1 the pipe; a process cannot say its number before it is there. `qemu-nbd`
+misses a SIGTERM that comes while it starts; as nobody has written anything yet, nothing is lost by a SIGKILL."""
 GRACE_SECONDS = 30.0
 """For what is still to be written when the machine ends; then it is told to end, and then made to."""
 TERM_SECONDS = 5.0
@@ -220,25 +221,19 @@ class LocalServer:
     async def _connect_to(self, process: subprocess.Popen[bytes]) -> Connection:
         """A connection to it, or the reason for which it has ended."""
         found: list[Connection] = []
-        stream = await trio.open_unix_socket(f"/proc/self/fd/{self._place}")
-        pidfd = os.pidfd_open(process.pid)
         try:
             with collapse():
                 async with trio.open_nursery() as nursery:
-
-                    async def watch() -> None:
-                        await trio.lowlevel.wait_readable(pidfd)
-                        nursery.cancel_scope.cancel()
-
-                    nursery.start_soon(watch)
+                    nursery.start_soon(_cancel_at_end, process, nursery.cancel_scope)
+                    stream = await trio.open_unix_socket(f"/proc/self/fd/{self._place}")
                     found.append(await connect(stream, self.name, "", None, None))
                     nursery.cancel_scope.cancel()
+        except OSError as error:
+            raise HostError(f"no connection with {PROGRAM}: {error.strerror}", "look at the host") from error
         except UserError:
             # It may have ended, with the reason in its last words.
             if process.poll() is None:
                 raise
-        finally:
-            os.close(pidfd)
         if not found:
             raise self._failed(process)
         self._says_it_lives()
@@ -303,3 +298,17 @@ class LocalServer:
             self._life = -1
         os.close(self._errors)
 
+
+async def _cancel_at_end(process: subprocess.Popen[bytes], scope: trio.CancelScope) -> None:
+    """Cancel when the process has ended."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        # Somebody has seen its end.
+        scope.cancel()
+        return
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+    scope.cancel()
