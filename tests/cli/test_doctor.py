@@ -37,6 +37,7 @@ GOOD = HostFacts(
     nofile_limit=20000,
     compiler="/usr/bin/cc",
     runtime_dir="/run/user/1000/tvmm",
+    qemu_nbd="/usr/bin/qemu-nbd",
 )
 
 
@@ -78,6 +79,7 @@ LACKS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"kvm": Node(True, errno.ENODEV, "kvm", 0o660)}, "/dev/kvm", "fail", "modprobe"),
     ({"kvm": ABSENT, "modules": frozenset()}, "virtualization", "fail", "sudo modprobe kvm_intel"),
     ({"modules": frozenset({"kvm", "kvm_pvm"})}, "virtualization", "warn", "VT-x or AMD-V"),
+    ({"qemu_nbd": ""}, "qemu-nbd", "warn", "sudo apt install qemu-utils"),
     ({"kvm_error": "speaks version 11"}, "KVM", "fail", "newer kernel"),
     ({"capabilities": {**GOOD.capabilities, "IRQFD": 0}}, "KVM", "fail", "newer kernel"),
     ({"capabilities": {**GOOD.capabilities, "IOEVENTFD": 0}}, "KVM extras", "warn", "newer kernel"),

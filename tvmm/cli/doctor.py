@@ -374,6 +374,13 @@ def _runtime_directory(facts: HostFacts) -> Iterator[Finding]:
         yield Finding(name, "ok", facts.runtime_dir)
 
 
+def _qemu_nbd(facts: HostFacts) -> Iterator[Finding]:
+    if facts.qemu_nbd:
+        yield Finding("qemu-nbd", "ok", facts.qemu_nbd)
+    else:
+        yield Finding("qemu-nbd", "warn", "not installed: raw images only, no qcow2", "sudo apt install qemu-utils")
+
+
 _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _platform,
     _extension,
@@ -388,5 +395,6 @@ _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _networks,
     _userfaultfd,
     _io_uring,
+    _qemu_nbd,
     _build_tools,
 )

@@ -102,6 +102,7 @@ class HostFacts(NamedTuple):
     kvm_header: bool = True
     runtime_dir: str = ""
     runtime_dir_error: str = ""
+    qemu_nbd: str = ""
 
 
 def gather(runtime_dir: str) -> HostFacts:
@@ -145,6 +146,7 @@ def gather(runtime_dir: str) -> HostFacts:
         kvm_header=os.path.exists("/usr/include/linux/kvm.h"),
         runtime_dir=runtime_dir,
         runtime_dir_error=_directory_problem(runtime_dir),
+        qemu_nbd=shutil.which("qemu-nbd") or "",
     )
 
 
