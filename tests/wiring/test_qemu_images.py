@@ -97,6 +97,9 @@ async def test_qemu_nbd_is_killed_while_the_guest_reads(tmp_path: Path) -> None:
         assert "0 errors" in await shell.prompt()
         assert "blkcheck: 16384 blocks, 0 errors, 0 unreadable" in await shell.ask("blkcheck 0 64 7")
         await lines.find("connected again")
+        # Nothing was lost, and so nothing is to be told.
+        assert "flush: ok" in await shell.ask("flush 0")
+        assert not [line for line in lines.all if "may be lost" in line]
     check_image(image, leaks=True)
 
 

@@ -155,6 +155,8 @@ extern const struct tvmm_blk_engine tvmm_blk_sync_engine, tvmm_blk_threads_engin
  * (Past the page cache the data was never the kernel's, and a server has its own: there each sync speaks for itself.) */
 struct tvmm_blk_file {
     int32_t sync_error;
+    /* Of an NBD server: how often something was changed, and how often of that a flush that succeeded has covered. */
+    uint64_t changed, covered;
 };
 
 /* What the owner says once. `plain_fd` is the same file without O_DIRECT, or `fd` itself. Alignments are 1 without.

@@ -75,10 +75,25 @@ static void nbd_release(struct blk_nbd *nbd, struct tvmm_nbd_slot *slot)
 }
 
 /* A request of which nothing is outstanding any more. */
+/* Before the driver hears of it. A write that is stable counts as a change too: that errs on the safe side. */
+static void nbd_count_change(struct tvmm_blk_file *file, const struct tvmm_nbd_slot *slot)
+{
+    if (slot->command == TVMM_NBD_FLUSH) {
+        uint64_t covered = __atomic_load_n(&file->covered, __ATOMIC_RELAXED);
+        while (covered < slot->covers && !__atomic_compare_exchange_n(&file->covered, &covered, slot->covers, 0,
+                                                                      __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            ;
+    } else if (slot->command != TVMM_NBD_READ) {
+        __atomic_fetch_add(&file->changed, 1, __ATOMIC_RELEASE);
+    }
+}
+
 void tvmm_nbd_finish(struct tvmm_nbd_link *link, struct tvmm_nbd_slot *slot, int64_t result)
 {
     struct tvmm_blk_request *request = slot->request;
     link->completed++;
+    if (result >= 0 && link->blk)
+        nbd_count_change(link->blk->file, slot);
     if (!request) {
         slot->error = (int32_t)result;
         return;

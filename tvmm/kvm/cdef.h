@@ -487,7 +487,7 @@ struct tvmm_blk_setup {
     uint32_t link_count;
     struct tvmm_nbd_link **links;
 };
-struct tvmm_blk_file { int32_t sync_error; };
+struct tvmm_blk_file { int32_t sync_error; uint64_t changed, covered; };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
 struct tvmm_blk_latency { struct tvmm_histogram histograms[...]; ...; };
 struct tvmm_blk {

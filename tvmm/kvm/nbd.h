@@ -90,6 +90,7 @@ struct tvmm_nbd_slot {
     uint16_t command;
     uint8_t sent, sent_before, stable, header_length;
     uint64_t written; /* by the write that is being flushed */
+    uint64_t covers;  /* of a flush: the file's `changed` when it was made */
     uint32_t errors;
     int32_t error;
     uint64_t front;

@@ -138,6 +138,7 @@ int tvmm_nbd_encode(struct tvmm_nbd_link *link, struct tvmm_nbd_slot *slot)
 void tvmm_nbd_encode_flush(struct tvmm_nbd_link *link, struct tvmm_nbd_slot *slot)
 {
     slot->command = TVMM_NBD_FLUSH;
+    slot->covers = link->blk ? __atomic_load_n(&link->blk->file->changed, __ATOMIC_ACQUIRE) : 0;
     slot->sent = 0;
     slot->offset = slot->length = 0;
     nbd_header(link, slot, 0);

@@ -39,7 +39,7 @@ class NbdImage:
     """See `Backing` of `tvmm.virtio.runner.blk` for the fields.
 
     `warn`, `on_size` and `on_lost_writes` are called in the event loop: the second when the export has got larger, the
-    third when something is lost that the guest takes for written.
+    third when what was not flushed is lost; it returns whether there was any that the guest takes for written.
     """
 
     direct = False
@@ -69,7 +69,7 @@ class NbdImage:
         self.warnings: list[str] = []
         self.warn: Callable[[str], None] = lambda line: None
         self.on_size: Callable[[int], None] = lambda size: None
-        self.on_lost_writes: Callable[[], None] = lambda: None
+        self.on_lost_writes: Callable[[], bool] = lambda: False
         self._server = server
         self._queues = queues
         self._name = name
@@ -314,12 +314,11 @@ class NbdImage:
         if not isinstance(server, LocalServer) or not server.crashed:
             return
         server.crashed = False
-        if not self.read_only and any(getattr(each.raw, "unflushed", True) for each in self._links):
+        if not self.read_only and self.on_lost_writes():
             self.warn(
                 f"{self._name}: qemu-nbd was killed, and what the guest had not flushed may be lost: "
                 "its flushes fail from now on; start it again and have it check its file systems"
             )
-            self.on_lost_writes()
 
     async def _fail_late(self, link: _Link, last: list[str]) -> None:
         await trio.sleep_until(self._outage.deadline)

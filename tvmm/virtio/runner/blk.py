@@ -384,9 +384,15 @@ class BlkRunner:
         """How often a queue has had to wait for the limits."""
         return sum(self._limiter.waits)
 
-    def lost_writes(self) -> None:
-        """Something is gone that the driver takes for written: as after a sync that failed, all later ones do."""
-        self._file.raw.sync_error = errno.EIO
+    def lost_writes(self) -> bool:
+        """What a server has not flushed is gone. If there is any that the driver takes for written, all later syncs
+        fail, as after one that failed. Returns whether that is so.
+        """
+        raw = self._file.raw
+        if raw.changed == raw.covered:
+            return False
+        raw.sync_error = errno.EIO
+        return True
 
     def info(self) -> BlkInfo:
         """As it is now."""
