@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import nbd_peer as nbd
 from tests.support.disk_driver import IN, OK, OUT
 from tests.support.nbd_disk import Collected, answers, remote
+from tests.support.nbd_hostile import hostile_run
 from tests.support.nbd_peer import ALL_FLAGS, DONE, Chunks, Request, simple
 from tvmm.kvm.nbd import NbdTransmission
 
@@ -158,6 +161,13 @@ async def test_an_answer_before_the_question() -> None:
         peer.close()
         one.connect(one.link())
         assert (await answers(one, pending))[0].status == OK
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, (1 << 32) - 1))
+def test_against_the_twin(seed: int) -> None:
+    """Streams of right, wrong and damaged replies: the C comes to what its twin in Python comes to."""
+    hostile_run(seed)
 
 
 async def test_a_flood() -> None:
