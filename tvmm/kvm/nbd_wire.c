@@ -317,10 +317,12 @@ static void nbd_arrived(struct tvmm_nbd_link *link, uint64_t count)
     link->stage_end += (uint32_t)count;
 }
 
-/* What has arrived, and what that completes. */
+/* What has arrived, and what that completes. Not more after a completion: the driver's next request is to be on its way
+ * while the server is still busy with the others. In bursts of all and nothing a server is half as fast. */
 void tvmm_nbd_receive(struct tvmm_nbd_link *link)
 {
     struct iovec iovecs[NBD_RECEIVE_IOVECS + 1];
+    uint64_t completed = link->completed;
     for (uint32_t round = 0; round < NBD_RECEIVES && link->state == TVMM_NBD_UP; round++) {
         uint64_t length;
         struct msghdr message = {.msg_iov = iovecs};
@@ -338,7 +340,7 @@ void tvmm_nbd_receive(struct tvmm_nbd_link *link)
             nbd_arrived(link, (uint64_t)count);
             tvmm_nbd_parse(link);
         }
-        if (count < (ssize_t)length)
+        if (count < (ssize_t)length || link->completed != completed)
             break;
     }
 }
