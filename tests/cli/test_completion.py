@@ -50,7 +50,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
         ("tvmm run --net tap,i", ["tap,id=", "tap,ifname=", "tap,isolated=", "tap,ip=", "tap,in_order=",
                                   "tap,indirect_desc="]),
         ("tvmm run --net user,ho", ["user,host=", "user,hostfwd="]),
-        ("tvmm run --net stream,p", ["stream,path=", "stream,packed=", "stream,poll-us="]),
+        ("tvmm run --net stream,pa", ["stream,path=", "stream,packed="]),
         ("tvmm run --disk a.img,ca", ["a.img,cache="]),
         ("tvmm run --disk a.img,readonly=on,cache=", ["a.img,readonly=on,cache=none",
          "a.img,readonly=on,cache=writeback", "a.img,readonly=on,cache=unsafe"]),
