@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.support.netns import ip, network_namespace
+from tests.support.vsock_programs import echo, listening
 from tests.wiring.guests import PROMPT, GuestShell, guest
 from tests.wiring.moves import destination, move
 from tvmm import Machine, MachineConfig
@@ -212,6 +213,22 @@ async def test_balloon_and_limits(image: Path) -> None:
         found = await numbers(shell.vm)
         requests = found.one("tvmm_blk_requests_total", device="disk0", operation="write")
         assert requests < 10 or found.one("tvmm_limit_waits_total", device="disk0") >= 1
+
+
+async def test_streams_between_guest_and_host(tmp_path: Path) -> None:
+    """As many bytes as the guest sent, and came back."""
+    path = str(tmp_path / "v")
+    device = {"device": "vsock0"}
+    with listening(f"{path}_7", echo):
+        async with guest(vsock=path) as shell:
+            assert "3 connections" in await shell.ask("vsock many 7 3 1000")
+            found = await numbers(shell.vm)
+            while found.one("tvmm_vsock_connections", **device):
+                found = await numbers(shell.vm)
+    for direction in ("receive", "transmit"):
+        assert found.one("tvmm_vsock_bytes_total", **device, direction=direction) == 3000
+    assert found.one("tvmm_vsock_events_total", **device, event="by-guest") == 3
+    assert found.one("tvmm_vsock_events_total", **device, event="ended") == 3
 
 
 async def test_names_of_samples_have_their_labels(image: Path) -> None:

@@ -92,6 +92,11 @@ _ALL = (
     _counter("tvmm_net_full_total", "Times the wire took no more for the moment.", "device", "pair"),
     _histogram("tvmm_net_turn_seconds", "Turns that moved frames, up to 64 of them.", *_PAIR),
     _counter("tvmm_net_waits_total", "Waits for work that looking again ended, and sleeps.", "device", "pair", "end"),
+    # Sockets between guest and host.
+    _gauge("tvmm_vsock_connections", "Connections that there are.", "device"),
+    _counter("tvmm_vsock_packets_total", "Packets, received by the guest and sent by it.", "device", "direction"),
+    _counter("tvmm_vsock_bytes_total", "Bytes of streams.", "device", "direction", unit="bytes"),
+    _counter("tvmm_vsock_events_total", "What became of connections and packets.", "device", "event"),
     # Viewers and migration.
     _gauge("tvmm_vnc_viewers", "Viewers of the screen."),
     _gauge("tvmm_migration_state", "1 for the state of the migration, in QEMU's words.", "state", "direction"),

@@ -1,4 +1,4 @@
-"""What disks, networks and balloons count, as samples: their makers put these functions into `Devices.measures`.
+"""What disks, networks and others count, as samples: their makers put these functions into `Devices.measures`.
 
 A device of another kind does the same: a row in `tvmm.metrics.catalog`, a function like these, and one line in its
 maker.
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from tvmm.kvm.net import NetCounters
     from tvmm.virtio.runner.blk import BlkRunner
     from tvmm.virtio.runner.net import NetRunner
+    from tvmm.virtio.runner.vsock import VsockRunner
 
-__all__ = ["balloon_samples", "disk_samples", "net_samples"]
+__all__ = ["balloon_samples", "disk_samples", "net_samples", "vsock_samples"]
 
 _REQUESTS = {
     "read": ("reads", "read_errors"),
@@ -124,3 +125,19 @@ def balloon_samples(info: BalloonInfo) -> Iterator[Sample]:
     yield Sample(metric("tvmm_balloon_actual_bytes"), (info.id,), info.actual)
     for event, count in info.counters.items():
         yield Sample(metric("tvmm_balloon_pages_total"), (info.id, event), count)
+
+
+_STREAMS = {"receive": ("rx_packets", "rx_bytes"), "transmit": ("tx_packets", "tx_bytes")}
+"""Fields of `VsockCounters` by direction, as the guest sees it."""
+
+
+def vsock_samples(device: str, runner: VsockRunner) -> Iterator[Sample]:
+    """Of the socket device `device`. From any thread."""
+    found = runner.info()
+    counted = found.counters._asdict()
+    yield Sample(metric("tvmm_vsock_connections"), (device,), found.connections)
+    for direction, (packets, size) in _STREAMS.items():
+        yield Sample(metric("tvmm_vsock_packets_total"), (device, direction), counted.pop(packets))
+        yield Sample(metric("tvmm_vsock_bytes_total"), (device, direction), counted.pop(size))
+    for event, count in counted.items():
+        yield Sample(metric("tvmm_vsock_events_total"), (device, event.replace("_", "-")), count)

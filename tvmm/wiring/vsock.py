@@ -14,6 +14,7 @@ from tvmm.chardev.vsock_line import LINE_LIMIT, parse_connect
 from tvmm.control.listener import unix_listener
 from tvmm.virtio.runner.vsock import VsockRunner
 from tvmm.virtio.vsock import SocketDevice, VsockSettings
+from tvmm.wiring.measures import vsock_samples
 from tvmm.wiring.ring import ring_features
 
 if TYPE_CHECKING:
@@ -119,4 +120,5 @@ def make_vsock(devices: Devices, options: VsockConfig) -> None:
     runner = VsockRunner(options.id, model, slot.ends(), path=path, poll_ns=options.poll_us * 1000)
     devices.host.stack.callback(runner.close)
     slot.connect(runner)
+    devices.measures[options.id] = lambda: vsock_samples(options.id, runner)
     devices.vsock = VsockPart(options, runner, path)
