@@ -20,6 +20,7 @@ def stats(**counts: int) -> dict[str, Any]:
     kinds = ("rd", "wr", "flush", "unmap")
     names = [f"{kind}_bytes" for kind in kinds if kind != "flush"]
     names += [f"{failed}{kind}_operations" for failed in ("", "failed_") for kind in kinds]
+    names += [f"{kind}_total_time_ns" for kind in kinds]
     fixed = {"account_invalid": True, "account_failed": True, "timed_stats": [], "x-invalid-operations": 0}
     return {**dict.fromkeys(names, 0), **fixed, **counts}
 

@@ -73,6 +73,8 @@ async def test_disk_requests_add_up(image: Path, aio: str) -> None:
         assert "0 errors" in await shell.ask("blkcheck 0 4 7")
         await shell.ask("flush 0")
         await shell.ask("flush 0")
+        assert shell.vm.virtio is not None
+        [told] = shell.vm.virtio.disks()
         after = await numbers(shell.vm)
 
     def grown(name: str, **labels: str) -> float:
@@ -91,6 +93,9 @@ async def test_disk_requests_add_up(image: Path, aio: str) -> None:
         assert after.one("tvmm_blk_errors_total", **labels) == 0
         requests += count
     assert requests == after.one("tvmm_virtio_queue_chains_total", **disk)
+    # query-blockstats has the sums.
+    for operation, took in (("read", told.rd_total_time_ns), ("write", told.wr_total_time_ns)):
+        assert took == after.times("tvmm_blk_request_seconds", **disk, operation=operation).sum_ns > 0
     assert after.one("tvmm_virtio_driver_ok", device="disk0") == 1
 
 

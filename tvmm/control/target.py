@@ -126,6 +126,11 @@ class DiskInfo(NamedTuple):
     failed_wr_operations: int = 0
     failed_flush_operations: int = 0
     failed_unmap_operations: int = 0
+    rd_total_time_ns: int = 0
+    """What requests took, all together, from taken off the ring to shown as used."""
+    wr_total_time_ns: int = 0
+    flush_total_time_ns: int = 0
+    unmap_total_time_ns: int = 0
     invalid_operations: int = 0
     """Requests that no driver should make: out of range, malformed."""
     format: str = "raw"

@@ -276,6 +276,10 @@ class BlkQueue:
         histograms = self.raw.latency.histograms
         return {name: read_times(histograms[index]) for index, name in enumerate(OPERATIONS)}
 
+    def time_ns(self, operation: str) -> int:
+        """The sum of that for one of `OPERATIONS`."""
+        return int(self.raw.latency.histograms[OPERATIONS.index(operation)].sum_ns)
+
     @property
     def spin_counts(self) -> tuple[int, int]:
         """How often looking again found work, and how often the thread slept."""

@@ -67,7 +67,7 @@ class DiskDevice:
     def info(self) -> DiskInfo:
         """What there is to tell."""
         found = self._runner.info()
-        counted = found.counters
+        counted, took = found.counters, self._runner.times_ns()
         status = "ok" if not found.stopped else "nospace" if found.stopped in NO_SPACE else "failed"
         return DiskInfo(
             self._options.id,
@@ -90,6 +90,10 @@ class DiskDevice:
             failed_wr_operations=counted.write_errors,
             failed_flush_operations=counted.flush_errors,
             failed_unmap_operations=counted.discard_errors + counted.write_zeroes_errors,
+            rd_total_time_ns=took["read"],
+            wr_total_time_ns=took["write"],
+            flush_total_time_ns=took["flush"],
+            unmap_total_time_ns=took["discard"] + took["write-zeroes"],
             invalid_operations=counted.refused,
         )
 

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from tvmm.errors import ImageError
-from tvmm.kvm.blk import BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError, Policy
+from tvmm.kvm.blk import (
+    OPERATIONS,
+    BlkCounters,
+    BlkFile,
+    BlkQueue,
+    BlkQueueLimits,
+    BlkQueueSetup,
+    Engine,
+    IoError,
+    Policy,
+)
 from tvmm.kvm.limit import Limiter
 from tvmm.kvm.vring import Vring
 from tvmm.records import check_record, check_uint
@@ -393,6 +403,10 @@ class BlkRunner:
             return False
         raw.sync_error = errno.EIO
         return True
+
+    def times_ns(self) -> dict[str, int]:
+        """How long requests took by operation, all queues together, in nanoseconds."""
+        return {name: sum(queue.server.time_ns(name) for queue in self._queues) for name in OPERATIONS}
 
     def info(self) -> BlkInfo:
         """As it is now."""
