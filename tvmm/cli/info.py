@@ -84,11 +84,20 @@ def _ask_overview(client: QmpClient, entry: MachineEntry) -> dict[str, Any]:
         "cpus": len(client.execute("query-cpus-fast")),
         "serial": [filename for label, filename in chardevs.items() if label.startswith("serial")],
         "ports": {label: filename for label, filename in chardevs.items() if not label.startswith("serial")},
+        **_balloon(client),
         **_migration(client.execute("query-migrate")),
         "control": str(entry.paths.control),
         "console": str(entry.paths.console),
         **client.execute("x-query-info"),
     }
+
+
+def _balloon(client: QmpClient) -> dict[str, Any]:
+    """How much the guest has, if it has a balloon."""
+    if not any(device["name"] == "virtio-balloon" for device in client.execute("x-query-virtio")):
+        return {}
+    info = client.execute("query-balloon")
+    return {"balloon": {"actual": info["actual"], "target": info["x-target"], "driver": info["x-driver"]}}
 
 
 def _migration(info: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +120,9 @@ def _show_overview(answer: dict[str, Any]) -> None:
         "uptime-seconds": format_age(answer["uptime-seconds"]),
         "memory": format_size(answer["memory"]),
     }
+    if "balloon" in answer:
+        sizes = {key: format_size(value) for key, value in answer["balloon"].items() if key != "driver"}
+        texts["balloon"] = {**answer["balloon"], **sizes}
     lines = {key.removesuffix("-seconds"): _plain(value) for key, value in texts.items()}
     width = max(map(len, lines))
     for key, text in lines.items():

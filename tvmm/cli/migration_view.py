@@ -8,7 +8,7 @@ from tvmm.cli.output import printable
 from tvmm.config.units import format_duration
 
 if TYPE_CHECKING:
-    from tvmm.migration.status import DowntimeParts, MigrationStatus
+    from tvmm.migration.status import DowntimeParts, MigrationStatus, RamProgress
 
 __all__ = [
     "amount",
@@ -54,7 +54,7 @@ def progress_rows(status: MigrationStatus) -> list[tuple[str, str]]:
         rows += [
             ("RAM", f"{amount(ram.total)}, {amount(ram.remaining)} left"),
             ("sent", f"{amount(ram.transferred)} at {amount(ram.throughput)}/s{_over(status.connections)}"),
-            ("pages", f"{ram.normal} whole, {ram.zero} zero, {ram.unchanged} unchanged; rounds {ram.rounds}"),
+            ("pages", f"{_pages(ram)}; rounds {ram.rounds}"),
             ("dirtied", f"{amount(ram.dirty_pages_rate * ram.page_size)}/s, {ram.dirty_pages_rate:.0f} pages/s"),
         ]
     if status.throttle_percent:
@@ -99,7 +99,7 @@ def summary_lines(name: str, status: MigrationStatus) -> list[str]:
         lines += [
             f"  sent:   {amount(ram.transferred)} for {amount(ram.total)} of RAM in {_rounds(ram.rounds)}"
             f"{average}{_over(status.connections)}",
-            f"  pages:  {ram.normal} whole, {ram.zero} zero, {ram.unchanged} unchanged",
+            f"  pages:  {_pages(ram)}",
         ]
     if status.throttle_percent:
         lines.append(f"  guest:  slowed by up to {status.throttle_percent} % to get it done")
@@ -162,3 +162,9 @@ def _seconds(seconds: float) -> str:
     if seconds < 600:
         return format_duration(seconds)
     return f"{int(seconds) // 60}m{int(seconds) % 60}s"
+
+
+def _pages(ram: RamProgress) -> str:
+    """By what became of them; free ones only where a guest has said which these are."""
+    free = f", {ram.spared} free" if ram.spared else ""
+    return f"{ram.normal} whole, {ram.zero} zero, {ram.unchanged} unchanged{free}"

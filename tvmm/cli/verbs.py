@@ -32,6 +32,7 @@ VERBS = (
     Verb("stop", "tvmm.cli.stop", "ask a machine to power off, or end it"),
     Verb("resize", "tvmm.cli.resize", "give a disk of a running machine another size", True),
     Verb("limit", "tvmm.cli.limit", "show or change how much disks and network devices may do"),
+    Verb("balloon", "tvmm.cli.balloon", "show or change how much memory a guest has"),
     Verb("sendkey", "tvmm.cli.sendkey", "press keys on a machine's keyboard", True),
     Verb("migrate", "tvmm.cli.migrate", "move a running machine's guest to another tvmm", True),
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
