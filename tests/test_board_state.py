@@ -16,6 +16,7 @@ from tests.support.device_contract import mutated
 from tests.support.netns import network_namespace
 from tests.support.state_machines import (
     all_devices,
+    balloon_device,
     display_device,
     input_devices,
     make_images,
@@ -50,6 +51,8 @@ class Setting:
             return input_devices()
         if self.machine == "vsock":
             return vsock_device(self._folder / str(side))
+        if self.machine == "balloon":
+            return balloon_device()
         return all_devices(self._folder) if self.machine == "devices" else net_devices(side)
 
     def sections(self) -> list[Section]:
@@ -106,6 +109,7 @@ def test_the_golden_sections_hold_something() -> None:
         ("nets", "virtio/net1", (b"NetRun", b"VringConfig")),
         ("input", "i8042", (b"Ps2MouseState",)),
         ("input", "virtio/keyboard0", (b"InputRun", b"InputState", b"VringConfig")),
+        ("balloon", "virtio/balloon0", (b"BalloonRun", b"BalloonState", b"VringConfig", b"PciState")),
         ("input", "virtio/tablet1", (b"InputState", b"PciState")),
     ):
         assert all(word in machines[machine][name] for word in words), name

@@ -15,6 +15,7 @@ FOLDERS = {
     "display": _HERE / "sections-1" / "display",
     "input": _HERE / "sections-2" / "input",
     "vsock": _HERE / "sections-2" / "vsock",
+    "balloon": _HERE / "sections-2" / "balloon",
 }
 """By machine. The second generation has the mouse, virtio-input and virtio-vsock."""
 

@@ -17,6 +17,7 @@ from tests.support.input_guest import InputDriver, write_ports
 from tests.support.netns import ip, network_namespace
 from tests.support.state_machines import (
     all_devices,
+    balloon_device,
     display_device,
     input_devices,
     make_images,
@@ -92,6 +93,29 @@ async def save_input() -> list[Section]:
         board.close()
 
 
+async def save_balloon() -> list[Section]:
+    """The sections of a guest that has lent pages, sent statistics, told of free pages, and is asked for more."""
+    config = balloon_device()
+    async with Machine(config, board=Board(config)) as vm:
+        shell = GuestShell(vm)
+        await vm.resume()
+        await vm.wait_serial(PROMPT)
+        await shell.ask("balloon")
+        part = vm.board.devices.balloon if vm.board.devices is not None else None
+        assert part is not None
+        part.set_memory(48 << 20)
+        while part.info().actual != 48 << 20:
+            await trio.sleep(0.01)
+        assert part.runner.begin_hints(lambda runs: 0)
+        while not part.info().counters["hinted"]:
+            await trio.sleep(0.01)
+        part.runner.end_hints()
+        await shell.ask("balloon")
+        await vm.pause()
+        part.set_memory(40 << 20)
+        return await save_board(vm.board)
+
+
 async def main(machines: list[str]) -> None:
     """The machines that were named."""
     written = {}
@@ -109,6 +133,8 @@ async def main(machines: list[str]) -> None:
             written["vsock"] = await save(vsock_device(Path(folder)), ORDERS["vsock"])
         if "input" in machines:
             written["input"] = await save_input()
+        if "balloon" in machines:
+            written["balloon"] = await save_balloon()
     for machine, sections in written.items():
         if FOLDERS[machine].exists():
             print(f"{machine}: is there already")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DISK_BYTES",
     "all_devices",
+    "balloon_device",
     "display_device",
     "input_devices",
     "make_images",
@@ -82,6 +83,12 @@ def vsock_device(folder: Path) -> MachineConfig:
     return MachineConfig.parse(
         memory="64M", append="packed", vsock=f"{folder}/vsock,cid=52,transport=mmio,packed=on,queue-size=64"
     )
+
+
+def balloon_device() -> MachineConfig:
+    """A balloon with all that it can have."""
+    words = "deflate-on-oom=on,free-page-hint=on,free-page-reporting=on,packed=on"
+    return MachineConfig.parse(memory="64M", append="packed", device=[f"virtio-balloon,{words}"])
 
 
 @asynccontextmanager
