@@ -100,7 +100,10 @@ class PlainVsock:
             if head.op == Op.RESPONSE:
                 conn.state = "open"
                 conn.peer_room, conn.peer_forwarded = head.buf_alloc, head.fwd_cnt
-                conn.sock.send(b"OK %d\n" % conn.host_port)
+                try:
+                    conn.sock.send(b"OK %d\n" % conn.host_port)
+                except OSError:
+                    self._reset(conn)
             elif head.op == Op.RST:
                 self._forget(conn)
             else:
