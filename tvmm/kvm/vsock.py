@@ -109,8 +109,9 @@ class VsockEngine:
             self.raw.queues[index].call_fd = CALL_PYTHON
 
     def close(self) -> None:
-        """All connections, and what the server has of the host. The thread has ended."""
+        """All connections, and what the server has of the host. The thread has ended, and nothing is asked any more."""
         ffi.release(self.raw)
+        self.raw = None
         self.waker.close()
 
     def active(self) -> bool:

@@ -64,6 +64,8 @@ class VsockRunner:
         self.rings = [Vring(ends.memory) for _ in model.queue_sizes]
         self._calls = [CALL_PYTHON] * len(self.rings)
         self._features = 0
+        self._handed_over: set[int] = set()
+        """Descriptors of clients that the thread has not looked at yet."""
         self._engine = VsockEngine(model.settings.guest_cid, path, poll_ns)
         self._thread = ServerThread(name, self._engine.waker, self)
         self.active, self.serve, self.drain = self._engine.active, self._engine.serve, self._engine.drain
@@ -124,9 +126,11 @@ class VsockRunner:
         """
 
         def call() -> None:
+            self._handed_over.discard(fd)
             if not self._engine.active() or not self._engine.call(fd, port):
                 os.close(fd)
 
+        self._handed_over.add(fd)
         self._thread.post(call)
 
     def close_connections(self) -> None:
@@ -157,6 +161,8 @@ class VsockRunner:
 
     def close(self) -> None:
         """The thread has ended."""
+        for fd in self._handed_over:
+            os.close(fd)
         self._engine.close()
 
     # -- saving, held ------------------------------------------------------------------------------------------
