@@ -21,7 +21,7 @@ from tvmm.board import Board
 from tvmm.config.incoming import IncomingConfig
 from tvmm.config.net import NetConfig
 from tvmm.errors import HostError, UserError
-from tvmm.net.passt import complaint, find_passt
+from tvmm.net.passt import complaint, find_passt, may_ping
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 
@@ -213,6 +213,25 @@ def test_without_passt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"needs passt, which is not installed; 'apt install passt', or --net tap"):
         machine_of("user")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"), [("1\t0\n", False), ("0\t2147483647\n", True), ("100 200", True), ("7 99", False), ("", True)]
+)
+def test_who_may_ping(text: str, allowed: bool) -> None:
+    """By what the kernel has for all groups."""
+    assert may_ping(text, {5, 150}) is allowed
+
+
+async def test_pings_that_go_nowhere() -> None:
+    """The user hears of it once, with what helps."""
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("1 0")
+    warnings: list[str] = []
+    async with networked(warnings=warnings) as shell:
+        assert "0 received" in await shell.ask(f"ping 0 {SERVER} 1")
+        [line] = warnings
+        assert "net0: pings of the guest go nowhere" in line
+        assert "sudo sysctl net.ipv4.ping_group_range=" in line
 
 
 def test_other_complaints_are_passed_on() -> None:

@@ -25,12 +25,12 @@ from tvmm.errors import HostError
 from tvmm.net.stream import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from tvmm.config.net import NetConfig
     from tvmm.config.net_user import Forward
 
-__all__ = ["Passt", "complaint", "find_passt", "passt_arguments"]
+__all__ = ["Passt", "complaint", "find_passt", "may_ping", "passt_arguments", "ping_advice"]
 
 PROGRAM = "passt"
 READY_SECONDS = 5.0
@@ -38,6 +38,11 @@ LOOK_SECONDS = 0.02
 END_SECONDS = 2.0
 STDERR_LIMIT = 1 << 16
 """Bytes that are read at once of what it says."""
+
+NOBODY = 65534
+"""The group of a passt that root has started."""
+PING_RANGE = "/proc/sys/net/ipv4/ping_group_range"
+PING_REMEDY = "'sudo sysctl net.ipv4.ping_group_range=\"0 2147483647\"' lets everybody ping"
 
 _NOISE = (
     "Failed to send ",  # to a system log that the host does not have
@@ -92,6 +97,27 @@ def passt_arguments(config: NetConfig) -> list[str]:
 def _rule(forward: Forward) -> str:
     ports = f"{forward.host_port}:{forward.guest_port}"
     return f"{forward.address}/{ports}" if forward.address else ports
+
+
+def ping_advice() -> str:
+    """Why the guest's pings will not be answered, and what to do; '' if they will."""
+    try:
+        with open(PING_RANGE, encoding="ascii") as file:
+            text = file.read()
+    except OSError:
+        return ""
+    groups = {NOBODY} if os.geteuid() == 0 else {os.getegid(), *os.getgroups()}
+    if may_ping(text, groups):
+        return ""
+    return f"pings of the guest go nowhere: no group of ours is in net.ipv4.ping_group_range; {PING_REMEDY}"
+
+
+def may_ping(text: str, groups: Collection[int]) -> bool:
+    """Whether one of these groups is in the range that `PING_RANGE` has; what cannot be read is let pass."""
+    words = text.split()
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        return True
+    return any(int(words[0]) <= group <= int(words[1]) for group in groups)
 
 
 def complaint(lines: Sequence[str], config: NetConfig) -> HostError:

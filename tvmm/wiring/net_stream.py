@@ -70,12 +70,18 @@ class Keeper(ABC):
     async def renew(self) -> socket.socket:
         """A new connection. Raises `UserError`."""
 
+    def advice(self) -> str:
+        """What the user should know from the start, or ''."""
+        return ""
+
     def replaced(self) -> None:  # noqa: B027  # most have nothing to do
         """The device has the new connection, and nobody the old one."""
 
     async def run(self) -> None:
         """Until cancelled."""
         self._token = trio.lowlevel.current_trio_token()
+        if advice := self.advice():
+            self._tell(advice)
         if self._reason:
             self._lost.set()
         delay = FIRST_DELAY_S
@@ -144,6 +150,12 @@ class PasstKeeper(Keeper):
         for passt in (self._passt, self._next):
             if passt is not None:
                 passt.close()
+
+    def advice(self) -> str:
+        """Pings take more than passt can tell."""
+        from tvmm.net.passt import ping_advice
+
+        return ping_advice() if self.config.ipv4 else ""
 
     async def useless(self) -> str:
         """When the process has ended, or the device cannot make sense of it."""
