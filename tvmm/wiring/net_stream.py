@@ -182,7 +182,11 @@ class PasstKeeper(Keeper):
 
     async def _wait_end(self, passt: Passt) -> None:
         """Until it has; the device need not have noticed."""
-        process = os.pidfd_open(passt.pid)
+        try:
+            process = os.pidfd_open(passt.pid)
+        except ProcessLookupError:  # it is gone, and was waited for
+            self._lost.set()
+            return
         try:
             await trio.lowlevel.wait_readable(process)
             self._lost.set()
