@@ -186,7 +186,7 @@ USER_PROPERTIES = (
              codec=_ADDRESS),
     Property("ipv6-net", "network", None, "user: the same of IPv6, of 64 bits", otherwise=NET6, codec=_NETWORK),
     Property("ipv6-host", "address", None, "user: the gateway in it", otherwise="the second", codec=_ADDRESS),
-    Property("dns", "address", None, "user: one more address where the guest finds the host's name server",
+    Property("dns", "address", None, "user: where the guest finds the host's name server, set by hand in it",
              otherwise="none", codec=_ADDRESS),
     Property("resolver", "addresses", None, "user: name servers in place of those in /etc/resolv.conf, with '+'",
              otherwise="the host's", codec=Codec(_read_resolvers, "+".join)),

@@ -80,7 +80,8 @@ def passt_arguments(config: NetConfig) -> list[str]:
     else:
         words.append("--ipv4-only")
     if config.dns:
-        words += ["--dns-forward", config.dns]
+        # Answers of the host's name server come from this address then, whoever was asked: so no other is told of.
+        words += ["--dns-forward", config.dns, "--no-dhcp-dns"]
     for resolver in config.resolver:
         words += ["--dns", resolver]
     if config.dnssearch:
