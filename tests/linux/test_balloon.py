@@ -48,21 +48,21 @@ def check_statistics(client: QmpClient) -> None:
 
 def check_size(client: QmpClient, shell: Shell) -> None:
     """32 MiB go and come back; a file in memory keeps its content."""
-    sums = shell.run("dd if=/dev/urandom of=/tmp/kept bs=64k count=16 2>/dev/null; md5sum /tmp/kept")
+    sums = shell.run("dd if=/dev/urandom of=/kept bs=64k count=16 2>/dev/null; md5sum /kept")
     resize(client, 96 * MIB)
     assert resident(client) <= 96 * MIB
     assert client.execute("query-balloon")["x-pages"]["inflated"] >= 8192
-    assert shell.run("md5sum /tmp/kept") == sums
+    assert shell.run("md5sum /kept") == sums
     resize(client, 128 * MIB)
     assert client.execute("query-balloon")["x-pages"]["strange"] == 0
-    assert shell.run("md5sum /tmp/kept") == sums
+    assert shell.run("md5sum /kept") == sums
 
 
 def check_reports(client: QmpClient, shell: Shell) -> None:
     """What Linux has freed goes back to the host by itself."""
-    shell.run("dd if=/dev/zero of=/tmp/filler bs=1M count=40 2>/dev/null")
+    shell.run("dd if=/dev/zero of=/filler bs=1M count=40 2>/dev/null")
     before = client.execute("query-balloon")["x-pages"]["reported"]
-    shell.run("rm /tmp/filler")
+    shell.run("rm /filler")
     until(lambda: client.execute("query-balloon")["x-pages"]["reported"] > before, PATIENCE_S)
 
 
@@ -77,7 +77,7 @@ def test_all(tiny: Path) -> None:
             *("--append", append, "--device", DEVICE),
         )
         source = stack.enter_context(started("run", "--name", "tiny", *options, environment=environment))
-        shell = Shell(source, seconds=PATIENCE_S)
+        shell = Shell(source, boot_seconds=PATIENCE_S, seconds=PATIENCE_S)
         with QmpClient(Path(directory) / "tiny" / "control.sock", PATIENCE_S) as client:
             check_statistics(client)
             check_size(client, shell)
@@ -95,7 +95,7 @@ def test_all(tiny: Path) -> None:
             assert moved["status"] == "completed", moved
             assert moved["ram"]["x-spared"] > 1024
         shell.go_on_at(there)
-        assert "kept" in shell.run("md5sum /tmp/kept")
+        assert "kept" in shell.run("md5sum /kept")
         status, _, errors = call("balloon", "there", "112M", "--wait", "--timeout", f"{PATIENCE_S}s", env=everything)
         assert status == 0, errors
         shell.power_off()
