@@ -65,7 +65,7 @@ BAD: dict[str, str] = {
     "run --device virtserialport": "put --device virtio-console before it",
     "run --disk=": "disk is empty; write FILE",
     "run --disk a.img,cahce=none": "did you mean 'cache'?",
-    "run --disk a.img,queues=65": "disk property queues 65 is out of range; it goes from 1 to 64",
+    "run --disk a.img,queues=65": "disk property queues 65 is out of range; it goes from 0 to 64",
     "run --disk a.img --disk a.img": "two disks, one of them writable, want the file 'a.img'; add readonly=on",
     "run --vnc 0.0.0.0": "vnc address '0.0.0.0' has no port; write HOST:PORT",
     "run --vnc :0,tsl=on": "unknown vnc option 'tsl'; did you mean 'tls'?",

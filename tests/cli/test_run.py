@@ -65,7 +65,10 @@ def test_a_console_port_may_have_the_terminal(options: dict[str, object], serial
     ("arguments", "lines"),
     [
         (["--disk", "help"], ["--disk FILE[,key=value]", "  cache=<choice> ", "one of none, writeback, unsafe"]),
-        (["--net", "help"], ["--net none, or --net tap[,key=value]", "  mac=<address> ", "by the machine's name"]),
+        (
+            ["--net", "help"],
+            ["--net none, or --net tap|user|stream[,key=value]", "  mac=<address> ", "by the machine's name"],
+        ),
         (["--net", "tap,help"], ["  ifname=<name> "]),
         (["--vnc", "help"], ["--vnc HOST:PORT|unix:PATH|:DISPLAY|none[,key=value]", "  tls=<boolean> "]),
         (["--device", "help"], ["isa-debug-exit ", "virtio-blk-pci ", "virtserialport ", "NAME,help lists"]),

@@ -49,8 +49,14 @@ def running(words: list[str]) -> Iterator[None]:
 async def listening(path: Path) -> NbdAddress:
     """Its address, when it is there."""
     with trio.fail_after(20):
-        while not path.exists():
-            await trio.sleep(0.01)
+        while True:
+            try:
+                stream = await trio.open_unix_socket(path)
+            except OSError:
+                await trio.sleep(0.01)
+            else:
+                await stream.aclose()
+                break
     return NbdAddress(path=str(path), tls=True)
 
 
