@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tvmm.metrics import server as module
+from tvmm.http_stream import READ_SIZE
 from tvmm.metrics.http_rules import Rules
 from tvmm.metrics.server import (
     FRESH_SECONDS,
@@ -219,4 +219,4 @@ async def test_cancelled_with_clients() -> None:
 def test_bounds_are_small() -> None:
     """What all clients together may hold of this process."""
     assert MAX_CONNECTIONS * MAX_REQUEST <= 1 << 20
-    assert module.READ_SIZE <= MAX_REQUEST
+    assert READ_SIZE <= MAX_REQUEST

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from tvmm.http_stream import GONE, complaint, next_request, send_answer
 from tvmm.metrics.http_rules import Page, Reply, refusal
 
 if TYPE_CHECKING:
@@ -47,10 +48,6 @@ FRESH_SECONDS = 0.1
 REST_FACTOR = 4.0
 """How much longer than it took to make a page none is made: at most a fifth of the time goes into that."""
 
-READ_SIZE = 4096
-
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
-
 
 class MetricsServer:
     """One machine's endpoint. ``expose`` gives the page and its media type for an Accept header; it may wait."""
@@ -82,7 +79,7 @@ class MetricsServer:
             await self._talk(stream)
             with trio.move_on_after(CLOSE_SECONDS):
                 await stream.aclose()
-        except* _GONE:
+        except* GONE:
             pass
         finally:
             self.connections -= 1
@@ -95,15 +92,15 @@ class MetricsServer:
             try:
                 request = await _next_request(stream, http)
             except h11.RemoteProtocolError as error:
-                if http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    words = "The request is too long." if error.error_status_hint == 431 else "This is not HTTP/1.1."
-                    await _send(stream, http, refusal(error.error_status_hint, words))
+                told = complaint(http, error)
+                if told:
+                    await send_answer(stream, http, refusal(*told), REPLY_SECONDS)
                 return
             if request is None:
                 return
             answer = self._rules.answer(request.method, request.target, list(request.headers))
-            head = request.method == b"HEAD"
-            await _send(stream, http, await self._page(answer) if isinstance(answer, Page) else answer, head=head)
+            reply = await self._page(answer) if isinstance(answer, Page) else answer
+            await send_answer(stream, http, reply, REPLY_SECONDS, head=request.method == b"HEAD")
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
@@ -128,37 +125,16 @@ class MetricsServer:
 
 
 async def _next_request(stream: trio.abc.Stream, http: h11.Connection) -> h11.Request | None:
-    """The next request, or None at the end of the connection. RemoteProtocolError if it is none, or has a body.
-
-    `TooSlowError` if it does not begin for `IDLE_SECONDS`, or is not whole `REQUEST_SECONDS` after its beginning.
+    """See `next_request`. `TooSlowError` if it does not begin for `IDLE_SECONDS`, or is not whole `REQUEST_SECONDS`
+    after its beginning.
     """
-    request: h11.Request | None = None
     with trio.fail_after(IDLE_SECONDS) as scope:
         begun = False
-        while True:
-            event = http.next_event()
-            if event is h11.NEED_DATA:
-                data = bytes(await stream.receive_some(READ_SIZE))
-                http.receive_data(data)
-                if data and not begun:
-                    begun = True
-                    scope.deadline = trio.current_time() + REQUEST_SECONDS
-            elif isinstance(event, h11.Request):
-                request = event
-            elif isinstance(event, h11.EndOfMessage):
-                return request
-            elif isinstance(event, h11.Data):
-                raise h11.RemoteProtocolError("the request has a body")
-            else:
-                return None
 
+        def begin() -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                scope.deadline = trio.current_time() + REQUEST_SECONDS
 
-async def _send(stream: trio.abc.Stream, http: h11.Connection, reply: Reply, *, head: bool = False) -> None:
-    length = (b"content-length", str(len(reply.body)).encode())
-    last = [(b"connection", b"close")] if reply.status >= 400 else []
-    parts = [http.send(h11.Response(status_code=reply.status, headers=[*reply.headers, length, *last]))]
-    if not head:
-        parts.append(http.send(h11.Data(data=reply.body)))
-    parts.append(http.send(h11.EndOfMessage()))
-    with trio.fail_after(REPLY_SECONDS):
-        await stream.send_all(b"".join(part or b"" for part in parts))
+        return await next_request(stream, http, begin)

@@ -20,7 +20,8 @@ import h11
 import trio
 from wsproto.connection import Connection, ConnectionType
 
-from tvmm.vnc.web_rules import Channel, Reply, refusal
+from tvmm.http_stream import GONE, complaint, next_request, send_answer
+from tvmm.vnc.web_rules import Channel, refusal
 from tvmm.vnc.web_stream import WebSocketStream
 
 if TYPE_CHECKING:
@@ -54,10 +55,6 @@ CLOSE_SECONDS = 2.0
 
 PANEL_SECONDS = 1.0
 """Between messages of the panel."""
-
-READ_SIZE = 4096
-
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
 class WebConsole:
@@ -125,7 +122,7 @@ class WebConsole:
             await self._talk(stream, peer, visitor)
             with trio.move_on_after(CLOSE_SECONDS):
                 await stream.aclose()
-        except* _GONE:
+        except* GONE:
             pass
         finally:
             visitor.leave()
@@ -137,11 +134,11 @@ class WebConsole:
         while True:
             try:
                 with trio.fail_after(REQUEST_SECONDS):
-                    request = await _next_request(stream, http)
+                    request = await next_request(stream, http)
             except h11.RemoteProtocolError as error:
-                if http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    words = "The request is too long." if error.error_status_hint == 431 else "This is not HTTP/1.1."
-                    await _send_reply(stream, http, refusal(error.error_status_hint, words))
+                told = complaint(http, error)
+                if told:
+                    await send_answer(stream, http, refusal(*told), REPLY_SECONDS)
                 return
             if request is None:
                 return
@@ -154,7 +151,7 @@ class WebConsole:
                 return
             if answer.status in (200, 304):
                 visitor.admit()
-            await _send_reply(stream, http, answer, head=request.method == b"HEAD")
+            await send_answer(stream, http, answer, REPLY_SECONDS, head=request.method == b"HEAD")
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
@@ -219,31 +216,3 @@ class _Visitor:
         """It is gone."""
         self.admit()
         self._console.connections -= 1
-
-
-async def _next_request(stream: trio.abc.Stream, http: h11.Connection) -> h11.Request | None:
-    """The next request, or None at the end of the connection. RemoteProtocolError if it is none, or has a body."""
-    request: h11.Request | None = None
-    while True:
-        event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(bytes(await stream.receive_some(READ_SIZE)))
-        elif isinstance(event, h11.Request):
-            request = event
-        elif isinstance(event, h11.EndOfMessage):
-            return request
-        elif isinstance(event, h11.Data):
-            raise h11.RemoteProtocolError("the request has a body")
-        else:
-            return None
-
-
-async def _send_reply(stream: trio.abc.Stream, http: h11.Connection, reply: Reply, *, head: bool = False) -> None:
-    length = [] if reply.status == 304 else [(b"content-length", str(len(reply.body)).encode())]
-    last = [(b"connection", b"close")] if reply.status >= 400 else []
-    parts = [http.send(h11.Response(status_code=reply.status, headers=[*reply.headers, *length, *last]))]
-    if not head and reply.body:
-        parts.append(http.send(h11.Data(data=reply.body)))
-    parts.append(http.send(h11.EndOfMessage()))
-    with trio.fail_after(REPLY_SECONDS):
-        await stream.send_all(b"".join(part or b"" for part in parts))
