@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.support.vitals import own_vitals, vcpu_threads, vitals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.support.vitals import Vitals
 
-__all__ = ["GROWTH_LIMIT_KIB", "Watch", "fail", "options"]
+__all__ = ["GROWTH_LIMIT_KIB", "Watch", "fail", "hostile_runs", "options"]
 
 GROWTH_LIMIT_KIB = 24 << 10
 """What a process may gain between the end of its warm-up and the end of a run. Python's allocator keeps some of what it
@@ -73,3 +74,29 @@ class Watch:
             fail(f"descriptors leaked: {sorted(set(now.descriptors) - set(self.first.descriptors))}")
         if now.threads > self.first.threads + THREAD_LIMIT or (not running and vcpu_threads()):
             fail(f"threads leaked: {self.line()} {vcpu_threads()}")
+
+
+def hostile_runs(text: str, run: Callable[[int], str], runs: int, *, warm_up: int, report: int) -> None:
+    """The whole of a script whose `run`, by a seed, says how it ended: its options with `runs` by default, a line each
+    `report` runs, how often each end came, and the figures since `warm_up` runs before.
+    """
+    chosen = options(text, (("runs", runs, "how many"), ("seed", 1, "the first run's")))
+    for seed in range(warm_up):
+        run(seed)
+    watch = Watch()
+    endings: Counter[str] = Counter()
+    for number in range(chosen.runs):
+        seed = chosen.seed + number
+        try:
+            endings[run(seed)] += 1
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+        if not endings.total() % report:
+            print(f"{endings.total():6} runs  {watch.line()}", flush=True)
+    for ending, count in endings.most_common():
+        print(f"{count:6} times {ending!r}")
+    if chosen.runs >= 100 and len(endings) < 4:
+        fail("the runs did not end in different ways: this shows nothing")
+    watch.judge()
+    print(watch.line())

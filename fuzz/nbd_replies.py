@@ -9,9 +9,7 @@ the twin gives it up, nothing beside the buffers is written, and the next server
 
 from __future__ import annotations
 
-from collections import Counter
-
-from fuzz.common import Watch, fail, options
+from fuzz.common import hostile_runs
 from tests.support.nbd_hostile import hostile_run
 
 WARM_UP_RUNS = 50
@@ -20,26 +18,7 @@ REPORT_RUNS = 500
 
 def main() -> None:
     """All runs, and the figures."""
-    chosen = options(__doc__ or "", (("runs", 5_000, "how many"), ("seed", 1, "the first run's")))
-    for seed in range(WARM_UP_RUNS):
-        hostile_run(seed)
-    watch = Watch()
-    endings: Counter[str] = Counter()
-    for number in range(chosen.runs):
-        seed = chosen.seed + number
-        try:
-            endings[hostile_run(seed)] += 1
-        except BaseException as error:
-            error.add_note(f"seed {seed}")
-            raise
-        if not endings.total() % REPORT_RUNS:
-            print(f"{endings.total():6} runs  {watch.line()}", flush=True)
-    for ending, count in endings.most_common():
-        print(f"{count:6} times {ending!r}")
-    if chosen.runs >= 100 and len(endings) < 4:
-        fail("the runs did not end in different ways: this shows nothing")
-    watch.judge()
-    print(watch.line())
+    hostile_runs(__doc__ or "", hostile_run, 5_000, warm_up=WARM_UP_RUNS, report=REPORT_RUNS)
 
 
 if __name__ == "__main__":
