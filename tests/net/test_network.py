@@ -8,14 +8,14 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.net_state import need_programs, state, uplink
-from tests.support.netns import ip, network_namespace
+from tests.support.net_state import state
+from tests.support.netns import ip
 from tests.support.process import until
 from tvmm.errors import ConfigError, HostError, UserError
 from tvmm.net import do, host, network
@@ -26,24 +26,9 @@ from tvmm.net.plan import IPV4_FORWARD, IPV6_FORWARD
 from tvmm.net.spec import NetworkSpec, read_forward
 from tvmm.net.store import Store
 
+pytestmark = pytest.mark.usefixtures("network_host")
+
 LAN = NetworkSpec("lan")
-
-
-@pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    need_programs("nft", "dnsmasq")
-    with network_namespace():
-        uplink()
-        yield
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """Journals; networks that a failed test leaves are taken down."""
-    found = Store(tmp_path / "net")
-    yield found
-    for name in found.names():
-        take_down(name, found, force=True)
 
 
 def setting(path: str) -> str:

@@ -12,19 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.net_state import need_programs, uplink
-from tests.support.netns import network_namespace
+from tests.support.net_state import need_programs
 from tests.support.process import PROMPT, call, read_until, started
 
-pytestmark = pytest.mark.guest
-
-
-@pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    need_programs("nft", "dnsmasq")
-    with network_namespace():
-        uplink()
-        yield
+pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("network_host")]
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.net_state import need_programs, state, uplink
-from tests.support.netns import ip, network_namespace
+from tests.support.net_state import state
+from tests.support.netns import ip
 from tvmm.config.net import NetConfig
 from tvmm.errors import ConfigError, HostError, UserError
 from tvmm.net.links import Links
@@ -31,25 +30,10 @@ from tvmm.net.spec import NetworkSpec
 from tvmm.net.store import Store
 from tvmm.net.tap import TapSettings, open_tap
 
+pytestmark = pytest.mark.usefixtures("network_host")
+
 NOBODY = 65534
 ALICE = TapRequest("", Prepared("alice"), NOBODY)
-
-
-@pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    need_programs("nft", "dnsmasq")
-    with network_namespace():
-        uplink()
-        yield
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """Journals; networks that a failed test leaves are taken down."""
-    found = Store(tmp_path / "net")
-    yield found
-    for name in found.names():
-        take_down(name, found, force=True)
 
 
 def show(name: str) -> dict[str, Any]:
