@@ -38,19 +38,10 @@ one-time codes do (--pair). Private keys are readable by you alone, and have no 
 
 def add_arguments(parser: Parser) -> None:
     """The verb's commands and their options."""
-    from tvmm.cli.parser import Parser
+    from tvmm.cli.parser import add_commands
 
     parser.describe("Make and look after the certificates by which hosts know each other.", _EXAMPLES, _MORE)
-    below = parser.add_subparsers(
-        dest="command",
-        metavar="COMMAND",
-        required=True,
-        parser_class=Parser,
-        title="commands",
-        help="what to do:",
-    )
-    for name, (add, _) in _COMMANDS.items():
-        add(below, name)
+    add_commands(parser, _COMMANDS)
 
 
 def add_keys_option(parser: Parser) -> None:

@@ -37,19 +37,10 @@ _MORE = """\
 
 def add_arguments(parser: Parser) -> None:
     """The verb's commands and their options."""
-    from tvmm.cli.parser import Parser
+    from tvmm.cli.parser import add_commands
 
     parser.describe("Make networks for machines on this host, and undo them.", _EXAMPLES, _MORE)
-    below = parser.add_subparsers(
-        dest="command",
-        metavar="COMMAND",
-        required=True,
-        parser_class=Parser,
-        title="commands",
-        help="what to do:",
-    )
-    for name, (add, _) in _COMMANDS.items():
-        add(below, name)
+    add_commands(parser, _COMMANDS)
 
 
 def run(options: Mapping[str, Any]) -> int:

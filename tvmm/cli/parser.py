@@ -16,11 +16,11 @@ from tvmm.config.options import nearest
 from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tvmm.cli.verbs import Verb
 
-__all__ = ["EXIT_STATUSES", "Parser", "add_name", "build_parser", "parse", "verb_parser"]
+__all__ = ["EXIT_STATUSES", "Parser", "add_commands", "add_name", "build_parser", "parse", "verb_parser"]
 
 EXIT_STATUSES = """\
 exit status:
@@ -131,3 +131,17 @@ def add_name(parser: Parser, *, required: bool = False) -> None:
         help="the machine, as 'tvmm ps' lists it; may be left out while only one runs",
     )
     attach(action, machine_names)
+
+
+def add_commands(parser: Parser, commands: Mapping[str, tuple[Callable[[Any, str], None], object]]) -> None:
+    """A verb's own commands. The first of each pair adds the parser of the command that it is given the name of."""
+    below = parser.add_subparsers(
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        parser_class=Parser,
+        title="commands",
+        help="what to do:",
+    )
+    for name, (add, _) in commands.items():
+        add(below, name)
