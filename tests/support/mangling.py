@@ -24,12 +24,14 @@ from tvmm.migration.messages import (
     Commit,
     Failure,
     Goodbye,
+    Grants,
     Query,
     Ready,
     Refuse,
     RoundDone,
     Running,
     State,
+    Wants,
     Watched,
     Welcome,
 )
@@ -54,6 +56,7 @@ FORGED = {
         Cancel("a\x1b[2Jforged"),
         Watched(-1),
         Goodbye(),
+        Wants(("nonsense",) * 100),
         Query(b"s" * 16),
         Ready(),
     ),
@@ -70,6 +73,7 @@ FORGED = {
         Answer("abandoned"),
         Answer("nonsense"),
         Commit(),
+        Grants(("nonsense",)),
     ),
 }
 """Messages that a liar may put in, some of which the other side never sends."""

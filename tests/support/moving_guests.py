@@ -258,6 +258,9 @@ class Arriving(Side):
         """Always."""
         return True
 
+    def features(self) -> frozenset[str]:
+        return frozenset()
+
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """As the test wants it."""
         return self.problems

@@ -101,6 +101,9 @@ class ArrivingGuest(Guest, Protocol):
     def has_room(self) -> bool:
         """Whether the host can give all of the guest's RAM now."""
 
+    def features(self) -> frozenset[str]:
+        """What a source may want beyond rounds of pages, by name, and this side goes along with."""
+
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """Why a guest of that `CpuDescription` cannot go on here, in sentences. Raises `ProtocolError`."""
 

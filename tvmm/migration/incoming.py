@@ -24,6 +24,7 @@ from tvmm.migration.messages import (
     Commit,
     Failure,
     Goodbye,
+    Grants,
     Hello,
     Query,
     Ready,
@@ -31,6 +32,7 @@ from tvmm.migration.messages import (
     RoundDone,
     Running,
     State,
+    Wants,
     Watched,
     Welcome,
 )
@@ -65,6 +67,8 @@ CODE_LOOK_SECONDS = 1.0
 
 MAX_REASONS = 32
 SESSION_BYTES, MAX_NAME = 16, 256
+MAX_FEATURES = 32
+"""Names of features that a source may want."""
 MAX_TEXTS = 4096
 """Pairs in the description of a machine: a peer does not make this side compare for ever."""
 
@@ -93,6 +97,8 @@ class Incoming:
         self._session = b""
         self._random = random
         self._token = self._identity = b""
+        self._granted: frozenset[str] = frozenset()
+        """Features that this migration has."""
         self._lanes: ReceiverLanes
         self._wanted_lanes = 0
         self._lanes_news = trio.Event()
@@ -245,8 +251,11 @@ class Incoming:
             self._decided.set()
 
     async def serve_control(self, link: Link, opening: Opening) -> None:
+        wants = Wants(())
         with trio.move_on_after(HELLO_SECONDS) as patience:
             hello = await link.receive()
+            if isinstance(hello, Wants):
+                wants, hello = hello, await link.receive()
         if patience.cancelled_caught:
             raise LinkLost("it did not say what is to be moved")
         if not isinstance(hello, Hello):
@@ -261,7 +270,7 @@ class Incoming:
             with trio.move_on_after(FAREWELL_SECONDS):
                 await link.send(refusal)
             return
-        await self._receive_guest(link, hello, common_version(opening))
+        await self._receive_guest(link, hello, common_version(opening), wants)
 
     async def _look_at(self, hello: Hello) -> Refuse | None:
         """Why this is not the machine that can arrive here; None if it is."""
@@ -276,8 +285,9 @@ class Incoming:
             return None
         return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
 
-    async def _receive_guest(self, link: Link, hello: Hello, version: int) -> None:
+    async def _receive_guest(self, link: Link, hello: Hello, version: int, wants: Wants) -> None:
         """From here on this machine has parts of the guest: it arrives, or is abandoned."""
+        self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
         self._session = hello.session
         self._identity = self._security.identity(link.stream)
         self._token = self._random(TOKEN_BYTES)
@@ -290,6 +300,8 @@ class Incoming:
         try:
             with trio.CancelScope() as self._abandon, attentive():
                 try:
+                    if wants.features:
+                        await link.send(Grants(tuple(sorted(self._granted))))
                     await link.send(Welcome(version, self._token))
                     link.inbox.limit = MAX_MESSAGE
                     await self._gather_lanes(hello.compress)

@@ -20,6 +20,7 @@ __all__ = [
     "Commit",
     "Failure",
     "Goodbye",
+    "Grants",
     "Hello",
     "Query",
     "Ready",
@@ -27,6 +28,7 @@ __all__ = [
     "RoundDone",
     "Running",
     "State",
+    "Wants",
     "Watched",
     "Welcome",
 ]
@@ -37,6 +39,21 @@ class Block(NamedTuple):
 
     name: str
     pages: int
+
+
+class Wants(NamedTuple):
+    """Source, before Hello, if it wants any: features beyond rounds of pages over lanes, by name.
+
+    A destination that does not know this message is one that has none of them.
+    """
+
+    features: tuple[str, ...]
+
+
+class Grants(NamedTuple):
+    """Destination, before Welcome, in answer to Wants: which of them it goes along with."""
+
+    features: tuple[str, ...]
 
 
 class Hello(NamedTuple):
@@ -144,5 +161,5 @@ class Answer(NamedTuple):
     outcome: str
 
 
-FROM_SOURCE: tuple[type[Any], ...] = (Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query)
-FROM_DESTINATION: tuple[type[Any], ...] = (Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer)
+FROM_SOURCE: tuple[type[Any], ...] = (Wants, Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query)
+FROM_DESTINATION: tuple[type[Any], ...] = (Grants, Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from tvmm.errors import ProtocolError, TvmmError
-from tvmm.migration.link import Link, open_connection
-from tvmm.migration.messages import FROM_DESTINATION, Answer, Failure, Hello, Query, Refuse, Welcome
+from tvmm.migration.link import Link, LinkLost, open_connection
+from tvmm.migration.messages import FROM_DESTINATION, Answer, Failure, Grants, Hello, Query, Refuse, Wants, Welcome
 from tvmm.migration.source import SourceEvent
 from tvmm.migration.wire import HIGHEST, LOWEST, TOKEN_BYTES, Kind, Opening, readable
 
@@ -47,6 +47,8 @@ class Talk:
         self._link = link
         self._heard, self._unasked = trio.open_memory_channel[Any](UNASKED_MAX)
         self._bad_news: Exception = ProtocolError("nobody listens")
+        self.granted: frozenset[str] = frozenset()
+        """Features that the destination goes along with, once it was greeted."""
 
     @classmethod
     async def open(cls, address: Address, security: Securer) -> Talk:
@@ -54,11 +56,16 @@ class Talk:
         stream = await open_connection(address, Opening(Kind.CONTROL, security.kind))
         return cls(Link(await security.wrap(stream), FROM_DESTINATION))
 
-    async def greet(self, hello: Hello) -> bytes:
-        """The token for lanes. Raises `Ended` if the destination refuses or says nothing."""
+    async def greet(self, hello: Hello, wants: tuple[str, ...] = ()) -> bytes:
+        """The token for lanes. Raises `Ended` if the destination refuses or says nothing.
+
+        `wants` are features that are wanted; see `granted` afterwards.
+        """
+        if wants:
+            await self._link.send(Wants(wants))
         await self._link.send(hello)
         with trio.move_on_after(GREETING_SECONDS) as patience:
-            answer = await self._link.receive()
+            answer = await self._answer(wants)
         if patience.cancelled_caught:
             raise Ended(SourceEvent.OVERDUE, f"the destination said nothing for {GREETING_SECONDS:g} s")
         if isinstance(answer, Refuse):
@@ -71,6 +78,22 @@ class Talk:
         if len(answer.token) != TOKEN_BYTES:
             raise ProtocolError("the destination's token has another length")
         return answer.token
+
+    async def _answer(self, wants: tuple[str, ...]) -> Any:
+        if not wants:
+            return await self._link.receive()
+        try:
+            answer = await self._link.receive()
+        except LinkLost:
+            raise Ended(
+                SourceEvent.LOST,
+                f"the destination does not answer to a wish for {', '.join(wants)}",
+                "an older tvmm there does not know it: use the same version",
+            ) from None
+        if isinstance(answer, Grants):
+            self.granted = frozenset(wants) & frozenset(answer.features)
+            answer = await self._link.receive()
+        return answer
 
     async def listen(self) -> None:
         """Hear what the destination says, for `expect`, until there is bad news: raised here, and by `expect` too."""

@@ -254,6 +254,10 @@ class ArrivingMachine(_MovingMachine):
         _, available, _ = host_memory(0)
         return available > ROOM * self.ram.size
 
+    def features(self) -> frozenset[str]:
+        """See `ArrivingGuest`."""
+        return frozenset()
+
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """See `ArrivingGuest`."""
         theirs = decode(cpu, (CpuDescription,))
