@@ -16,7 +16,7 @@ SOURCES = (
     *("vsock.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
-    *("vram.c", "discard.c"),
+    *("vram.c", "discard.c", "remap.c"),
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""
 

@@ -703,7 +703,12 @@ struct tvmm_scroll_finder {
 int32_t tvmm_scroll_update(struct tvmm_scroll_finder *finder, const uint8_t *canvas, uint64_t canvas_size,
                            const uint8_t *damage, uint64_t damage_size);
 
+/* remap.h */
+int tvmm_map_file(uint8_t *at, uint64_t length, int fd, uint64_t offset, int shared);
+int tvmm_map_anonymous(uint8_t *at, uint64_t length);
+
 /* discard.h */
 struct tvmm_run { uint64_t first, count; };
-int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int shared);
+enum tvmm_backing { TVMM_BACKED_PRIVATE, TVMM_BACKED_SHARED, TVMM_BACKED_FILE };
+int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int backing);
 int tvmm_populate(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count);

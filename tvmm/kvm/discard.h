@@ -11,7 +11,14 @@ struct tvmm_run {
     uint64_t first, count; /* pages of a block */
 };
 
-int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int shared);
+/* What is mapped there. */
+enum tvmm_backing {
+    TVMM_BACKED_PRIVATE, /* anonymous memory */
+    TVMM_BACKED_SHARED,  /* a file that others may have too: it loses the pages */
+    TVMM_BACKED_FILE,    /* a file of which this process has a private copy: what is discarded must not come back from it */
+};
+
+int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int backing);
 int tvmm_populate(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count);
 
 #endif

@@ -29,9 +29,15 @@ def discard(block: RamBlock, runs: Sequence[tuple[int, int]]) -> None:
     Raises `HostError` if the host does not take them; some may be gone then. Who copies RAM is to be told afterwards.
     """
     with ffi.from_buffer("uint8_t[]", block.view) as base:
-        error = int(lib.tvmm_discard(base, len(base) // PAGE, _table(runs), len(runs), block.fd >= 0))
+        error = int(lib.tvmm_discard(base, len(base) // PAGE, _table(runs), len(runs), _backing(block)))
     if error:
         raise HostError(f"the host takes no pages of {block.name} back: {os.strerror(-error)}")
+
+
+def _backing(block: RamBlock) -> int:
+    if block.fd >= 0:
+        return int(lib.TVMM_BACKED_SHARED)
+    return int(lib.TVMM_BACKED_PRIVATE if block.unmap_file is None else lib.TVMM_BACKED_FILE)
 
 
 def populate(block: RamBlock, runs: Sequence[tuple[int, int]]) -> None:

@@ -47,6 +47,8 @@ class RamBlock:
         self.name = name
         self.size = size
         self.fd = -1
+        self.unmap_file: Callable[[], None] | None = None
+        """Of a private block at which a file is mapped: puts zeros in its place."""
         try:
             if shared or huge_page:
                 flags = os.MFD_CLOEXEC
@@ -73,7 +75,10 @@ class RamBlock:
 
     def zero(self) -> None:
         """Give all pages back to the host; the guest reads zeros, as after power-on."""
-        self.map.madvise(mmap.MADV_REMOVE if self.fd >= 0 else mmap.MADV_DONTNEED)
+        if self.unmap_file is not None:
+            self.unmap_file()
+        else:
+            self.map.madvise(mmap.MADV_REMOVE if self.fd >= 0 else mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap. No vCPU may run, and KVM must have let go of the buffer."""
