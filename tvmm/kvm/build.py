@@ -15,7 +15,7 @@ SOURCES = (
     *("net.c", "net_tx.c", "net_rx.c", "net_stream.c"),
     *("vsock.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
-    *("uffd.c",),
+    *("uffd.c", "pager.c", "pager_serve.c", "page_server.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
     *("vram.c", "discard.c", "remap.c"),
 )

@@ -621,6 +621,7 @@ struct tvmm_lane_group {
 struct tvmm_lane { int32_t failure; struct tvmm_lane_counters counters; ...; };
 struct tvmm_intake {
     struct tvmm_ram_pages *ram;
+    struct tvmm_pager *pager;
     struct tvmm_waker *waker;
     int fd;
     int32_t failure;
@@ -628,6 +629,7 @@ struct tvmm_intake {
     uint64_t refused_value, refused_limit, number;
     struct tvmm_lane_counters counters;
     uint32_t part, have;
+    uint8_t *bounce;
     ...;
 };
 struct tvmm_lane *tvmm_lane_new(struct tvmm_lane_group *group, struct tvmm_waker *waker, int fd);
@@ -638,6 +640,7 @@ uint64_t tvmm_lanes_charge(struct tvmm_lane_group *group, uint64_t bytes);
 enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t stall_ms);
 enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length,
                                      uint64_t *consumed);
+void tvmm_intake_close(struct tvmm_intake *intake);
 
 /* uffd.h */
 #define UFFDIO_REGISTER_MODE_MISSING ...
@@ -658,6 +661,63 @@ int64_t tvmm_uffd_zero(int fd, void *to, uint64_t length, uint64_t mode);
 int tvmm_uffd_wake(int fd, void *base, uint64_t length);
 int tvmm_uffd_protect(int fd, void *base, uint64_t length, uint64_t mode);
 int tvmm_uffd_read(int fd, struct tvmm_uffd_fault *faults, uint32_t room);
+
+/* pager.h */
+#define TVMM_REQUEST_MAGIC ...
+#define TVMM_REQUEST_BYTES ...
+#define TVMM_REQUEST_PAGES_MAX ...
+enum tvmm_pager_stop {
+    TVMM_PAGER_WOKEN,
+    TVMM_PAGER_COMPLETE,
+    TVMM_PAGER_LOST,
+    TVMM_PAGER_REFUSED,
+    TVMM_PAGER_RELEASED,
+    TVMM_PAGER_FAILED,
+    ...
+};
+struct tvmm_pager_counters { uint64_t faults, requests, urgent, pushed, duplicates, returned; };
+struct tvmm_pager {
+    uint32_t released, overwriting;
+    uint64_t remaining, spin_ns;
+    struct tvmm_pager_counters counters;
+    int32_t failure;
+    struct tvmm_intake intake;
+    struct tvmm_histogram service;
+    ...;
+};
+struct tvmm_pager *tvmm_pager_new(struct tvmm_ram_pages *ram, struct tvmm_bitmap *claimed, struct tvmm_bitmap *received,
+                                  struct tvmm_bitmap *requested, const uint8_t *paged, int uffd, int *error);
+void tvmm_pager_free(struct tvmm_pager *pager);
+int tvmm_pager_expect(struct tvmm_pager *pager, const struct tvmm_bitmap *bitmap);
+enum tvmm_pager_stop tvmm_pager_serve(struct tvmm_pager *pager, int fd, struct tvmm_waker *waker);
+void tvmm_pager_release(struct tvmm_pager *pager);
+void tvmm_pager_touch(const struct tvmm_pager *pager, uint32_t block, uint64_t offset, uint64_t length);
+
+/* page_server.h */
+#define TVMM_PREFETCH_MAX ...
+enum tvmm_server_stop { TVMM_SERVER_WOKEN, TVMM_SERVER_LOST, TVMM_SERVER_REFUSED, ... };
+enum tvmm_server_refusal {
+    TVMM_REQUEST_FINE,
+    TVMM_REQUEST_BAD_MAGIC,
+    TVMM_REQUEST_BAD_ZERO,
+    TVMM_REQUEST_BAD_BLOCK,
+    TVMM_REQUEST_BAD_COUNT,
+    TVMM_REQUEST_BAD_RANGE,
+    ...
+};
+struct tvmm_server_counters { uint64_t requests, pages, taken, prefetched, bytes; };
+struct tvmm_page_server {
+    struct tvmm_lane_group *group;
+    int32_t fd, failure;
+    uint32_t refusal;
+    uint64_t refused_value, refused_limit;
+    uint32_t prefetch;
+    uint64_t spin_ns;
+    struct tvmm_server_counters counters;
+    ...;
+};
+enum tvmm_server_stop tvmm_page_server_serve(struct tvmm_page_server *server, int fd, struct tvmm_waker *waker);
+void tvmm_bitmap_lacking(struct tvmm_bitmap *into, const struct tvmm_bitmap *wanted, const struct tvmm_bitmap *received);
 
 /* pixels.h */
 #define TVMM_VRAM_PAGE ...

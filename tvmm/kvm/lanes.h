@@ -27,6 +27,8 @@
 #define TVMM_LANE_COUNT_MAX 1024u
 /* Pages that our sender puts into one frame, and so into one sendmsg(2), which takes 1024 pieces at most. */
 #define TVMM_LANE_BATCH 512u
+/* Pages that a receiver keeps, at most, before the pager puts them into memory: they stay in the caches. */
+#define TVMM_LANE_BOUNCE 64u
 
 enum tvmm_lane_kind { TVMM_LANE_PAGES = 1, TVMM_LANE_ZEROS, TVMM_LANE_ROUND_END };
 
@@ -35,7 +37,7 @@ enum tvmm_lane_stop {
     TVMM_LANE_STOP_CLOSED,    /* the peer ended the stream, between two frames */
     TVMM_LANE_STOP_WOKEN,
     TVMM_LANE_STOP_STALLED,   /* nothing moved for as long as was said */
-    TVMM_LANE_STOP_FAILED,    /* errno in `failure` */
+    TVMM_LANE_STOP_FAILED,    /* errno in `failure`: the connection's, or the pager's */
     TVMM_LANE_STOP_REFUSED,   /* what came is no frame: `refusal` */
     TVMM_LANE_STOP_MORE,      /* of a buffer: it is used up */
 };
@@ -104,9 +106,13 @@ struct tvmm_lane {
     uint64_t progress_ns;
 };
 
-/* One receiver, of a socket or of buffers. */
+struct tvmm_pager;
+
+/* One receiver, of a socket or of buffers. With a pager, pages of its blocks go through it and not straight into RAM. */
 struct tvmm_intake {
     struct tvmm_ram_pages *ram;
+    struct tvmm_pager *pager; /* NULL: none; changes between two frames */
+    uint32_t urgent;          /* whether the pages are those that somebody waits for */
     struct tvmm_waker *waker;
     int fd;
     int32_t failure;
@@ -121,6 +127,11 @@ struct tvmm_intake {
     uint32_t numbers[TVMM_LANE_COUNT_MAX];
     struct iovec pieces[TVMM_LANE_COUNT_MAX + 1];
     uint32_t piece, piece_count;
+    /* Of a frame of pages that goes through the pager: pages of it that did, and where the next ones are put together. */
+    uint32_t paged, placed;
+    uint32_t batch, batch_placed; /* pages of the bounce buffer: of this filling, and those that are done with */
+    uint32_t batch_bytes;         /* that have come of it */
+    uint8_t *bounce;
 };
 
 struct tvmm_lane *tvmm_lane_new(struct tvmm_lane_group *group, struct tvmm_waker *waker, int fd);
@@ -133,5 +144,6 @@ uint64_t tvmm_lanes_charge(struct tvmm_lane_group *group, uint64_t bytes);
 enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t stall_ms);
 enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length,
                                      uint64_t *consumed);
+void tvmm_intake_close(struct tvmm_intake *intake);
 
 #endif

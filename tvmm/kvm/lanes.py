@@ -25,6 +25,7 @@ from tvmm.errors import HostError, ProtocolError
 from tvmm.kvm.calls import ffi, lib
 
 if TYPE_CHECKING:
+    from tvmm.kvm.pager import Pager
     from tvmm.kvm.pages import PageBitmap, RamPages
     from tvmm.kvm.serve import Waker
 
@@ -213,8 +214,19 @@ class _Intake:
 
     def __init__(self, ram: RamPages, waker: Any, fd: int) -> None:
         self._ram = ram
-        self._raw = ffi.new("struct tvmm_intake *")
+        self._raw = ffi.gc(ffi.new("struct tvmm_intake *"), lib.tvmm_intake_close)
         self._raw.ram, self._raw.waker, self._raw.fd = ram.raw, waker, fd
+        self._pager: Pager | None = None
+
+    @property
+    def pager(self) -> Pager | None:
+        """Through which pages of its blocks go, in place of straight into RAM; None at first. Set between rounds."""
+        return self._pager
+
+    @pager.setter
+    def pager(self, pager: Pager | None) -> None:
+        self._raw.pager = ffi.NULL if pager is None else pager.raw
+        self._pager = pager
 
     @property
     def round(self) -> int:
@@ -225,10 +237,6 @@ class _Intake:
     def counters(self) -> LaneCounters:
         """May be read while the lane is at work."""
         return _counters(self._raw)
-
-    def _refusal(self) -> ProtocolError:
-        value, limit = int(self._raw.refused_value), int(self._raw.refused_limit)
-        return ProtocolError(_REFUSALS[int(self._raw.refusal)].format(value=value, limit=limit))
 
 
 class LaneReceiver(_Intake):
@@ -242,13 +250,14 @@ class LaneReceiver(_Intake):
     def receive(self, stall_ms: int = 0) -> LaneStop:
         """Take frames until the end of a round, whose number is then `round`; nothing behind it is read.
 
-        Raises `ProtocolError` for what is no frame, with nothing of it in RAM, and `OSError` when the connection broke.
+        Raises `ProtocolError` for what is no frame, with nothing of it in RAM, and `OSError` when the connection broke
+        or the pager could not put a page into memory.
         """
         stop = int(lib.tvmm_intake_receive(self._raw, stall_ms))
         if stop == lib.TVMM_LANE_STOP_FAILED:
             raise OSError(self._raw.failure, os.strerror(self._raw.failure))
         if stop == lib.TVMM_LANE_STOP_REFUSED:
-            raise self._refusal()
+            raise refusal(self._raw)
         return LaneStop(stop)
 
 
@@ -264,14 +273,17 @@ class LaneUnpacker(_Intake):
     def unpack(self, buffer: bytes | bytearray | memoryview, length: int, offset: int = 0) -> int:
         """Take `length` bytes of `buffer` from `offset` on: how many were taken, all but for the end of a round.
 
-        Raises `ProtocolError` for what is no frame, with nothing of it in RAM.
+        Raises `ProtocolError` for what is no frame, with nothing of it in RAM, and `OSError` when the pager could not
+        put a page into memory.
         """
         with ffi.from_buffer("uint8_t[]", buffer) as source:
             if not 0 <= offset <= offset + length <= len(source):
                 raise ValueError(f"{length} bytes from {offset} on are not in a buffer of {len(source)}")
             stop = int(lib.tvmm_intake_take(self._raw, source + offset, length, self._consumed))
+        if stop == lib.TVMM_LANE_STOP_FAILED:
+            raise OSError(self._raw.failure, os.strerror(self._raw.failure))
         if stop == lib.TVMM_LANE_STOP_REFUSED:
-            raise self._refusal()
+            raise refusal(self._raw)
         self.round_ended = stop == lib.TVMM_LANE_STOP_ROUND_END
         return int(self._consumed[0])
 
@@ -293,6 +305,12 @@ _REFUSALS = {
     int(lib.TVMM_LANE_BAD_RANGE): "a frame has page {value} of a block of {limit}",
     int(lib.TVMM_LANE_TRUNCATED): "the stream of pages ended within a frame",
 }
+
+
+def refusal(raw: Any) -> ProtocolError:
+    """What a `struct tvmm_intake` has refused."""
+    value, limit = int(raw.refused_value), int(raw.refused_limit)
+    return ProtocolError(_REFUSALS[int(raw.refusal)].format(value=value, limit=limit))
 
 
 def _new_lane(group: LaneGroup, waker: Any, fd: int) -> Any:

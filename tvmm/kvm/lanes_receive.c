@@ -4,13 +4,15 @@
 #define _GNU_SOURCE
 #endif
 #include "lanes.h"
+#include "pager.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
 enum part { HEADER, NUMBERS, BYTES };
-enum verdict { GO_ON, ROUND_END, REFUSED };
+enum verdict { GO_ON, ROUND_END, REFUSED, UNPLACED };
 
 static enum verdict refuse(struct tvmm_intake *intake, enum tvmm_lane_refusal refusal, uint64_t value, uint64_t limit)
 {
@@ -76,7 +78,7 @@ static enum verdict check_numbers(struct tvmm_intake *intake)
 static void take_zeros(struct tvmm_intake *intake)
 {
     const struct tvmm_page_block *block = &intake->ram->blocks[intake->block];
-    for (uint32_t index = 0; index < intake->count; index++) {
+    for (uint32_t index = 0; !intake->paged && index < intake->count; index++) {
         uint64_t page = intake->numbers[index];
         if (block->written && !(__atomic_load_n(&block->written[page / 64], __ATOMIC_RELAXED) >> page % 64 & 1))
             continue;
@@ -107,6 +109,79 @@ static void aim_pages(struct tvmm_intake *intake)
     intake->pieces[intake->piece_count] = (struct iovec){intake->header, TVMM_LANE_HEADER};
 }
 
+/* --- through the pager --------------------------------------------------------------------------------------------- */
+
+static enum verdict place_pages(struct tvmm_intake *intake, const uint32_t *pages, uint32_t count, const uint8_t *from)
+{
+    int error = tvmm_pager_place(intake->pager, intake->block, pages, count, from, (int)intake->urgent);
+    intake->failure = -error;
+    return error ? UNPLACED : GO_ON;
+}
+
+/* What of the frame comes next is put together at the start of the bounce buffer. */
+static void next_batch(struct tvmm_intake *intake)
+{
+    uint32_t left = intake->count - intake->placed;
+    intake->batch = left < TVMM_LANE_BOUNCE ? left : TVMM_LANE_BOUNCE;
+    intake->batch_placed = intake->batch_bytes = 0;
+}
+
+static enum verdict aim_paged(struct tvmm_intake *intake)
+{
+    if (!intake->bounce && posix_memalign((void **)&intake->bounce, TVMM_PAGE, TVMM_LANE_BOUNCE * TVMM_PAGE)) {
+        intake->bounce = NULL;
+        intake->failure = ENOMEM;
+        return UNPLACED;
+    }
+    intake->placed = 0;
+    next_batch(intake);
+    return GO_ON;
+}
+
+/* Where a frame that goes through the pager goes on, and behind its last page the next header. */
+static struct iovec *paged_target(struct tvmm_intake *intake, uint32_t *count)
+{
+    intake->pieces[0] = (struct iovec){intake->bounce + intake->batch_bytes,
+                                       (size_t)intake->batch * TVMM_PAGE - intake->batch_bytes};
+    intake->pieces[1] = (struct iovec){intake->header, TVMM_LANE_HEADER};
+    *count = intake->placed - intake->batch_placed + intake->batch == intake->count ? 2 : 1;
+    return intake->pieces;
+}
+
+/* So much came there; `*length` is what is left of it, behind the frame. */
+static enum verdict paged_arrived(struct tvmm_intake *intake, size_t *length)
+{
+    size_t room = (size_t)intake->batch * TVMM_PAGE - intake->batch_bytes, part = *length < room ? *length : room;
+    intake->batch_bytes += (uint32_t)part;
+    *length -= part;
+    uint32_t whole = intake->batch_bytes / TVMM_PAGE - intake->batch_placed;
+    enum verdict verdict = whole ? place_pages(intake, intake->numbers + intake->placed, whole,
+                                         intake->bounce + (size_t)intake->batch_placed * TVMM_PAGE)
+                                 : GO_ON;
+    intake->placed += whole;
+    intake->batch_placed += whole;
+    if (intake->batch_placed == intake->batch)
+        next_batch(intake);
+    return verdict;
+}
+
+/* Whole pages of a buffer, without a copy: how many bytes of it. */
+static uint64_t take_paged(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length, enum verdict *verdict)
+{
+    uint64_t pages = length / TVMM_PAGE, left = intake->count - intake->placed;
+    if (intake->part != BYTES || !intake->paged || intake->batch_bytes % TVMM_PAGE || left < 2)
+        return 0;
+    /* The last page goes the ordinary way, which is the one to the next frame. */
+    pages = pages < left ? pages : left - 1;
+    *verdict = pages ? place_pages(intake, intake->numbers + intake->placed, (uint32_t)pages, buffer) : GO_ON;
+    intake->placed += (uint32_t)pages;
+    intake->counters.bytes += pages * TVMM_PAGE;
+    next_batch(intake);
+    return pages * TVMM_PAGE;
+}
+
+/* --- what comes ---------------------------------------------------------------------------------------------------- */
+
 /* Where the next bytes go: pieces from `*from` on, `*count` of them. */
 static struct iovec *target(struct tvmm_intake *intake, struct iovec *one, uint32_t *count)
 {
@@ -115,6 +190,8 @@ static struct iovec *target(struct tvmm_intake *intake, struct iovec *one, uint3
         *one = (struct iovec){intake->header + intake->have, TVMM_LANE_HEADER - intake->have};
     } else if (intake->part == NUMBERS) {
         *one = (struct iovec){(uint8_t *)intake->numbers + intake->have, 4 * (size_t)intake->count - intake->have};
+    } else if (intake->paged) {
+        return paged_target(intake, count);
     } else {
         *count = intake->piece_count + 1 - intake->piece;
         return intake->pieces + intake->piece;
@@ -134,7 +211,14 @@ static enum verdict arrived(struct tvmm_intake *intake, size_t length)
 {
     enum verdict verdict;
     intake->counters.bytes += length;
-    if (intake->part == BYTES) {
+    if (intake->part == BYTES && intake->paged) {
+        if ((verdict = paged_arrived(intake, &length)))
+            return verdict;
+        if (intake->placed < intake->count)
+            return GO_ON;
+        intake->counters.normal += intake->count;
+        next_frame(intake, 0);
+    } else if (intake->part == BYTES) {
         while (length && intake->piece < intake->piece_count) {
             struct iovec *piece = &intake->pieces[intake->piece];
             size_t part = length < piece->iov_len ? length : piece->iov_len;
@@ -162,15 +246,28 @@ static enum verdict arrived(struct tvmm_intake *intake, size_t length)
     } else if (intake->part == NUMBERS && intake->have == 4 * intake->count) {
         if ((verdict = check_numbers(intake)))
             return verdict;
+        intake->paged = intake->pager && tvmm_pager_has(intake->pager, intake->block);
         if (intake->kind == TVMM_LANE_ZEROS) {
-            take_zeros(intake);
             next_frame(intake, 0);
+            if (intake->paged && (verdict = place_pages(intake, intake->numbers, intake->count, NULL)))
+                return verdict;
+            take_zeros(intake);
         } else {
-            aim_pages(intake);
+            if (intake->paged && (verdict = aim_paged(intake)))
+                return verdict;
+            if (!intake->paged)
+                aim_pages(intake);
             intake->part = BYTES;
         }
     }
     return GO_ON;
+}
+
+static enum tvmm_lane_stop stop_for(enum verdict verdict)
+{
+    if (verdict == UNPLACED)
+        return TVMM_LANE_STOP_FAILED;
+    return verdict == ROUND_END ? TVMM_LANE_STOP_ROUND_END : TVMM_LANE_STOP_REFUSED;
 }
 
 /* Frames from the socket into RAM until ROUND_END, or why not. Goes on where it was. */
@@ -210,7 +307,7 @@ enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t sta
         progress_ns = stall_ms ? tvmm_now_ns() : 0;
         enum verdict verdict = arrived(intake, (size_t)came);
         if (verdict)
-            return verdict == ROUND_END ? TVMM_LANE_STOP_ROUND_END : TVMM_LANE_STOP_REFUSED;
+            return stop_for(verdict);
     }
 }
 
@@ -224,13 +321,27 @@ enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *
     while (*consumed < length) {
         struct iovec one;
         uint32_t count;
+        enum verdict verdict = GO_ON;
+        uint64_t whole = take_paged(intake, buffer + *consumed, length - *consumed, &verdict);
+        *consumed += whole;
+        if (verdict)
+            return stop_for(verdict);
+        if (whole)
+            continue;
         struct iovec *piece = target(intake, &one, &count);
         uint64_t part = length - *consumed < piece->iov_len ? length - *consumed : piece->iov_len;
         memcpy(piece->iov_base, buffer + *consumed, part);
         *consumed += part;
-        enum verdict verdict = arrived(intake, part);
+        verdict = arrived(intake, part);
         if (verdict)
-            return verdict == ROUND_END ? TVMM_LANE_STOP_ROUND_END : TVMM_LANE_STOP_REFUSED;
+            return stop_for(verdict);
     }
     return TVMM_LANE_STOP_MORE;
+}
+
+/* What it has beside itself. */
+void tvmm_intake_close(struct tvmm_intake *intake)
+{
+    free(intake->bounce);
+    intake->bounce = NULL;
 }

@@ -130,6 +130,26 @@ class PageBitmap:
             int(lib.tvmm_bits_merge(words, other._words[name], len(words))) for name, words in self._words.items()
         )
 
+    def pack(self) -> bytes:
+        """All words, block after block, little endian: 32 KiB for each GiB of RAM."""
+        return b"".join(bytes(ffi.buffer(words)) for words in self._words.values())
+
+    @classmethod
+    def unpack(cls, names: Sequence[str], pages: Sequence[int], data: bytes) -> PageBitmap:
+        """Of these blocks what `pack` gave. Raises `ValueError` unless it is as long, and has bits of pages only."""
+        bitmap = cls(names, pages)
+        expected = sum(ffi.sizeof(words) for words in bitmap._words.values())
+        if len(data) != expected:
+            raise ValueError(f"a bitmap of {len(data)} bytes, where the memory takes {expected}")
+        at = 0
+        for (name, words), count in zip(bitmap._words.items(), bitmap.pages, strict=True):
+            size = ffi.sizeof(words)
+            ffi.memmove(words, data[at : at + size], size)
+            at += size
+            if count % 64 and words[len(words) - 1] >> count % 64:
+                raise ValueError(f"a bitmap has pages that {name} has not")
+        return bitmap
+
     def words(self, name: str) -> memoryview:
         """A block's words, 64 bits each, bit 0 of word 0 first; writable. Bits behind the last page must stay clear."""
         return memoryview(ffi.buffer(self._words[name])).cast("Q")

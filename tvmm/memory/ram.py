@@ -16,7 +16,7 @@ from tvmm.memory.layout import ram_ranges
 from tvmm.memory.regions import Region, RegionTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tvmm.config.memory import MemoryConfig
 
@@ -101,6 +101,8 @@ class GuestRam:
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
         """Hears of each write through this object, after it."""
+        self.fetch: Callable[[str, int, int], None] | None = None
+        """Waits, without the interpreter lock, until these bytes of a block are here, while memory is still to come."""
         self.watchers: dict[str, Callable[[int, int], None]] = {}
         """By block: whoever else hears of these writes, by offset and length."""
         block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
@@ -141,6 +143,7 @@ class GuestRam:
     def read(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""
         pieces = self.regions.spans(gpa, length)
+        self._fetch(pieces)
         if len(pieces) == 1:
             region, offset, count = pieces[0]
             return bytes(self.blocks[region.block].view[offset : offset + count])
@@ -156,6 +159,7 @@ class GuestRam:
         pieces = self.regions.spans(gpa, length)
         if len(pieces) != 1:
             raise MemoryAccessError(f"{length} bytes at {gpa:#x} are not in one piece")
+        self._fetch(pieces)
         region, offset, count = pieces[0]
         return self.blocks[region.block].view[offset : offset + count]
 
@@ -165,6 +169,7 @@ class GuestRam:
         pieces = self.regions.spans(gpa, len(source))
         if any(region.read_only for region, _, _ in pieces):
             raise MemoryAccessError(f"write of {len(source)} bytes at {gpa:#x} touches read-only memory")
+        self._fetch(pieces)
         done = 0
         for region, offset, count in pieces:
             self.blocks[region.block].view[offset : offset + count] = source[done : done + count]
@@ -179,6 +184,11 @@ class GuestRam:
     def mark_block(self, block_name: str, offset: int, length: int) -> None:
         """The same for bytes of a block, wherever the guest sees them."""
         self._mark(block_name, offset, length)
+
+    def _fetch(self, pieces: Sequence[tuple[Region, int, int]]) -> None:
+        if self.fetch is not None:
+            for region, offset, count in pieces:
+                self.fetch(region.block, offset, count)
 
     def _mark(self, block_name: str, offset: int, length: int) -> None:
         if self.dirty_log is not None and self.dirty_log.on:
