@@ -6,17 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmm.migration.messages import (
+    Absent,
+    Absentees,
     Answer,
     Block,
     Cancel,
     Commit,
+    Complete,
+    Discarded,
     Failure,
     Goodbye,
     Grants,
     Hello,
+    Partial,
     Query,
     Ready,
+    Received,
+    Recover,
     Refuse,
+    Rejoin,
+    Resumed,
     RoundDone,
     Running,
     State,
@@ -71,6 +80,15 @@ MESSAGES: Mapping[str, Any] = {
     "answer-running": Answer("running"),
     "answer-abandoned": Answer("abandoned"),
     "answer-unknown": Answer("unknown"),
+    "absent": Absent(1, 4096, b"\x81\x00\xff"),
+    "absentees": Absentees(10),
+    "discarded": Discarded(10),
+    "partial": Partial(12),
+    "complete": Complete(1000, 200_000),
+    "recover": Recover(SESSION),
+    "received": Received(1, 8, b"\x01"),
+    "rejoin": Rejoin(TOKEN),
+    "resumed": Resumed(),
 }
 
 OPENINGS = {
@@ -78,6 +96,8 @@ OPENINGS = {
     "lane": Opening(Kind.LANE, Security.TLS, 1, 3, TOKEN, 63),
     "query": Opening(Kind.QUERY, Security.PAIR, 1, 0xFFFF),
     "screen": Opening(Kind.SCREEN, Security.TLS, 1, 1, TOKEN),
+    "requests": Opening(Kind.REQUESTS, Security.PLAIN, 1, 1, TOKEN),
+    "recover": Opening(Kind.RECOVER, Security.TLS, 1, 1, TOKEN),
 }
 
 REPLIES = {reply.name.lower().replace("_", "-"): reply for reply in Reply}

@@ -14,17 +14,26 @@ from tvmm.state import Section
 __all__ = [
     "FROM_DESTINATION",
     "FROM_SOURCE",
+    "Absent",
+    "Absentees",
     "Answer",
     "Block",
     "Cancel",
     "Commit",
+    "Complete",
+    "Discarded",
     "Failure",
     "Goodbye",
     "Grants",
     "Hello",
+    "Partial",
     "Query",
     "Ready",
+    "Received",
+    "Recover",
     "Refuse",
+    "Rejoin",
+    "Resumed",
     "RoundDone",
     "Running",
     "State",
@@ -161,5 +170,72 @@ class Answer(NamedTuple):
     outcome: str
 
 
-FROM_SOURCE: tuple[type[Any], ...] = (Wants, Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query)
-FROM_DESTINATION: tuple[type[Any], ...] = (Grants, Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer)
+class Absent(NamedTuple):
+    """Source, post-copy: pages of a block that the destination does not have, or no longer as they are, to be thrown
+    away there: page `first` + n for each bit n that is set, bit 0 of the first byte first.
+    """
+
+    block: int
+    first: int
+    bits: bytes
+
+
+class Absentees(NamedTuple):
+    """Source, before the pause: those are all so far, `pages` of them with those named twice counted twice."""
+
+    pages: int
+
+
+class Discarded(NamedTuple):
+    """Destination: so many pages are missing now, and what there was of them is thrown away."""
+
+    pages: int
+
+
+class Partial(NamedTuple):
+    """Source, before State: RAM is incomplete, and stays so after the last round. `pages` are missing in all."""
+
+    pages: int
+
+
+class Complete(NamedTuple):
+    """Destination: no page is missing any more; the source's memory is not needed. The guest has waited for a page
+    `faults` times, half of them for less than `median_fault_ns`.
+    """
+
+    faults: int = 0
+    median_fault_ns: int = 0
+
+
+class Recover(NamedTuple):
+    """Source, on a new connection: the post-copy of `session` is to go on."""
+
+    session: bytes
+
+
+class Received(NamedTuple):
+    """Destination: pages that have come, as `Absent` names them."""
+
+    block: int
+    first: int
+    bits: bytes
+
+
+class Rejoin(NamedTuple):
+    """Destination: those were all that have come. `token` (16 bytes) lets the new connections in."""
+
+    token: bytes
+
+
+class Resumed(NamedTuple):
+    """Destination: the new connections are here; pages may come."""
+
+
+FROM_SOURCE: tuple[type[Any], ...] = (
+    *(Wants, Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query),
+    *(Absent, Absentees, Partial, Recover),
+)
+FROM_DESTINATION: tuple[type[Any], ...] = (
+    *(Grants, Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer),
+    *(Discarded, Complete, Received, Rejoin, Resumed),
+)

@@ -32,6 +32,7 @@ _WANTED = {
     Security.TLS: Reply.WANTS_TLS,
     Security.PAIR: Reply.WANTS_PAIRING,
 }
+_WITH_TOKEN = (Kind.LANE, Kind.SCREEN, Kind.REQUESTS, Kind.RECOVER)
 
 
 class Desk(Protocol):
@@ -89,8 +90,10 @@ class Reception:
                 kept = True
             elif opening.kind is Kind.QUERY:
                 await self._desk.serve_query(Link(secured, FROM_SOURCE))
-            else:
+            elif opening.kind is Kind.CONTROL:
                 await self._desk.serve_control(Link(secured, FROM_SOURCE), opening)
+            else:
+                raise ProtocolError("a connection of this kind has no place here")
         except (LinkLost, ProtocolError, UserError) as error:
             self._say(f"a connection was refused: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -127,7 +130,7 @@ class Reception:
             common_version(opening)
         except ProtocolError:
             return Reply.NO_COMMON_VERSION
-        if opening.kind in (Kind.LANE, Kind.SCREEN) and not self._desk.knows(opening.token):
+        if opening.kind in _WITH_TOKEN and not self._desk.knows(opening.token):
             return Reply.NO_SUCH_TOKEN
         return Reply.GO
 

@@ -12,10 +12,10 @@ from tvmm.migration.destination import DestinationEvent, DestinationState
 from tvmm.migration.source import SourceEvent, SourceState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from enum import Enum
 
-__all__ = ["destination_table", "sequence", "source_table"]
+__all__ = ["destination_table", "postcopy_sequence", "sequence", "source_table"]
 
 _TO_DESTINATION, _TO_SOURCE, _AT_SOURCE, _AT_DESTINATION = "-->", "<--", "   ", "    "
 
@@ -36,12 +36,46 @@ _STEPS: tuple[tuple[str, str, SourceEvent | None, DestinationEvent | None], ...]
     (_TO_DESTINATION, "Goodbye", None, DestinationEvent.GOODBYE),
 )
 
+_POSTCOPY_STEPS: tuple[tuple[str, str, SourceEvent | None, DestinationEvent | None], ...] = (
+    *_STEPS[:4],
+    (_TO_DESTINATION, "Absent: pages that are dirty", None, None),
+    (_TO_SOURCE, "Discarded", None, None),
+    (_AT_SOURCE, "the guest is paused", SourceEvent.PARTED, None),
+    (_TO_DESTINATION, "Absent, Partial: what is not", None, None),
+    (_TO_DESTINATION, "State: vCPUs and devices", None, DestinationEvent.STATE),
+    (_TO_SOURCE, "requests for pages", None, None),
+    (_AT_DESTINATION, "state loaded", None, DestinationEvent.LOADED),
+    (_TO_SOURCE, "Ready: all else is here", SourceEvent.READY, None),
+    (_AT_SOURCE, "disks unlocked", None, None),
+    (_TO_DESTINATION, "Commit: the guest is yours", None, DestinationEvent.COMMIT),
+    (_AT_DESTINATION, "disks locked, guest started", None, DestinationEvent.STARTED_PARTIAL),
+    (_TO_SOURCE, "Running", SourceEvent.RUNNING, None),
+    (_TO_DESTINATION, "lanes: all other pages", None, None),
+    (_AT_SOURCE, "a broken network", SourceEvent.LOST, DestinationEvent.LOST),
+    (_TO_DESTINATION, "Recover", SourceEvent.RECOVER, DestinationEvent.RECOVER),
+    (_TO_SOURCE, "Received, Rejoin: token", None, None),
+    (_AT_DESTINATION, "new lanes and requests", None, DestinationEvent.REJOINED),
+    (_TO_SOURCE, "Resumed", SourceEvent.RESUMED, None),
+    (_TO_DESTINATION, "lanes: what was not received", None, None),
+    (_TO_SOURCE, "Complete", SourceEvent.COMPLETE, DestinationEvent.COMPLETE),
+    (_TO_DESTINATION, "Goodbye", None, DestinationEvent.GOODBYE),
+)
+
 
 def sequence() -> str:
     """A migration that goes well, as a diagram with the states of both sides."""
+    return _walked(_STEPS)
+
+
+def postcopy_sequence() -> str:
+    """One with post-copy, and a network that breaks once."""
+    return _walked(_POSTCOPY_STEPS)
+
+
+def _walked(steps: Sequence[tuple[str, str, SourceEvent | None, DestinationEvent | None]]) -> str:
     here, there = SourceState.GREETING, DestinationState.WAITING
     lines = [f"{'source':<12}{'':<36}destination", f"{here.value:<12}{'':<36}{there.value}"]
-    for arrow, text, at_source, at_destination in _STEPS:
+    for arrow, text, at_source, at_destination in steps:
         was = here, there
         if at_source is not None:
             following = source.after(here, at_source)
@@ -93,4 +127,4 @@ def _table(
 
 
 if __name__ == "__main__":
-    print(sequence(), source_table(), destination_table(), sep="\n\n")
+    print(sequence(), postcopy_sequence(), source_table(), destination_table(), sep="\n\n")

@@ -76,6 +76,10 @@ class Kind(IntEnum):
     LANE = 2
     QUERY = 3
     SCREEN = 4
+    REQUESTS = 5
+    """Post-copy: pages that are asked for, and what is sent for that."""
+    RECOVER = 6
+    """Post-copy: a source that has lost its connections."""
 
 
 class Security(IntEnum):
