@@ -111,6 +111,18 @@ class Moves:
             begun.set()
             self._ended.set()
 
+    def start_postcopy(self) -> None:
+        """See `MigrationTarget`."""
+        raise UserError("there is no migration under way")
+
+    def pause_migration(self) -> None:
+        """See `MigrationTarget`."""
+        raise UserError("there is no post-copy under way")
+
+    async def recover_migration(self, uri: str) -> None:
+        """See `MigrationTarget`."""
+        raise UserError("there is no post-copy to go on with")
+
     async def wait_migration(self) -> MigrationStatus:
         """How the one out of the machine has ended."""
         await self._ended.wait()

@@ -81,6 +81,8 @@ class FakeMigration:
         self.too_late = False
         """It cannot be cancelled any more."""
         self.cancels = 0
+        self.orders: list[str] = []
+        """What was asked of a post-copy."""
         self.on_query: Callable[[MigrationStatus], None] = lambda status: None
         self.on_end: Callable[[MigrationStatus], None] = lambda status: None
         self.status = NO_MIGRATION
@@ -125,6 +127,16 @@ class FakeMigration:
         self.cancels += 1
         if self.status.under_way and not self.too_late:
             self._left = [self.status._replace(state="cancelling"), CANCELLED]
+
+    def start_postcopy(self) -> None:
+        self.orders.append("start-postcopy")
+
+    def pause_migration(self) -> None:
+        self.orders.append("pause")
+
+    async def recover_migration(self, uri: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.orders.append(f"recover {uri}".strip())
 
     async def listen_for_migration(self, uri: str) -> None:
         await trio.lowlevel.checkpoint()

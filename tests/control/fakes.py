@@ -92,6 +92,9 @@ class FakeMachine:
         self.set_migration_parameters = self.migration.set_migration_parameters
         self.start_migration = self.migration.start_migration
         self.cancel_migration = self.migration.cancel_migration
+        self.start_postcopy = self.migration.start_postcopy
+        self.pause_migration = self.migration.pause_migration
+        self.recover_migration = self.migration.recover_migration
         self.listen_for_migration = self.migration.listen_for_migration
         self.screens: list[tuple[str, str]] = []
         self.vnc = FakeVnc()

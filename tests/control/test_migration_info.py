@@ -18,6 +18,7 @@ from tvmm.migration.status import (
     UNDER_WAY,
     DowntimeParts,
     MigrationStatus,
+    PostcopyProgress,
     RamProgress,
 )
 
@@ -148,6 +149,7 @@ statuses = st.builds(
     st.integers(0, 99),
     count,
     st.sampled_from(("", "unix:/a", "tcp:[::1]:1")),
+    st.none() | st.builds(PostcopyProgress, count, count, number, count, count, st.booleans()),
 )
 
 

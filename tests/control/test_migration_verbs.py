@@ -50,7 +50,6 @@ async def test_parameters_of_one_migration() -> None:
     [
         ({"uri": "unix:/tmp/a", "blk": True}, "disks do not move"),
         ({"uri": "unix:/tmp/a", "inc": True}, "disks do not move"),
-        ({"uri": "unix:/tmp/a", "resume": True}, "no migration to take up again"),
         ({"uri": "unix:/" + "a" * 300}, "has more than 300 characters"),
         ({"uri": "exec:cat"}, "neither an address of a kind that there is nor HOST:PORT"),
         ({"uri": "tcp:127.0.0.1:0"}, "uri port 0 is out of range"),
@@ -77,6 +76,27 @@ async def test_ways_over_a_network(way: dict[str, Any]) -> None:
     assert len(machine.migration.started) == 1
 
 
+async def test_post_copy() -> None:
+    """Begun, cut and taken up again by QEMU's commands; the capability is QEMU's too, the parameter has more words."""
+    machine = FakeMachine()
+    await run(machine, "migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": True}])
+    assert machine.migration.parameters.postcopy == "allow"
+    await run(machine, "migrate-set-parameters", x_postcopy="now")
+    assert {"capability": "postcopy-ram", "state": True} in await run(machine, "query-migrate-capabilities")
+    with pytest.raises(TvmmError, match="unknown x-postcopy 'never'"):
+        await run(machine, "migrate-set-parameters", x_postcopy="never")
+    with pytest.raises(TvmmError, match="leave one of them out"):
+        await run(machine, "migrate-set-parameters", x_verify=True)
+    await run(machine, "migrate-start-postcopy")
+    await run(machine, "migrate-pause")
+    await run(machine, "migrate-recover")
+    await run(machine, "migrate-recover", uri="tcp:localhost:4444")
+    await run(machine, "migrate", uri="unix:/tmp/b", resume=True)
+    assert machine.migration.orders == [
+        "start-postcopy", "pause", "recover", "recover tcp:localhost:4444", "recover unix:/tmp/b"
+    ]  # fmt: skip
+
+
 async def test_refusals_of_the_machine_pass_through() -> None:
     """A second migration is the machine's to refuse."""
     machine = FakeMachine()
@@ -97,6 +117,7 @@ async def test_parameters() -> None:
         "tls-creds": "/etc/keys",
         "tls-hostname": "b.example",
         "x-insecure": False,
+        "x-postcopy": "off",
         "x-timeout": 2500.5,
         "x-tls": True,
         "x-verify": True,
@@ -134,9 +155,9 @@ async def test_capabilities() -> None:
         await run(machine, "migrate-set-capabilities", capabilities=items)
 
     fixed = {"events": True, "return-path": True, "late-block-activate": True}
-    assert await capabilities(machine) == {**fixed, "multifd": True, "auto-converge": True}
+    assert await capabilities(machine) == {**fixed, "multifd": True, "auto-converge": True, "postcopy-ram": False}
     await switch(events=True, multifd=False, auto_converge=False, xbzrle=False, nonsense=False)
-    assert await capabilities(machine) == {**fixed, "multifd": False, "auto-converge": False}
+    assert await capabilities(machine) == {**fixed, "multifd": False, "auto-converge": False, "postcopy-ram": False}
     assert machine.migration.parameters == MigrationParameters(connections=1, max_throttle_percent=0)
     await run(machine, "migrate-set-parameters", multifd_channels=8, max_cpu_throttle=30)
     await switch(multifd=True, auto_converge=True)
@@ -146,7 +167,7 @@ async def test_capabilities() -> None:
 @pytest.mark.parametrize(
     ("item", "complaint"),
     [
-        ({"capability": "postcopy-ram", "state": True}, "unknown capability 'postcopy-ram'; there are: auto-converge"),
+        ({"capability": "rdma-pin-all", "state": True}, "unknown capability 'rdma-pin-all'; there are: auto-converge"),
         ({"capability": "events", "state": False}, "'events' is always on"),
         ({"capability": "multifd"}, "must have"),
         ({"capability": "multifd", "state": 1}, "must have"),

@@ -98,8 +98,11 @@ SHAPES: dict[str, Any] = {
     "expire_password": {},
     "migrate": {},
     "migrate-incoming": {},
+    "migrate-pause": {},
+    "migrate-recover": {},
     "migrate-set-capabilities": {},
     "migrate-set-parameters": {},
+    "migrate-start-postcopy": {},
     "migrate_cancel": {},
     "qom-get": {
         "stats": {"stat-swap-in": (1 << 64) - 1, "stat-free-memory": 5000, "stat-total-memory": 9000},
@@ -150,7 +153,8 @@ SHAPES: dict[str, Any] = {
     "query-migrate-capabilities": [
         {"capability": name, "state": True}
         for name in ("auto-converge", "events", "late-block-activate", "return-path", "multifd")
-    ],
+    ]
+    + [{"capability": "postcopy-ram", "state": False}],
     "query-migrate-parameters": {
         "downtime-limit": 300,
         "max-bandwidth": 0,
@@ -160,6 +164,7 @@ SHAPES: dict[str, Any] = {
         "tls-creds": "",
         "tls-hostname": "",
         "x-insecure": False,
+        "x-postcopy": "off",
         "x-timeout": 600_000,
         "x-tls": False,
         "x-verify": False,

@@ -25,6 +25,8 @@ def test_defaults_are_parameters() -> None:
         ({"connections": 65}, "connections 65 is out of range"),
         ({"timeout_s": float("inf")}, "timeout infs is out of range"),
         ({"max_throttle_percent": 100}, "max throttle 100% is out of range"),
+        ({"postcopy": "later"}, "unknown post-copy 'later'; there are: off, allow, now"),
+        ({"postcopy": "allow", "verify": True}, "leave one of them out"),
         ({"compress": "lzma"}, "unknown compression 'lzma'; there are: off, zstd"),
         ({"keys": "a\0b", "tls": True}, "keys holds a NUL character"),
         ({"keys": "a" * 4096, "tls": True}, "keys has 4096 characters; at most 4095 are allowed"),

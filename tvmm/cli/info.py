@@ -110,8 +110,23 @@ def _migration(info: dict[str, Any]) -> dict[str, Any]:
         "from" if info.get("x-incoming") else "to": info.get("x-peer"),
         "listening": info.get("x-listening"),
         "error": info.get("error-desc"),
+        **_postcopy(info),
     }
     return {"migration": {key: value for key, value in known.items() if value}}
+
+
+def _postcopy(info: dict[str, Any]) -> dict[str, Any]:
+    """Of a guest that has gone before its memory: what is missing at the destination, and how long it waits for it."""
+    postcopy = info.get("x-postcopy")
+    if postcopy is None:
+        return {}
+    return {
+        "missing": info.get("ram", {}).get("remaining"),
+        "faults": postcopy.get("faults"),
+        "requests": postcopy.get("requests"),
+        "median-fault-ms": postcopy.get("median-fault-ms"),
+        "cuts": postcopy.get("cuts"),
+    }
 
 
 def _show_overview(answer: dict[str, Any]) -> None:

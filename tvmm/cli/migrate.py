@@ -12,8 +12,8 @@ from tvmm.cli.output import RED, message, say
 from tvmm.config.incoming import MigrationAddress
 from tvmm.config.options import choice_of
 from tvmm.config.units import parse_duration, parse_integer, parse_size
-from tvmm.errors import TvmmError
-from tvmm.migration.status import COMPRESSIONS, MAX_CONNECTIONS, MigrationParameters
+from tvmm.errors import ConfigError, TvmmError
+from tvmm.migration.status import COMPRESSIONS, MAX_CONNECTIONS, POSTCOPIES, POSTCOPY, MigrationParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,21 +23,28 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "order", "run"]
 
+STATUS_POSTCOPY = 5
+"""Exit status: the guest runs at the other end, which waits for memory that is here."""
+
 _EXAMPLES = """\
   tvmm run --memory 1G --incoming tcp:127.0.0.1:4444 &      the other end, with the options of the guest
   tvmm migrate web --to 127.0.0.1:4444
   tvmm migrate web --to b.example:4444 --pair CODE --bandwidth 100M
   tvmm migrate web --to unix:/tmp/there --max-downtime 50ms --json
+  tvmm migrate web --to 127.0.0.1:4444 --postcopy=allow
+  tvmm migrate web --recover
 """
 
 _MORE = """\
 The guest runs here until the other end has all of it. Ctrl-C, like every failure before that, leaves it here
 as it was. Nothing needs to be set: memory is copied while the guest runs, in rounds, for as long as that
-makes the pause shorter.
+makes the pause shorter. With --postcopy a guest that never comes to rest goes before its memory: from then on
+it needs both ends and cannot be taken back, and a network that breaks stops it until --recover.
 
 exit status:
   0    the guest has moved
   2    it has not: wrong usage, refused or failed, and it goes on at the source
+  5    post-copy lost its connection: it waits at the other end for --recover
   130  cancelled, and it goes on at the source
 """
 
@@ -52,8 +59,10 @@ def add_arguments(parser: Parser) -> None:
     to = parser.add_argument(
         "--to",
         metavar="ADDRESS",
-        required=True,
         help="HOST:PORT or unix:PATH, where 'tvmm run --incoming' waits for it",
+    )
+    parser.add_argument(
+        "--recover", action="store_true", help="go on with a post-copy that lost its connection; --to if it moved"
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-downtime", metavar="TIME", help="longest pause of the guest allowed (default 300ms)")
@@ -69,6 +78,13 @@ def add_arguments(parser: Parser) -> None:
         "--timeout", metavar="TIME", help="what the rounds after the first pass may take, 0 for ever (default 10m)"
     )
     compress = limits.add_argument("--compress", metavar="HOW", help="off or zstd, for slow networks (default off)")
+    postcopy = limits.add_argument(
+        "--postcopy",
+        metavar="WHEN",
+        nargs="?",
+        const="allow",
+        help="let the guest go before its memory where rounds do not get it there, or =now: after the first pass",
+    )
     limits.add_argument(
         "--verify", action="store_true", help="compare all memory on both sides before it goes on (in the pause)"
     )
@@ -85,6 +101,7 @@ def add_arguments(parser: Parser) -> None:
     output.add_argument("--quiet", action="store_true", help="print nothing but errors")
     attach(to, address_values)
     attach(compress, word_values(*COMPRESSIONS))
+    attach(postcopy, word_values(*POSTCOPIES))
 
 
 def run(options: Mapping[str, Any]) -> int:
@@ -92,13 +109,17 @@ def run(options: Mapping[str, Any]) -> int:
     from tvmm.cli.migration_display import choose
     from tvmm.control.client import CommandError
 
-    uri, parameters = order(options)
+    recovers = bool(options.get("recover"))
+    uri, parameters = _recovery(options) if recovers else order(options)
     entry = named(options)
     display = choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
     with control(entry) as client, Interrupts() as interrupts:
         follower = Follower(client)
         try:
-            follower.start(uri, parameters)
+            if recovers:
+                follower.recover(uri)
+            else:
+                follower.start(uri, parameters)
         except TvmmError as error:
             outcome = "refused" if isinstance(error, CommandError) else "unknown"
             display.end({"error-desc": str(error)}, outcome, STATUS_USAGE)
@@ -107,7 +128,19 @@ def run(options: Mapping[str, Any]) -> int:
             for info in follower.updates(interrupts):
                 if not follower.ended:
                     display.update(info)
+                if follower.waits:
+                    break
     return _report(entry.name, follower, interrupts, display, silent="json" in options or "quiet" in options)
+
+
+def _recovery(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The address for `--recover`, '' for that of before. Raises `ConfigError` for what a recovery does not have."""
+    others = sorted(set(options) - {"recover", "to", "name", "json", "quiet"})
+    if others:
+        raise ConfigError(
+            f"--{others[0].replace('_', '-')} has no meaning with --recover", "what it began with holds to the end"
+        )
+    return (order({"to": options["to"]})[0] if options.get("to") else ""), {}
 
 
 def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -115,6 +148,8 @@ def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
     Relative paths are made absolute, since the machine may have another directory. Raises `ConfigError`.
     """
+    if not options.get("to"):
+        raise ConfigError("where is the guest to go?", "give the address with --to")
     address = MigrationAddress.parse(options["to"], "--to")
     if address.kind == "unix":
         address = address._replace(path=os.path.abspath(address.path))
@@ -130,6 +165,7 @@ def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         tls_hostname=options.get("tls_hostname", ""),
         pair=options.get("pair", ""),
         insecure=options.get("insecure", False),
+        postcopy=choice_of(options.get("postcopy", "off"), "post-copy", POSTCOPIES),
     ).check()
     values = {
         "max_downtime": ("downtime-limit", given.max_downtime_ms),
@@ -138,6 +174,7 @@ def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "timeout": ("x-timeout", given.timeout_s * 1000),
         "compress": ("multifd-compression", "none" if given.compress == "off" else given.compress),
         "verify": ("x-verify", given.verify),
+        "postcopy": ("x-postcopy", given.postcopy),
         "tls": ("x-tls", given.tls),
         "keys": ("tls-creds", given.keys),
         "tls_hostname": ("tls-hostname", given.tls_hostname),
@@ -163,6 +200,11 @@ def _report(name: str, follower: Follower, interrupts: Interrupts, display: Disp
         outcome, exit_status, text = "cancelled", interrupted, view.still_here_text(name, status)
     elif follower.ended:
         outcome, exit_status, text = "failed", STATUS_USAGE, view.still_here_text(name, status)
+    elif follower.waits:
+        outcome, exit_status, text = "paused", STATUS_POSTCOPY, view.paused_text(name, status)
+    elif status.state in POSTCOPY and interrupts.count:
+        outcome, exit_status = "unknown", interrupted
+        text = f"{name} runs at the other end and gets its memory from here, which goes on: see 'tvmm info {name}'"
     elif interrupts.count >= 2:
         outcome, exit_status = "unknown", interrupted
         text = f"asked {name} to give up and did not wait for its answer; 'tvmm info {name}' says how it ended"

@@ -13,10 +13,10 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from tvmm.control.client import LateError
+from tvmm.control.client import CommandError, LateError
 from tvmm.control.migration_info import EVENT, status_of
 from tvmm.errors import HostError, ProtocolError
-from tvmm.migration.status import NO_MIGRATION
+from tvmm.migration.status import NO_MIGRATION, POSTCOPY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,6 +88,17 @@ class Follower:
         begun = max((at for at, event in enumerate(events) if _state(event) == "setup"), default=-1)
         self._client.events.extend(events[begun + 1 :])
 
+    def recover(self, uri: str) -> None:
+        """Go on with a post-copy. Raises `CommandError` if the machine refuses."""
+        self._client.execute("migrate-recover", START_SECONDS, **({"uri": uri} if uri else {}))
+        self._client.events.clear()
+
+    @property
+    def waits(self) -> bool:
+        """A post-copy without a connection, and nobody tries to make one."""
+        postcopy = self.status.postcopy
+        return self.status.state == "postcopy-paused" and postcopy is not None and postcopy.waiting
+
     def updates(self, interrupts: Interrupts) -> Iterator[Mapping[str, Any]]:
         """How it goes, each `interval` seconds and when the state changes, until it has `ended`.
 
@@ -98,7 +109,11 @@ class Follower:
             try:
                 if interrupts.count and not cancelled:
                     cancelled = True
-                    self._client.execute("migrate_cancel")
+                    with suppress(CommandError):
+                        # A guest that runs over there cannot be taken back: this ends the watching, and nothing else.
+                        self._client.execute("migrate_cancel")
+                    if self.status.state in POSTCOPY:
+                        return
                 if not self._listen(self._interval):
                     return
                 if not self.ended:

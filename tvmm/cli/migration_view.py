@@ -14,6 +14,7 @@ __all__ = [
     "amount",
     "arrived_share",
     "lost_text",
+    "paused_text",
     "plain_line",
     "progress_rows",
     "still_here_text",
@@ -59,7 +60,8 @@ def progress_rows(status: MigrationStatus) -> list[tuple[str, str]]:
         ]
     if status.throttle_percent:
         rows.append(("slowed", f"guest by {status.throttle_percent} %"))
-    if status.under_way and ram.rounds:
+    rows += _postcopy_rows(status)
+    if status.under_way and ram.rounds and status.postcopy is None:
         rows += [
             ("pause", f"{_ms(status.expected_downtime_ms)} if it were now"),
             ("time left", "unknown" if status.seconds_left is None else f"about {_seconds(status.seconds_left)}"),
@@ -79,7 +81,8 @@ def plain_line(status: MigrationStatus) -> str:
         ]
     if status.throttle_percent:
         parts.append(f"guest slowed by {status.throttle_percent} %")
-    if status.under_way and status.expected_downtime_ms is not None:
+    parts += [text for _, text in _postcopy_rows(status)]
+    if status.under_way and status.expected_downtime_ms is not None and status.postcopy is None:
         parts.append(f"pause {_ms(status.expected_downtime_ms)} if it were now")
     if status.under_way and status.seconds_left is not None:
         parts.append(f"about {_seconds(status.seconds_left)} to go")
@@ -101,9 +104,20 @@ def summary_lines(name: str, status: MigrationStatus) -> list[str]:
             f"{average}{_over(status.connections)}",
             f"  pages:  {_pages(ram)}",
         ]
+    lines += [f"  faults: {text}" for title, text in _postcopy_rows(status) if title == "faults"]
     if status.throttle_percent:
         lines.append(f"  guest:  slowed by up to {status.throttle_percent} % to get it done")
     return [printable(line) for line in lines]
+
+
+def paused_text(name: str, status: MigrationStatus) -> str:
+    """What to tell about a post-copy whose connection is lost for good."""
+    why = f": {status.error}" if status.error else ""
+    where = "may run" if status.guest == "unknown" else "runs"
+    return (
+        f"the connection is broken{why}; the guest of {name} {where} at {_peer(status)} and waits for memory that is"
+        f" here: 'tvmm migrate {name} --recover' once the network works; keep both processes alive"
+    )
 
 
 def still_here_text(name: str, status: MigrationStatus) -> str:
@@ -130,6 +144,20 @@ def lost_text(name: str, status: MigrationStatus) -> str:
     return (
         f"the process of {name} ended while it migrated ({where}), and its guest with it; what had arrived is discarded"
     )
+
+
+def _postcopy_rows(status: MigrationStatus) -> list[tuple[str, str]]:
+    """Of a guest that has gone before its memory."""
+    postcopy = status.postcopy
+    if postcopy is None:
+        return []
+    median = f", half of them under {_ms(postcopy.median_fault_ms)}" if postcopy.median_fault_ms else ""
+    rows = [("faults", f"{postcopy.faults} waits for a page{median}")] if postcopy.faults else []
+    if postcopy.requests and not postcopy.faults:
+        rows = [("requests", f"{postcopy.requests} pages asked for")]
+    if postcopy.cuts:
+        rows.append(("cuts", "1 broken connection" if postcopy.cuts == 1 else f"{postcopy.cuts} broken connections"))
+    return rows
 
 
 def _phase(status: MigrationStatus) -> str:

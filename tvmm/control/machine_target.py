@@ -58,6 +58,9 @@ class MachineTarget:
         self.set_migration_parameters = moves.set_migration_parameters
         self.start_migration = moves.start_migration
         self.cancel_migration = moves.cancel_migration
+        self.start_postcopy = moves.start_postcopy
+        self.pause_migration = moves.pause_migration
+        self.recover_migration = moves.recover_migration
         self.listen_for_migration = moves.listen_for_migration
         vnc: VncTarget = machine.viewers or NoVnc()
         self.vnc_servers = vnc.vnc_servers

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmm.config.incoming import MigrationAddress
-from tvmm.migration.status import DowntimeParts, MigrationStatus, RamProgress
+from tvmm.migration.status import DowntimeParts, MigrationStatus, PostcopyProgress, RamProgress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,13 +53,13 @@ def info_of(status: MigrationStatus) -> dict[str, Json]:
     if status.error:
         info["error-desc"] = status.reason
     if status.ram != RamProgress():
-        info["ram"] = _ram(status.ram)
+        info["ram"] = _ram(status.ram, status.postcopy or PostcopyProgress())
     if status.listening:
         info["socket-address"] = [_socket_address(status.listening)]
     return {**info, **_own(status)}
 
 
-def _ram(ram: RamProgress) -> Json:
+def _ram(ram: RamProgress, postcopy: PostcopyProgress) -> Json:
     """QAPI: MigrationStats. `skipped`, always 0, went away in QEMU 9; clients of QEMU 7 want it."""
     return {
         "transferred": ram.transferred,
@@ -72,13 +72,13 @@ def _ram(ram: RamProgress) -> Json:
         "dirty-pages-rate": round(ram.dirty_pages_rate),
         "mbps": ram.throughput * 8 / 1_000_000,
         "dirty-sync-count": ram.rounds,
-        "postcopy-requests": 0,
+        "postcopy-requests": postcopy.requests,
         "page-size": ram.page_size,
         "multifd-bytes": sum(ram.per_connection) if len(ram.per_connection) > 1 else 0,
         "pages-per-second": round(ram.pages_rate),
-        "precopy-bytes": ram.transferred - ram.downtime_bytes,
+        "precopy-bytes": ram.transferred - ram.downtime_bytes - postcopy.bytes,
         "downtime-bytes": ram.downtime_bytes,
-        "postcopy-bytes": 0,
+        "postcopy-bytes": postcopy.bytes,
         "dirty-sync-missed-zero-copy": 0,
         "x-unchanged": ram.unchanged,
         "x-spared": ram.spared,
@@ -110,9 +110,14 @@ def _own(status: MigrationStatus) -> dict[str, Json]:
         "x-guest": status.guest,
         "x-seconds-left": status.seconds_left,
         "x-connections": status.connections,
+        **({} if status.postcopy is None else {"x-postcopy": _dashed_dict(status.postcopy)}),
         "x-times-ms": {_dashed(name): getattr(status, name) for name in _TIMES},
         **({} if parts is None else {"x-downtime-parts-ms": {_dashed(key): ms for key, ms in parts._asdict().items()}}),
     }
+
+
+def _dashed_dict(progress: PostcopyProgress) -> dict[str, Json]:
+    return {key.replace("_", "-"): value for key, value in progress._asdict().items()}
 
 
 def _dashed(field: str) -> str:
@@ -139,6 +144,7 @@ def status_of(info: Mapping[str, Any]) -> MigrationStatus:
             ram=_ram_of(info["ram"]) if "ram" in info else RamProgress(),
             downtime_parts=parts
             and DowntimeParts(**{name: parts.get(_dashed(name), 0.0) for name in DowntimeParts._fields}),
+            postcopy=_postcopy_of(info["x-postcopy"]) if "x-postcopy" in info else None,
             throttle_percent=info.get("cpu-throttle-percentage", 0),
             connections=info.get("x-connections", 0),
             listening=info.get("x-listening", ""),
@@ -146,6 +152,11 @@ def status_of(info: Mapping[str, Any]) -> MigrationStatus:
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"this is no MigrationInfo of tvmm: {error!r}") from error
+
+
+def _postcopy_of(members: Mapping[str, Any]) -> PostcopyProgress:
+    known = {key.replace("-", "_"): value for key, value in members.items()}
+    return PostcopyProgress(**{name: known[name] for name in PostcopyProgress._fields if name in known})
 
 
 def _ram_of(stats: Mapping[str, Any]) -> RamProgress:

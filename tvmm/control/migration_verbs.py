@@ -14,7 +14,7 @@ from tvmm.config.incoming import MigrationAddress, check_listeners_in
 from tvmm.config.options import unknown_name
 from tvmm.control.migration_info import info_of
 from tvmm.control.qmp import Argument, CommandFailed, fits
-from tvmm.migration.status import MAX_THROTTLE_PERCENT, MigrationParameters
+from tvmm.migration.status import MAX_THROTTLE_PERCENT, POSTCOPIES, MigrationParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,8 +27,11 @@ __all__ = [
     "migrate",
     "migrate_cancel",
     "migrate_incoming",
+    "migrate_pause",
+    "migrate_recover",
     "migrate_set_capabilities",
     "migrate_set_parameters",
+    "migrate_start_postcopy",
     "parameters_as_arguments",
     "query_migrate",
     "query_migrate_capabilities",
@@ -49,6 +52,7 @@ PARAMETERS = (
     Argument("tls-hostname", "string", required=False),
     Argument("x-insecure", "boolean", required=False),
     Argument("x-pair", "string", required=False),
+    Argument("x-postcopy", "string", required=False),
     Argument("x-timeout", "number", required=False),
     Argument("x-tls", "boolean", required=False),
     Argument("x-verify", "boolean", required=False),
@@ -83,7 +87,7 @@ async def migrate(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     if arguments.get("blk") or arguments.get("inc"):
         raise CommandFailed("GenericError", "disks do not move: give both sides the same image, it is handed over")
     if arguments.get("resume"):
-        raise CommandFailed("GenericError", "there is no migration to take up again: one that fails starts anew")
+        return await migrate_recover(target, {"uri": arguments["uri"]})
     changes = arguments.get("x-parameters", {})
     known = {argument.name for argument in PARAMETERS}
     for name in changes:
@@ -100,6 +104,29 @@ async def migrate(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
 async def migrate_cancel(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """Begin to give up the migration, if there is one; the event tells how it ended."""
     target.cancel_migration()
+    return {}
+
+
+async def migrate_start_postcopy(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Let the guest go before its memory, once the first pass has ended."""
+    target.start_postcopy()
+    return {}
+
+
+async def migrate_pause(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Cut the connections of a post-copy."""
+    target.pause_migration()
+    return {}
+
+
+async def migrate_recover(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """Go on with a post-copy that is paused. At the source answer when it has begun to connect, to `uri` if there is
+    one; at the destination when it listens there too.
+    """
+    uri = arguments.get("uri", "")
+    if uri:
+        uri = _address(uri, listen=target.migration_status().incoming).uri
+    await target.recover_migration(uri)
     return {}
 
 
@@ -137,6 +164,7 @@ def parameters_as_arguments(parameters: MigrationParameters) -> dict[str, Json]:
         "tls-creds": parameters.keys,
         "tls-hostname": parameters.tls_hostname,
         "x-insecure": parameters.insecure,
+        "x-postcopy": parameters.postcopy,
         "x-timeout": _whole(parameters.timeout_s * 1000),
         "x-tls": parameters.tls,
         "x-verify": parameters.verify,
@@ -182,6 +210,7 @@ def _capabilities(parameters: MigrationParameters) -> dict[str, bool]:
         "auto-converge": parameters.max_throttle_percent > 0,
         **dict.fromkeys(_ALWAYS_ON, True),
         "multifd": parameters.connections != 1,
+        "postcopy-ram": parameters.postcopy != "off",
     }
 
 
@@ -190,6 +219,7 @@ _SWITCHED: dict[str, Callable[[MigrationParameters, bool], MigrationParameters]]
         max_throttle_percent=MAX_THROTTLE_PERCENT if state else 0
     ),
     "multifd": lambda parameters, state: parameters._replace(connections=0 if state else 1),
+    "postcopy-ram": lambda parameters, state: parameters._replace(postcopy="allow" if state else "off"),
 }
 
 
@@ -215,6 +245,11 @@ def _changed(parameters: MigrationParameters, changes: Mapping[str, Any]) -> Mig
         if word not in _FROM_QEMU:
             raise unknown_name("multifd-compression", word[:MAX_ECHO], list(_FROM_QEMU))
         fields["compress"] = _FROM_QEMU[word]
+    if "x-postcopy" in changes:
+        word = changes["x-postcopy"]
+        if word not in POSTCOPIES:
+            raise unknown_name("x-postcopy", word[:MAX_ECHO], list(POSTCOPIES))
+        fields["postcopy"] = word
     if "x-timeout" in changes:
         fields["timeout_s"] = changes["x-timeout"] / 1000
     if "x-tls" in changes:

@@ -309,7 +309,24 @@ class MigrationTarget(Protocol):
         guest has moved, the machine waits for a guest."""
 
     def cancel_migration(self) -> None:
-        """Begin to give up the migration out of the machine, if it can still be given up. The guest goes on here."""
+        """Begin to give up the migration out of the machine, if it can still be given up. The guest goes on here.
+        Raises `UserError` where it runs at the destination already and gets its memory from here.
+        """
+
+    def start_postcopy(self) -> None:
+        """Let the guest of a migration go before its memory, at the end of its first pass. Raises `UserError`: none is
+        under way, or it was begun without the leave to do so.
+        """
+
+    def pause_migration(self) -> None:
+        """Cut the connections of a post-copy; they stay cut until `recover_migration`. Raises `UserError` if there is
+        none.
+        """
+
+    async def recover_migration(self, uri: str) -> None:
+        """Go on with a post-copy that is paused. At the source: connect to the destination, at `uri` if that is not ''.
+        At the destination, which waits for its source anyway: listen at `uri` too. Raises `UserError`.
+        """
 
     async def listen_for_migration(self, uri: str) -> None:
         """Return when the machine, started with ``--incoming defer``, listens at `uri`. Raises `UserError`: it was
@@ -340,6 +357,18 @@ class NoMigration:
         """Nothing to do."""
 
     async def listen_for_migration(self, uri: str) -> NoReturn:
+        """Raise `UserError`."""
+        raise self._refusal()
+
+    def start_postcopy(self) -> NoReturn:
+        """Raise `UserError`."""
+        raise self._refusal()
+
+    def pause_migration(self) -> NoReturn:
+        """Raise `UserError`."""
+        raise self._refusal()
+
+    async def recover_migration(self, uri: str) -> NoReturn:
         """Raise `UserError`."""
         raise self._refusal()
 

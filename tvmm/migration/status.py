@@ -19,11 +19,14 @@ __all__ = [
     "MAX_THROTTLE_PERCENT",
     "MAX_TIMEOUT_S",
     "NO_MIGRATION",
+    "POSTCOPIES",
+    "POSTCOPY",
     "STATES",
     "UNDER_WAY",
     "DowntimeParts",
     "MigrationParameters",
     "MigrationStatus",
+    "PostcopyProgress",
     "RamProgress",
 ]
 
@@ -38,8 +41,12 @@ STATES = (
     "completed",
     "failed",
     "wait-unplug",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover-setup",
+    "postcopy-recover",
 )
-"""QEMU's MigrationStatus, without post-copy and COLO. `wait-unplug` is a word that clients may know; it is not used.
+"""QEMU's MigrationStatus, without COLO. `wait-unplug` is a word that clients may know; it is not used.
 
 ::
 
@@ -49,17 +56,27 @@ STATES = (
                └──────────┴──────────┴─────> cancelling ──> cancelled
 
 `device` is the switchover: the guest is paused and its last pages and devices move. A new migration goes from any of
-the three ends to `setup`.
+the three ends to `setup`. With post-copy, and from the commit on::
+
+    device ──> postcopy-active ──────────────────────────────────> completed
+                 ^         └──> postcopy-paused ──────────────────────^
+                 │                   │   ^                            │
+                 └─ postcopy-recover ┴───┴── postcopy-recover-setup   │
+                        └─────────────────────────────────────────────┘
 """
 
-UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling")
-"""States that something follows by itself."""
+POSTCOPY = ("postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover")
+"""States in which the guest runs at the destination, and pages of it are at the source alone."""
+UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling", *POSTCOPY)
+"""States that something follows, by itself or, for one that is paused, when the network is mended."""
 ENDED = ("completed", "failed", "cancelled")
 """States that say how the last migration ended."""
 
 GUEST_PLACES = ("source", "destination", "unknown")
 
 COMPRESSIONS = ("off", "zstd")
+POSTCOPIES = ("off", "allow", "now")
+"""Whether the guest may go before its memory: never, when rounds do not get it there, or after the first pass."""
 
 MAX_DOWNTIME_MS = 2_000_000.0
 """QEMU's limit of downtime-limit."""
@@ -105,6 +122,23 @@ class RamProgress(NamedTuple):
     """Pages dealt with (sent, zero or found unchanged) per second, lately."""
     spared: int = 0
     """Pages that were not sent because the guest said that they are free, and did not write to them since."""
+
+
+class PostcopyProgress(NamedTuple):
+    """What became of a guest that has gone before its memory."""
+
+    requests: int = 0
+    """Pages that it has asked for and the source has sent ahead of the others."""
+    faults: int = 0
+    """How often something at the destination has waited for a page, as far as this side knows."""
+    median_fault_ms: float = 0.0
+    """Half of them have waited for less; 0 while unknown."""
+    bytes: int = 0
+    """Bytes on the wire since the guest has gone."""
+    cuts: int = 0
+    """How often the connection broke."""
+    waiting: bool = False
+    """There is no connection, and nobody tries to make one until the user asks for it."""
 
 
 class DowntimeParts(NamedTuple):
@@ -161,6 +195,8 @@ class MigrationStatus(NamedTuple):
     """How many are in use."""
     listening: str = ""
     """Where a destination waits, as ``tcp:HOST:PORT`` with the real port, or ``unix:PATH``; '' if it does not."""
+    postcopy: PostcopyProgress | None = None
+    """None unless the guest has gone before its memory."""
 
     @property
     def under_way(self) -> bool:
@@ -209,6 +245,8 @@ class MigrationParameters(NamedTuple):
     """One-time code that the destination has printed, in place of certificates; '' for none."""
     insecure: bool = False
     """Allow plain TCP to where others can listen in."""
+    postcopy: str = "off"
+    """One of `POSTCOPIES`."""
 
     def check(self) -> MigrationParameters:
         """The same record, if a migration can go like this; raises `ConfigError` otherwise."""
@@ -221,6 +259,11 @@ class MigrationParameters(NamedTuple):
             raise ConfigError("max downtime 0ms leaves no time to move", "300ms is the default; 1ms is hard to reach")
         if self.compress not in COMPRESSIONS:
             raise ConfigError(f"unknown compression {self.compress!r}", f"there are: {', '.join(COMPRESSIONS)}")
+        if self.postcopy not in POSTCOPIES:
+            raise ConfigError(f"unknown post-copy {self.postcopy!r}", f"there are: {', '.join(POSTCOPIES)}")
+        if self.postcopy != "off" and self.verify:
+            raise ConfigError("--verify compares all memory in the pause, and --postcopy moves some of it later",
+                              "leave one of them out")  # fmt: skip
         for what, text, limit in (
             ("keys", self.keys, PATH_LIMIT),
             ("TLS hostname", self.tls_hostname, HOST_LIMIT),
