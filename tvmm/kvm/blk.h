@@ -14,6 +14,7 @@
 #ifndef TVMM_BLK_H
 #define TVMM_BLK_H
 
+#include "blk_dirty.h"
 #include "limit.h"
 #include "serve.h"
 
@@ -157,6 +158,8 @@ struct tvmm_blk_file {
     int32_t sync_error;
     /* Of an NBD server: how often something was changed, and how often of that a flush that succeeded has covered. */
     uint64_t changed, covered;
+    /* What a mirror of the image has to copy again; NULL while there is none. Changed while no queue is served. */
+    struct tvmm_blk_dirty *dirty;
 };
 
 /* What the owner says once. `plain_fd` is the same file without O_DIRECT, or `fd` itself. Alignments are 1 without.

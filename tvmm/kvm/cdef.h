@@ -487,7 +487,13 @@ struct tvmm_blk_setup {
     uint32_t link_count;
     struct tvmm_nbd_link **links;
 };
-struct tvmm_blk_file { int32_t sync_error; uint64_t changed, covered; };
+struct tvmm_blk_dirty { uint64_t *words; uint64_t blocks; uint32_t shift; };
+void tvmm_blk_dirty_mark(struct tvmm_blk_dirty *dirty, uint64_t offset, uint64_t length);
+void tvmm_blk_dirty_fill(struct tvmm_blk_dirty *dirty);
+uint64_t tvmm_blk_dirty_take(struct tvmm_blk_dirty *dirty, uint64_t from, uint64_t limit, uint64_t *first);
+uint64_t tvmm_blk_dirty_count(const struct tvmm_blk_dirty *dirty);
+int tvmm_all_zero(const uint8_t *data, uint64_t length);
+struct tvmm_blk_file { int32_t sync_error; uint64_t changed, covered; struct tvmm_blk_dirty *dirty; };
 struct tvmm_blk_notice { uint32_t pending, operation, action; int32_t error; ...; };
 struct tvmm_blk_latency { struct tvmm_histogram histograms[...]; ...; };
 struct tvmm_blk {

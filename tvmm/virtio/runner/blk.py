@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
+from tvmm.config.limits import Rate
 from tvmm.errors import ImageError
 from tvmm.kvm.blk import (
     OPERATIONS,
@@ -28,6 +29,7 @@ from tvmm.kvm.blk import (
     IoError,
     Policy,
 )
+from tvmm.kvm.dirty_blocks import DirtyBlocks
 from tvmm.kvm.limit import Limiter
 from tvmm.kvm.vring import Vring
 from tvmm.records import check_record, check_uint
@@ -37,7 +39,7 @@ from tvmm.virtio.runner.base import check_runs, hold_all, ring_config
 from tvmm.virtio.runner.blk_queue import ERRNO_MAX, DiskQueue, DiskQueueRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from tvmm.config.disk import DiskConfig
@@ -183,6 +185,8 @@ class BlkRunner:
         self._features = 0
         self._file = BlkFile()
         self._limiter = Limiter()
+        self._changes: DirtyBlocks | None = None
+        self._slowed = 0
         self._resizing = trio.Lock()
         self._queues: list[DiskQueue] = []
         self._links = [image.links(index) for index in range(len(model.queue_sizes))]
@@ -351,6 +355,8 @@ class BlkRunner:
         if size < 0 or size % SECTOR:
             raise ImageError(f"a disk of {size} bytes is not possible", f"sizes are multiples of {SECTOR}")
         async with self._resizing:
+            if self._changes is not None:
+                raise ImageError(f"{self.name} is being copied and keeps its size", "wait until the guest has moved")
             if size < self.image.size:
                 await self._shrink(size)
             else:
@@ -360,16 +366,53 @@ class BlkRunner:
     async def _shrink(self, size: int) -> None:
         self.set_size(size)
         try:
-            await self.hold()
-            try:
+            async with self._at_rest():
                 await trio.to_thread.run_sync(self.image.resize, size)
-            finally:
-                # Not `release`: a queue that waits over an error is not meant.
-                for queue in self._queues:
-                    queue.thread.release()
         except BaseException:
             self.set_size(self.image.size)
             raise
+
+    @asynccontextmanager
+    async def _at_rest(self) -> AsyncIterator[None]:
+        """Within the block no queue is served, and nothing is under way."""
+        await self.hold()
+        try:
+            yield
+        finally:
+            # Not `release`: a queue that waits over an error is not meant.
+            for queue in self._queues:
+                queue.thread.release()
+
+    async def track_changes(self) -> DirtyBlocks:
+        """From now on what the guest writes is marked in the blocks that are returned; at first all are marked.
+
+        The disk keeps its size until `stop_tracking`. A disk is tracked once at a time, and not one with a server.
+        """
+        async with self._resizing:
+            if self._changes is not None or self._is_remote:
+                raise ValueError(f"{self.name} cannot be tracked")
+            changes = DirtyBlocks(self.image.size)
+            changes.fill()
+            async with self._at_rest():
+                changes.attach(self._file)
+                self._changes = changes
+            return changes
+
+    async def stop_tracking(self) -> None:
+        """Undo `track_changes`, and `slow_writes`. Idempotent, and not cut short."""
+        with trio.CancelScope(shield=True):
+            self.slow_writes(0)
+            async with self._resizing:
+                if self._changes is not None:
+                    async with self._at_rest():
+                        DirtyBlocks.detach(self._file)
+                        self._changes = None
+
+    def slow_writes(self, bytes_per_second: int) -> None:
+        """Whatever the user's limits allow, the guest writes no faster than that; 0: it may."""
+        if bytes_per_second != self._slowed:
+            self._slowed = bytes_per_second
+            self._apply_limits()
 
     def set_size(self, size: int) -> None:
         """Tell queues and driver that the image has `size` bytes now, whole sectors."""
@@ -385,6 +428,12 @@ class BlkRunner:
     def set_limits(self, limits: Limits) -> None:
         """For all that has not begun yet, from now on."""
         self.limits = limits
+        self._apply_limits()
+
+    def _apply_limits(self) -> None:
+        limits = self.limits
+        if self._slowed and not 0 < limits.bytes_out.rate <= self._slowed:
+            limits = limits._replace(bytes_out=Rate(self._slowed))
         on = self._limiter.set(limits.rates, limits.size)
         for queue in self._queues:
             queue.set_limit(self._limiter, on=on)
