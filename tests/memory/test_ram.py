@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -116,3 +118,19 @@ def test_another_block(ram: GuestRam) -> None:
     ram.zero()
     assert heard == [(0x10, 4), (0x1000, 8), (7, 1), (0, 4 * PAGE_SIZE)]
     assert not any(block.view)
+
+
+def test_nobody_can_cut_shared_memory_short() -> None:
+    """Who has it mapped too would die of it; pages can be given back all the same."""
+    block = RamBlock("pc.ram", 1 << 20)
+    try:
+        block.view[:4] = b"here"
+        for size in (0, 1 << 19, 1 << 21):
+            with pytest.raises(PermissionError):
+                os.ftruncate(block.fd, size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(block.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        block.zero()
+        assert bytes(block.view[:4]) == bytes(4)
+    finally:
+        block.close()

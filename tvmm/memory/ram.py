@@ -7,6 +7,7 @@ huge pages, it is a memfd mapped shared, so that a successor process or a vhost-
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +27,8 @@ MAIN_BLOCK, VRAM_BLOCK = "pc.ram", "vga.vram"
 HUGE_SHIFT = 26
 """Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
 MADV_POPULATE_WRITE = 23
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""Of every memfd: who has it mapped as well dies of SIGBUS when it is cut short, so nobody can do that."""
 
 
 class DirtyLog(Protocol):
@@ -46,16 +49,18 @@ class RamBlock:
         """`size` in bytes; `huge_page` in bytes, 0 for ordinary pages. Raises `HostError` if there is not enough."""
         self.name = name
         self.size = size
+        self.page_size = huge_page or mmap.PAGESIZE
         self.fd = -1
         self.unmap_file: Callable[[], None] | None = None
         """Of a private block at which a file is mapped: puts zeros in its place."""
         try:
             if shared or huge_page:
-                flags = os.MFD_CLOEXEC
+                flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
                 if huge_page:
                     flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << HUGE_SHIFT
                 self.fd = os.memfd_create(f"tvmm-{name}", flags)
                 os.ftruncate(self.fd, size)
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
                 self.map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
             else:
                 self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -96,7 +101,7 @@ class GuestRam:
         """Allocates what `config` asks for. Raises `HostError` when the host cannot give it."""
         self.size = config.size
         self._prealloc = config.prealloc
-        self._shared = config.shared
+        self._shared = config.shared or bool(config.hugepages)
         self.blocks: dict[str, RamBlock] = {}
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
