@@ -10,7 +10,7 @@ import pytest
 
 from tvmm.kvm.discard import discard
 from tvmm.kvm.pages import PAGE
-from tvmm.kvm.remap import adopt_file, map_file
+from tvmm.kvm.remap import adopt_file, borrow_file, map_file
 from tvmm.memory.ram import RamBlock
 
 PAGES = 256
@@ -80,9 +80,41 @@ def test_a_shared_block_becomes_the_memory_of_another() -> None:
     here.close()
 
 
+def test_what_is_borrowed_is_read_as_it_is_and_never_written() -> None:
+    here, there = RamBlock("pc.ram", SIZE), RamBlock("pc.ram", SIZE)
+    there.view[:] = CONTENT
+    borrow_file(here, there.fd)
+    assert here.view == CONTENT
+    there.view[:5] = b"alive"
+    assert bytes(here.view[:5]) == b"alive"
+    here.view[PAGE : PAGE + 5] = b"trial"
+    assert there.view[PAGE : 2 * PAGE] == CONTENT[PAGE : 2 * PAGE]
+    adopt_file(here, os.dup(there.fd))
+    assert here.view == there.view
+    here.view[:5] = b"taken"
+    assert bytes(there.view[:5]) == b"taken"
+    here.close()
+    there.close()
+
+
+def test_who_has_given_memory_away_does_not_change_it_any_more() -> None:
+    here, there = RamBlock("pc.ram", SIZE), RamBlock("pc.ram", SIZE)
+    here.view[:] = CONTENT
+    adopt_file(there, os.dup(here.fd))
+    borrow_file(here, here.fd)
+    here.view[:5] = b"stale"
+    here.zero()
+    assert here.view == bytes(SIZE)
+    assert there.view == CONTENT
+    here.close()
+    there.close()
+
+
 def test_each_kind_of_block_takes_its_kind_of_file(private: RamBlock, file: int) -> None:
     with pytest.raises(ValueError, match="private"):
         adopt_file(private, file)
+    with pytest.raises(ValueError, match="private"):
+        borrow_file(private, file)
     shared = RamBlock("pc.ram", SIZE)
     with pytest.raises(ValueError, match="shared"):
         map_file(shared, file)

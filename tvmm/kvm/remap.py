@@ -16,7 +16,7 @@ from tvmm.kvm.calls import ffi, lib
 if TYPE_CHECKING:
     from tvmm.memory.ram import RamBlock
 
-__all__ = ["adopt_file", "map_anonymous", "map_file"]
+__all__ = ["adopt_file", "borrow_file", "map_anonymous", "map_file"]
 
 
 def map_file(block: RamBlock, fd: int, offset: int = 0) -> None:
@@ -32,16 +32,33 @@ def map_file(block: RamBlock, fd: int, offset: int = 0) -> None:
     block.unmap_file = partial(map_anonymous, block)
 
 
+def borrow_file(block: RamBlock, fd: int) -> None:
+    """Have `block` read as the memory of `fd`, a memfd of its size that others write to; what is written here stays
+    here. The block has no memfd then; its own one may be `fd`.
+
+    `adopt_file` makes it shared again; so that no byte of it is lost there, nothing may run in between that writes
+    what has to stay. Raises `HostError`, and `ValueError` for a block that is not shared.
+    """
+    if block.fd < 0:
+        raise ValueError(f"{block.name} is private: nothing can be lent to it")
+    _map(block, fd, 0, shared=False)
+    os.close(block.fd)
+    block.fd = -1
+    block.unmap_file = partial(map_anonymous, block)
+
+
 def adopt_file(block: RamBlock, fd: int) -> None:
-    """Have `block` be the memory of `fd`, a memfd of its size, in place of its own memfd. `fd` is the block's then.
+    """Have `block` be the memory of `fd`, a memfd of its size, in place of its own memfd, or of what it has borrowed.
+    `fd` is the block's then.
 
     Raises `HostError` with `fd` still the caller's, and `ValueError` for a block that is not shared.
     """
-    if block.fd < 0:
+    if block.fd < 0 and block.unmap_file is None:
         raise ValueError(f"{block.name} is private: it cannot be another one's memory")
     _map(block, fd, 0, shared=True)
-    os.close(block.fd)
-    block.fd = fd
+    if block.fd >= 0:
+        os.close(block.fd)
+    block.fd, block.unmap_file = fd, None
 
 
 def map_anonymous(block: RamBlock) -> None:
