@@ -32,7 +32,8 @@ tvmm.chardev.expect tvmm.chardev.factory tvmm.chardev.feed tvmm.chardev.guest_en
 tvmm.chardev.port tvmm.chardev.stdio tvmm.chardev.terminal tvmm.cli tvmm.cli.output tvmm.cli.run tvmm.cli.session
 tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.kernel tvmm.config.keys tvmm.config.machine tvmm.config.memory
 tvmm.config.options tvmm.config.serial tvmm.config.units tvmm.control tvmm.control.directory tvmm.control.prompt
-tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.i8042
+tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_gpe tvmm.devices.acpi_pm
+tvmm.devices.common tvmm.devices.generation_id tvmm.devices.i8042
 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.ps2_mouse tvmm.devices.rtc tvmm.devices.rtc_calendar
 tvmm.devices.rtc_cmos
 tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib

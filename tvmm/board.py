@@ -13,9 +13,12 @@ from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.boot.dsdt import GENERATION_EVENT
 from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.bus import MmioBus, OffsetDevice, PortBus
+from tvmm.devices.acpi_gpe import AcpiGpe
 from tvmm.devices.acpi_pm import AcpiPm
+from tvmm.devices.generation_id import GUID_BYTES, GenerationId, made_guid, parse_guid
 from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
@@ -32,8 +35,9 @@ from tvmm.vcpu.cpuid import policy
 from tvmm.vcpu.registers import apply_entry, back_to_power_on, connect_pic, power_on, set_boot_msrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from tvmm.config.device import DeviceConfig
     from tvmm.config.machine import MachineConfig
     from tvmm.control.target import FlatRange
     from tvmm.devices.input_hub import InputHub
@@ -50,6 +54,7 @@ KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
 KEYBOARD_PORTS = ((0x60, 0), (0x64, 4))
 RTC_PORT, RTC_PORTS = 0x70, 2
 PM_PORT, PM_PORTS = 0x600, 12
+GPE_PORT, GPE_PORTS = 0x60C, 2
 POST_PORT = 0x80
 MAX_IMAGE_BYTES = 4 << 30
 """Of a kernel or an initrd: more does not fit below the PC hole anyway."""
@@ -183,6 +188,9 @@ class Board:
 
         self.pm = AcpiPm(self.sci_line, self._sleep, time.monotonic_ns, self._deadline_changed)
         self.ports.add(PM_PORT, PM_PORTS, self.pm, "acpi-pm")
+        self.gpe = AcpiGpe(self.sci_line)
+        self.ports.add(GPE_PORT, GPE_PORTS, self.gpe, "acpi-gpe")
+        self.generation = GenerationId(self.ram, self._generation_changed, _first_guid(self.config.devices))
 
         self.post = PostPort()
         self.ports.add(POST_PORT, 1, self.post, "post")
@@ -201,6 +209,8 @@ class Board:
         return make_devices(self, OffsetDevice(self.system_control, 1), stack)
 
     def _make_device(self, name: str, properties: dict[str, int | str | bool]) -> None:
+        if name == "vmgenid":
+            return  # every machine has it; the option says with which number
         if name != "isa-debug-exit":
             raise ConfigError(f"device {name!r} is known but not made")
         base, length = int(properties["iobase"]), int(properties["iosize"])
@@ -261,6 +271,7 @@ class Board:
             hardware = Hardware(len(self.vcpus))
         entry = load(options, self.ram, self.ram.size, hardware, self.emulated_kernel)
         self.loaded = entry.kernel
+        self.generation.place()
         set_boot_msrs(self.vcpus[0])
         apply_entry(self.vcpus[0], entry)
 
@@ -273,6 +284,7 @@ class Board:
             self.keyboard.reset()
             self.rtc.reset()
             self.pm.reset()
+            self.gpe.reset()
             self.system_control.reset()
             if self.devices is not None:
                 self.devices.reset()
@@ -282,6 +294,16 @@ class Board:
             back_to_power_on(vcpu, state, msrs)
         self.ram.zero()
         self.load_kernel()
+
+    # --- generation ---
+
+    def begin_generation(self) -> None:
+        """The guest, loaded and paused, is not the one successor of what was saved: give it another generation ID."""
+        with self.bus_lock:
+            self.generation.renew(_new_guid())
+
+    def _generation_changed(self) -> None:
+        self.gpe.signal(GENERATION_EVENT)
 
     # --- what devices ask for, on a vCPU's thread ---
 
@@ -364,6 +386,21 @@ class Board:
             if claimed.start not in moved
         ]
         return sorted(view)
+
+
+def _first_guid(devices: Sequence[DeviceConfig]) -> bytes:
+    """The generation ID of a machine that boots."""
+    if devices:
+        from tvmm.config.device import chosen_guid
+
+        chosen = chosen_guid(devices)
+        if chosen != "auto":
+            return parse_guid(chosen)
+    return _new_guid()
+
+
+def _new_guid() -> bytes:
+    return made_guid(os.urandom(GUID_BYTES))
 
 
 def _ignore_request(request: GuestRequest) -> None:

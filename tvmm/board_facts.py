@@ -48,7 +48,9 @@ def _facts(board: Board) -> Iterator[tuple[str, str]]:
     yield "kernel", _digest(board.kernel_image)
     yield "initrd", _digest(board.initrd_image) if board.initrd_image is not None else "none"
     yield "kernel command line", _digest(board.config.kernel.append.encode("utf-8", "surrogateescape"))
-    for index, device in enumerate(board.config.devices):
+    # Every machine has a generation ID: with which number it was started does not matter to one that arrives.
+    named = [device for device in board.config.devices if device.name != "vmgenid"]
+    for index, device in enumerate(named):
         yield f"device {index}", device.spelling()[:MAX_TEXT]
     for slot in board.devices.slots if board.devices is not None else ():
         yield from _slot_facts(slot)

@@ -6,6 +6,7 @@ section                       what is in it
 ``board``                     what the kernel is, for reports
 ``serial0``                   registers, receive FIFO, and what was transmitted and nobody was given
 ``i8042`` ``rtc`` ``acpi-pm`` registers; what waits in the controller, keyboard and mouse
+``acpi-gpe`` ``vmgenid``      registers; the generation ID. Older machines had neither
 ``post`` ``system-control``   registers
 ``pci``                       the host bridge and the ports of mechanism 1
 ``pci/00:03.0``               a function: configuration space, BARs, MSI-X with its pending bits
@@ -129,6 +130,8 @@ async def load_board(board: Board, sections: Iterable[Section], cpus: CpuParts |
     """
     records = load_sections(sections, section_types(board, cpus))
     for name, part in _parts(board).items():
+        if name not in records:
+            continue  # not required: an older tvmm did not write it, and its guest knows of nothing there
         with _naming(name):
             if part.locked:
                 with board.bus_lock:
@@ -168,7 +171,7 @@ def _redeliver(board: Board) -> None:
             (keyboard, board.keyboard_line),
             (mouse, board.mouse_line),
             (board.rtc.line_up, board.rtc_line),
-            (board.pm.line_up, board.sci_line),
+            (board.pm.line_up or board.gpe.line_up, board.sci_line),
         ):
             if up:
                 line()
@@ -187,7 +190,9 @@ def _slots(board: Board) -> list[Slot]:
 
 def _parts(board: Board) -> dict[str, _Part]:
     """All but virtio devices, in the order of loading."""
+    from tvmm.devices.acpi_gpe import AcpiGpeState
     from tvmm.devices.acpi_pm import AcpiPmState
+    from tvmm.devices.generation_id import GenerationIdState
     from tvmm.devices.i8042 import I8042State
     from tvmm.devices.misc import PostPortState, SystemControlState
     from tvmm.devices.ps2_keyboard import Ps2KeyboardState
@@ -208,6 +213,9 @@ def _parts(board: Board) -> dict[str, _Part]:
     def kind(name: str, *types: type[Any]) -> SectionType:
         return SectionType(name, 1, types)
 
+    def later(name: str, *types: type[Any]) -> SectionType:
+        return SectionType(name, 1, types, required=False)
+
     keyboard, rtc, pm, post, control = board.keyboard, board.rtc, board.pm, board.post, board.system_control
     parts = {
         "board": _Part(kind("board", BoardState), save_board_record, restore_board_record),
@@ -225,6 +233,8 @@ def _parts(board: Board) -> dict[str, _Part]:
         ),
         "rtc": _Part(kind("rtc", RtcState), rtc.state, rtc.restore),
         "acpi-pm": _Part(kind("acpi-pm", AcpiPmState), pm.state, pm.restore),
+        "acpi-gpe": _Part(later("acpi-gpe", AcpiGpeState), board.gpe.state, board.gpe.restore),
+        "vmgenid": _Part(later("vmgenid", GenerationIdState), board.generation.state, board.generation.restore),
         "post": _Part(kind("post", PostPortState), post.state, post.restore),
         "system-control": _Part(kind("system-control", SystemControlState), control.state, control.restore),
     }

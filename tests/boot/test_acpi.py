@@ -14,18 +14,31 @@ import pytest
 from tests.support.acpica import disassemble, evaluate, recompile
 from tests.support.images import Load, elf64, xen_note
 from tests.support.memory import FakeMemory
-from tvmm.board import PM_PORT, PM_PORTS, RESET_CONTROL_PORT, SCI_IRQ
+from tvmm.board import GPE_PORT, GPE_PORTS, PM_PORT, PM_PORTS, RESET_CONTROL_PORT, SCI_IRQ
 from tvmm.boot.acpi import build_tables
+from tvmm.boot.dsdt import GENERATION_EVENT
 from tvmm.boot.dsdt_buses import PciWindows, VirtioMmio
 from tvmm.boot.e820 import RESERVED, memory_map
 from tvmm.boot.loader import Hardware, KernelOptions, load
 from tvmm.boot.mptable import MAX_CPUS, MP_TABLE_HIGH, write_mp_table
 from tvmm.bus import PortBus
+from tvmm.devices.acpi_gpe import AcpiGpe
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.misc import SystemControl
 from tvmm.devices.rtc_cmos import CENTURY
 from tvmm.errors import ConfigError
-from tvmm.memory.layout import ACPI_TABLES, IOAPIC_BASE, LAPIC_BASE, MP_TABLE, ONE_MIB, PVH_INFO, RSDP, ZERO_PAGE, Range
+from tvmm.memory.layout import (
+    ACPI_TABLES,
+    GENERATION_ID,
+    IOAPIC_BASE,
+    LAPIC_BASE,
+    MP_TABLE,
+    ONE_MIB,
+    PVH_INFO,
+    RSDP,
+    ZERO_PAGE,
+    Range,
+)
 
 RAM = 64 << 20
 PCI = PciWindows(
@@ -121,16 +134,47 @@ def test_registers_work_where_the_fadt_has_them() -> None:
     assert sleeps == [sleep_type[0]]
 
 
+def test_events_work_where_the_fadt_has_them() -> None:
+    """Through the table's ports a kernel enables an event, is interrupted, finds it and clears it."""
+    fadt = tables().by_name["FACP"]
+    pulses: list[str] = []
+    gpe = AcpiGpe(lambda: pulses.append("sci"))
+    ports = PortBus()
+    ports.add(GPE_PORT, GPE_PORTS, gpe, "acpi-gpe")
+    (block,), half = unpack_from("<I", fadt, 80), fadt[92] // 2
+    ports.write(block + half, half, 1 << GENERATION_EVENT)
+    gpe.signal(GENERATION_EVENT)
+    assert (ports.read(block, half), pulses) == (1 << GENERATION_EVENT, ["sci"])
+    ports.write(block, half, 1 << GENERATION_EVENT)
+    assert (ports.read(block, half), pulses) == (0, ["sci"])
+
+
+def test_generation_id_is_in_reserved_memory() -> None:
+    """In a page of the memory map's reserved part where no table is, aligned to 8 bytes as its specification asks."""
+    page = Range(GENERATION_ID, 0x1000)
+    assert not GENERATION_ID % 0x1000
+    assert any(
+        part.kind == RESERVED and part.start <= page.start and page.end <= part.start + part.size
+        for part in memory_map(RAM)
+    )
+    memory = FakeMemory(RAM)
+    write_mp_table(memory, MAX_CPUS)
+    for gpa, table in build_tables(MAX_CPUS, pci=PCI, virtio_mmio=VIRTIO):
+        memory.write(gpa, table)
+    assert not any(written.start < page.end and page.start < written.end for written in memory.writes)
+
+
 def test_fadt_numbers() -> None:
     """In ACPI mode from the start; SCI, century and extended addresses are those of the devices."""
     fadt = tables().by_name["FACP"]
     assert (len(fadt), fadt[8], fadt[131]) == (276, 6, 3)
     assert unpack_from("<HI", fadt, 46) == (SCI_IRQ, 0)
     assert fadt[108] == CENTURY
-    for old, new, bits, access in ((56, 148, 32, 2), (64, 172, 16, 2), (76, 208, 32, 3)):
+    assert fadt[92] == GPE_PORTS
+    for old, new, bits, access in ((56, 148, 32, 2), (64, 172, 16, 2), (76, 208, 32, 3), (80, 220, 16, 1)):
         (port,) = unpack_from("<I", fadt, old)
         assert unpack_from("<BBBBQ", fadt, new) == (1, bits, 0, access, port)
-    for absent in (60, 68, 72, 80, 84):  # PM1b, PM2, GPE0, GPE1
+    for absent in (60, 68, 72, 84):  # PM1b, PM2, GPE1
         assert unpack_from("<I", fadt, absent) == (0,)
 
 
@@ -324,6 +368,17 @@ def test_interpreter_accepts_all_predefined_names(tmp_path: Path) -> None:
     assert {r"\_S5", r"\_SB.COM1._CRS", r"\_SB.PCI0._OSC", r"\_SB.PCI0._PRT", r"\_SB.V001._CRS"} <= {
         name for name, _ in statuses
     }
+
+
+def test_interpreter_finds_the_generation_id(tmp_path: Path) -> None:
+    """By the names that drivers look for, in memory where the device model puts it; its event notifies with 0x80."""
+    dsdt = tables().by_name["DSDT"]
+    output = evaluate(dsdt, r"evaluate \_SB.VGEN.ADDR;evaluate \_SB.VGEN._CID;evaluate \_SB.VGEN._DDN", tmp_path)
+    low, high = re.findall(r"\[Integer\] = ([0-9A-F]{16})", output)
+    assert int(low, 16) | int(high, 16) << 32 == GENERATION_ID
+    assert re.findall('"(VM_.*)"', output) == ["VM_GEN_COUNTER", "VM_Gen_Counter"]  # ids are compared in capitals
+    source = disassemble(dsdt, tmp_path)
+    assert re.search(r"Scope \(_GPE\)\s*{\s*Method \(_E05, 0, Serialized\).*\s*{\s*Notify \(\\_SB.VGEN, 0x80\)", source)
 
 
 def test_interpreter_reads_the_root_bridge(tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ class FakeMachine:
             raise UserError("registers can be read while the machine is paused", "'tvmm pause' it first")
         return {"rip": 0xFFFF_FFFF_8100_0000 + cpu_index, "rflags": 2}
 
+    def generation_id(self) -> str:
+        return "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
+
     def memory_summary(self) -> MemorySummary:
         return MemorySummary(256 << 20)
 

@@ -191,6 +191,7 @@ SHAPES: dict[str, Any] = {
     ],
     "query-status": {"running": False, "status": "paused"},
     "query-version": {"qemu": {"major": 0, "minor": 1, "micro": 0}, "package": "tvmm"},
+    "query-vm-generation-id": {"guid": "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"},
     "query-vnc": {
         "enabled": True,
         "host": "0.0.0.0",

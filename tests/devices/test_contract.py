@@ -12,7 +12,8 @@ from tests.devices import display_parts, pci_parts
 from tests.devices.uart_parts import Sink
 from tests.support import device_contract as contract
 from tests.support.device_contract import ContractDevice, Subject
-from tvmm.devices import acpi_pm, uart16550
+from tvmm.devices import acpi_gpe, acpi_pm, uart16550
+from tvmm.devices.acpi_gpe import AcpiGpe
 from tvmm.devices.acpi_pm import AcpiPm
 from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
@@ -125,6 +126,21 @@ class PmRig:
         self.now_ns = other.now_ns
 
 
+class GpeRig:
+    """Events that happen."""
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+        self.device = AcpiGpe(lambda: self.log.append("sci"))
+
+    def stimulate(self, choice: int, amount: int) -> None:
+        """One of them."""
+        self.device.signal(choice)
+
+    def follow(self, other: GpeRig) -> None:
+        """There is nothing outside."""
+
+
 class OutputRig:
     """A device that is written to and tells; nothing happens outside."""
 
@@ -150,6 +166,7 @@ SUBJECTS = [
     Subject("i8042", KeyboardRig, 5, "tvmm.devices.i8042"),
     Subject("rtc", RtcRig, 2, "tvmm.devices.rtc", BATTERY),
     Subject("acpi_pm", PmRig, acpi_pm.LENGTH, "tvmm.devices.acpi_pm"),
+    Subject("acpi_gpe", GpeRig, acpi_gpe.LENGTH, "tvmm.devices.acpi_gpe"),
     Subject("post", lambda: OutputRig(lambda tell: PostPort()), 1, "tvmm.devices.misc"),
     Subject("debug_exit", lambda: OutputRig(DebugExit), 2, "tvmm.devices.misc"),
     Subject("system_control", lambda: OutputRig(SystemControl), 2, "tvmm.devices.misc"),
@@ -200,6 +217,6 @@ def test_imports(module: str) -> None:
 
 def test_every_device_is_here() -> None:
     """Each module with a device in it is under contract."""
-    parts = {"common", "edid", "input_hub", "key_tables", "keys", "pci_mapper"}
+    parts = {"common", "edid", "generation_id", "input_hub", "key_tables", "keys", "pci_mapper"}
     parts |= {"ps2_keyboard", "ps2_mouse", "ps2_sinks", "rtc_calendar", "rtc_cmos", "uart16550_registers"}
     assert {subject.module for subject in SUBJECTS} == {f"tvmm.devices.{name}" for name in STEMS - parts}

@@ -16,8 +16,9 @@ FOLDERS = {
     "input": _HERE / "sections-2" / "input",
     "vsock": _HERE / "sections-2" / "vsock",
     "balloon": _HERE / "sections-2" / "balloon",
+    "generation": _HERE / "sections-3" / "generation",
 }
-"""By machine. The second generation has the mouse, virtio-input and virtio-vsock."""
+"""By machine. The second generation has the mouse, virtio-input and virtio-vsock, the third the generation ID."""
 
 
 def file_name(section: Section) -> str:

@@ -19,6 +19,7 @@ from tests.support.state_machines import (
     all_devices,
     balloon_device,
     display_device,
+    generation_device,
     input_devices,
     make_images,
     net_devices,
@@ -38,6 +39,7 @@ ORDERS = {
         "vcon open 0", "vcon write 0 to nobody", "vcon", "rtc", "cpus",
     ),
     "nets": ("ip 0 10.0.0.15/24", "ping 0 10.0.0.2 3", "link 0 promisc", "ip 1 10.0.1.15/24", "ping 1 10.0.1.2 3"),
+    "generation": ("genid", "rng 0 200"),
     "vsock": ("vsock", "vsock send 7 100", "vsock junk 100 1"),
     "display": (
         # 800x600 with a palette and eight bits a colour, panned, in memory that has been moved; half a colour more.
@@ -133,6 +135,8 @@ async def main(machines: list[str]) -> None:
             written["vsock"] = await save(vsock_device(Path(folder)), ORDERS["vsock"])
         if "input" in machines:
             written["input"] = await save_input()
+        if "generation" in machines:
+            written["generation"] = await save(generation_device(), ORDERS["generation"])
         if "balloon" in machines:
             written["balloon"] = await save_balloon()
     for machine, sections in written.items():

@@ -19,7 +19,7 @@ __all__ = ["ask", "noise_at_console", "noise_at_control"]
 NEGOTIATE = b'{"execute": "qmp_capabilities"}'
 QUESTIONS = (
     "query-commands", "query-cpus-fast", "query-status", "x-query-tasks", "x-query-info", "x-query-memory-map",
-    "query-migrate", "query-migrate-parameters",
+    "query-migrate", "query-migrate-parameters", "query-vm-generation-id",
     "query-chardev", "query-name", "query-events", "query-version", "query-memory-size-summary", "query-kvm",
 )  # fmt: skip
 ORDERS = ("stop", "cont", "cont", "x-query-cpu-registers", "x-query-cpu-registers", "system_reset")

@@ -19,6 +19,7 @@ __all__ = [
     "all_devices",
     "balloon_device",
     "display_device",
+    "generation_device",
     "input_devices",
     "make_images",
     "net_devices",
@@ -89,6 +90,12 @@ def balloon_device() -> MachineConfig:
     """A balloon with all that it can have."""
     words = "deflate-on-oom=on,free-page-hint=on,free-page-reporting=on,packed=on"
     return MachineConfig.parse(memory="64M", append="packed", device=[f"virtio-balloon,{words}"])
+
+
+def generation_device() -> MachineConfig:
+    """What every machine has, with an ID that was chosen; and a source of entropy."""
+    chosen = "vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
+    return MachineConfig.parse(memory="64M", device=[chosen, "virtio-rng"])
 
 
 @asynccontextmanager

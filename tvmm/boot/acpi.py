@@ -45,7 +45,7 @@ _OEM, _OEM_TABLE, _CREATOR = b"TVMM  ", b"TVMM    ", b"TVMM"
 _OEM_REVISION = _CREATOR_REVISION = 1
 
 _SCI = 9
-_PM1_EVENT, _PM1_CONTROL, _PM_TIMER, _RESET = 0x600, 0x604, 0x608, 0xCF9
+_PM1_EVENT, _PM1_CONTROL, _PM_TIMER, _GPE0, _RESET = 0x600, 0x604, 0x608, 0x60C, 0xCF9
 _RESET_VALUE = 6
 _CMOS_CENTURY = 0x32
 _NO_C2, _NO_C3 = 101, 1001
@@ -153,9 +153,11 @@ def _fadt(facs: int, dsdt: int) -> bytes:
         (56, "I", _PM1_EVENT),  # PM1a_EVT_BLK
         (64, "I", _PM1_CONTROL),  # PM1a_CNT_BLK
         (76, "I", _PM_TIMER),  # PM_TMR_BLK
+        (80, "I", _GPE0),  # GPE0_BLK
         (88, "B", 4),  # PM1_EVT_LEN
         (89, "B", 2),  # PM1_CNT_LEN
         (91, "B", 4),  # PM_TMR_LEN
+        (92, "B", 2),  # GPE0_BLK_LEN: status and enable
         (96, "H", _NO_C2),  # P_LVL2_LAT
         (98, "H", _NO_C3),  # P_LVL3_LAT
         (108, "B", _CMOS_CENTURY),  # CENTURY
@@ -172,6 +174,7 @@ def _fadt(facs: int, dsdt: int) -> bytes:
         (148, 32, _PM1_EVENT),  # X_PM1a_EVT_BLK: status and enable
         (172, 16, _PM1_CONTROL),  # X_PM1a_CNT_BLK
         (208, 32, _PM_TIMER),  # X_PM_TMR_BLK
+        (220, 16, _GPE0),  # X_GPE0_BLK
     )
     for offset, bits, port in registers:
         table[offset : offset + 12] = _port_register(port, bits)
@@ -180,8 +183,8 @@ def _fadt(facs: int, dsdt: int) -> bytes:
 
 
 def _port_register(port: int, bits: int) -> bytes:
-    """A generic address (5.2.3.2) of an I/O port. PM1 event is two registers of 16 bits: read by words."""
-    access = {8: 1, 16: 2, 32: 3}[16 if port == _PM1_EVENT else bits]
+    """A generic address (5.2.3.2) of an I/O port. Event blocks are two registers each: read by halves."""
+    access = {8: 1, 16: 2, 32: 3}[bits // 2 if port in (_PM1_EVENT, _GPE0) else bits]
     return pack("<BBBBQ", 1, bits, 0, access, port)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "name",
     "name_string",
     "not_equal",
+    "notify",
     "or_",
     "package",
     "package_length",
@@ -229,6 +230,11 @@ def or_(left: Data, right: Data, target: bytes) -> bytes:
 def create_dword_field(source: bytes, offset: int, path: str) -> bytes:
     """CreateDWordField (source, offset, path): 4 bytes of a buffer as an integer; `offset` is in bytes."""
     return b"\x8a" + source + integer(offset) + name_string(path)
+
+
+def notify(path: str, value: int) -> bytes:
+    """Notify (path, value): tell the driver of the device at `path` what has happened to it."""
+    return b"\x86" + name_string(path) + integer(value)
 
 
 def return_(value: Data) -> bytes:

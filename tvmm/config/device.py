@@ -7,16 +7,20 @@ from the row. Virtio devices (`tvmm.config.virtio_types`) and displays have rows
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.config.options import join_options, parse_options, unknown_name
-from tvmm.config.properties import Property, help_lines
+from tvmm.config.properties import Codec, Property, help_lines
 from tvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "DEVICE_TYPES",
     "DeviceConfig",
     "DeviceType",
+    "chosen_guid",
     "device_type",
     "device_types",
     "help_request",
@@ -38,6 +42,18 @@ class DeviceType(NamedTuple):
         return next((known for known in self.properties if known.name == name), None)
 
 
+def _read_guid(text: str, what: str) -> str:
+    """``auto`` or a UUID, in lower case."""
+    if text == "auto":
+        return text
+    from tvmm.devices.generation_id import format_guid, parse_guid
+
+    try:
+        return format_guid(parse_guid(text.lower()))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}", "leave it out, and the machine makes one") from None
+
+
 DEVICE_TYPES: tuple[DeviceType, ...] = (
     DeviceType(
         "isa-debug-exit",
@@ -46,6 +62,11 @@ DEVICE_TYPES: tuple[DeviceType, ...] = (
             Property("iobase", "integer", 0x501, "first I/O port", 0, 0xFFFF, hexadecimal=True),
             Property("iosize", "integer", 2, "number of I/O ports", 1, 4),
         ),
+    ),
+    DeviceType(
+        "vmgenid",
+        "generation ID, which tells a guest that it was restored or cloned; every machine has one, this says which",
+        (Property("guid", "UUID", "auto", "the ID that it boots with", codec=Codec(_read_guid, str)),),
     ),
 )
 
@@ -134,6 +155,17 @@ class DeviceConfig(NamedTuple):
             prop = known.property(name)
             values[name] = prop.spelling(value) if prop else str(value)
         return join_options(values, first="name")
+
+
+def chosen_guid(devices: Sequence[DeviceConfig]) -> str:
+    """The generation ID that a machine with these devices boots with, ``auto`` if nobody chose one.
+
+    Raises `ConfigError` for more than one, or what is none.
+    """
+    given = [str(device.value("guid")) for device in devices if device.name == "vmgenid"]
+    if len(given) > 1:
+        raise ConfigError("a machine has one generation ID", "give vmgenid once")
+    return _read_guid(given[0], "vmgenid property guid") if given else "auto"
 
 
 def help_request(text: str) -> str | None:

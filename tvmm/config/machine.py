@@ -206,6 +206,10 @@ class MachineConfig(NamedTuple):
         if self.control and self.serial.kind == "unix" and self.control == self.serial.path:
             raise ConfigError(f"control and serial both want the socket {self.control!r}", "give them different paths")
         checked = self._replace(devices=tuple(device.check() for device in self.devices))
+        if checked.devices:
+            from tvmm.config.device import chosen_guid
+
+            chosen_guid(checked.devices)
         if self.incoming is not None:
             checked = checked._replace(incoming=self._check_incoming(self.incoming))
         if self.vnc is not None:

@@ -11,6 +11,7 @@ from tvmm.control.listener import unix_listener
 from tvmm.control.machine_input import MachineInput
 from tvmm.control.server import ControlServer
 from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, NoVnc, TaskInfo
+from tvmm.devices.generation_id import format_guid
 from tvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class MachineTarget:
 
         return await self._machine.inspect(look)
 
+    def generation_id(self) -> str:
+        """See `ControlTarget`."""
+        return format_guid(self._machine.board.generation.guid)
+
     def memory_summary(self) -> MemorySummary:
         """How much RAM the guest has."""
         return MemorySummary(self._machine.config.memory.size)
@@ -128,6 +133,7 @@ class MachineTarget:
         return {
             "kernel": machine.config.kernel.kernel or "built-in guest",
             "entry": machine.board.loaded,
+            "generation-id": self.generation_id(),
             "cpu-model": machine.config.cpu.model,
             "kernel-mode": "emulated" if machine.board.emulated_kernel else "native",
             "exits": sum(vcpu.kvm.exits for vcpu in machine.vcpus),

@@ -427,6 +427,9 @@ class ControlTarget(
     async def registers(self, cpu_index: int) -> Mapping[str, int]:
         """Register values of one vCPU by their lower-case names (`rip`, `rflags`, `cr0`)."""
 
+    def generation_id(self) -> str:
+        """As `tvmm.devices.generation_id.format_guid` writes it."""
+
     def memory_summary(self) -> MemorySummary:
         """How much RAM the guest has."""
 

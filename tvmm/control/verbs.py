@@ -76,6 +76,11 @@ async def query_name(target: ControlTarget, arguments: Mapping[str, Any]) -> Jso
     return {"name": target.name}
 
 
+async def query_vm_generation_id(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
+    """QAPI: GuidInfo."""
+    return {"guid": target.generation_id()}
+
+
 async def query_status(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """QAPI: StatusInfo."""
     status = target.run_state()
@@ -253,6 +258,7 @@ VERBS: dict[str, Verb] = {
     "query-rx-filter": Verb(device_verbs.query_rx_filter, (Argument("name", "string", required=False),)),
     "query-status": Verb(query_status),
     "query-version": Verb(query_version),
+    "query-vm-generation-id": Verb(query_vm_generation_id),
     "query-vnc": Verb(vnc_verbs.query_vnc),
     "query-vnc-servers": Verb(vnc_verbs.query_vnc_servers),
     "quit": Verb(quit_machine, after=lambda target: target.quit()),

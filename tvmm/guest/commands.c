@@ -51,6 +51,7 @@ const struct command commands[] = {
     {"netecho", "N", "answer without sleeping, until Ctrl-C", cmd_netecho},
     {"vcon", "[open|close|write|read|echo|pump PORT [TEXT|BYTES]]", "ports of the virtio console", cmd_vcon},
     {"balloon", "[serve SECONDS|report|raw PAGE COUNT]", "pages that the host has got, statistics, free pages", cmd_balloon},
+    {"genid", "", "the generation ID, and how often it has changed", cmd_genid},
     {"rng", "N BYTES", "random bytes", cmd_rng},
     {"vsock", "[echo|sink|send|recv|ping|many|flood|junk ...]", "streams to the host; README.md has the arguments", cmd_vsock},
     {"screen", "[mode|picture|animate|fill|console|flash|sum [...]]", "the display; README.md has the arguments", cmd_screen},

@@ -66,6 +66,8 @@ COMMAND(cmd_balloon);
 /* cmd_vcon.c, virtio_rng.c */
 COMMAND(cmd_vcon);
 COMMAND(cmd_rng);
+/* cmd_genid.c */
+COMMAND(cmd_genid);
 /* cmd_vsock.c */
 COMMAND(cmd_vsock);
 /* cmd_screen.c, cmd_input.c */

@@ -18,6 +18,7 @@
 #define I8042_RESET 0xfe
 
 static bool has_pm_block;
+static void (*another_service)(void);
 
 /* Gives the host time to act on the write before. */
 static void let_it_happen(void)
@@ -29,6 +30,8 @@ static void let_it_happen(void)
 
 static void power_service(void)
 {
+    if (another_service)
+        another_service();
     if (!(inw(PM1_STATUS) & PM1_POWER_BUTTON))
         return;
     outw(PM1_STATUS, PM1_POWER_BUTTON);
@@ -45,6 +48,8 @@ void power_init(void)
     irq_register(SCI_IRQ, power_service);
     outw(PM1_ENABLE, PM1_POWER_BUTTON);
 }
+
+void power_also(void (*run)(void)) { another_service = run; }
 
 bool power_has_pm_block(void) { return has_pm_block; }
 

@@ -6,6 +6,7 @@
 
 void power_init(void); /* enables the power button if there is an ACPI PM block */
 bool power_has_pm_block(void);
+void power_also(void (*service)(void)); /* another one for the same interrupt, the SCI */
 
 void power_off(void) __attribute__((noreturn));
 void power_reboot(void) __attribute__((noreturn));

@@ -15,6 +15,7 @@ __all__ = [
     "BOOT_PAGE_TABLES",
     "COMMAND_LINE",
     "COMMAND_LINE_LIMIT",
+    "GENERATION_ID",
     "HIGH_MEMORY",
     "HOLE_START",
     "IOAPIC_BASE",
@@ -52,6 +53,8 @@ ACPI_TABLES = 0xE_0000
 """Where the tables start. Behind them, at 0xf0000, may be a long MP table."""
 RSDP = 0xF_5000
 """Where ACPI's root pointer is: between 0xe0000 and 1 MiB, as kernels without a boot loader's word look there."""
+GENERATION_ID = 0xF_6000
+"""16 bytes, in a page of their own: which life of the machine this is (`tvmm.devices.generation_id`)."""
 LEGACY_WINDOW = 0xA_0000
 """From here to 1 MiB a PC has video memory and ROMs: RAM behind it, reserved for the kernel."""
 
