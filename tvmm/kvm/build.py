@@ -18,6 +18,7 @@ SOURCES = (
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
     *("uffd.c", "pager.c", "pager_serve.c", "page_server.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
+    "snapshot.c",
     *("vram.c", "discard.c", "remap.c"),
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""

@@ -798,3 +798,24 @@ struct tvmm_run { uint64_t first, count; };
 enum tvmm_backing { TVMM_BACKED_PRIVATE, TVMM_BACKED_SHARED, TVMM_BACKED_FILE };
 int tvmm_discard(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count, int backing);
 int tvmm_populate(uint8_t *base, uint64_t pages, const struct tvmm_run *runs, uint32_t count);
+
+/* snapshot.h */
+#define TVMM_SNAPSHOT_CHUNK ...
+enum tvmm_snapshot_failure { TVMM_SNAPSHOT_FINE, TVMM_SNAPSHOT_ERRNO, TVMM_SNAPSHOT_SHORT, TVMM_SNAPSHOT_DIFFERS };
+struct tvmm_snapshot_block { uint64_t offset; uint64_t *sums; uint32_t sparse, skip; };
+struct tvmm_snapshot {
+    struct tvmm_ram_pages *ram;
+    struct tvmm_snapshot_block *blocks;
+    uint64_t *key;
+    int32_t fd, direct_fd;
+    uint64_t cursor;
+    uint32_t stop, failure;
+    int32_t error;
+    uint32_t bad_block;
+    uint64_t bad_chunk, pages_done, pages_data, bytes_done;
+};
+int tvmm_snapshot_write(struct tvmm_snapshot *snapshot, struct tvmm_waker *waker);
+int tvmm_snapshot_read(struct tvmm_snapshot *snapshot, struct tvmm_waker *waker, uint8_t *scratch);
+int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t first, uint32_t count,
+                      const uint8_t *from);
+uint64_t tvmm_snapshot_sum(const uint8_t *page, uint64_t number, const uint64_t *key);

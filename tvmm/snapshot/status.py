@@ -1,0 +1,62 @@
+"""How a machine is saved, and how that goes: records that the machine fills and control clients read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tvmm.errors import ConfigError
+
+__all__ = ["ENDED", "NO_SAVE", "STATES", "SaveParameters", "SaveStatus"]
+
+STATES = ("none", "setup", "active", "finishing", "cancelling", "completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled")
+MAX_PASSPHRASE = 1024
+MAX_KEY_BYTES = 4096
+
+
+class SaveParameters(NamedTuple):
+    """`force`: a file that is no snapshot may be replaced. `stop`: the machine ends when the file is safe.
+    `passphrase` or `key`, the bytes of a key file, encrypt it.
+    """
+
+    force: bool = False
+    stop: bool = False
+    passphrase: str = ""
+    key: bytes = b""
+
+    def check(self) -> SaveParameters:
+        """The same record. Raises `ConfigError`."""
+        if self.passphrase and self.key:
+            raise ConfigError("a passphrase and a key file are given", "a snapshot is encrypted with one of them")
+        if len(self.passphrase) > MAX_PASSPHRASE or len(self.key) > MAX_KEY_BYTES:
+            raise ConfigError(
+                "the passphrase or key is too long", f"{MAX_PASSPHRASE} characters, or {MAX_KEY_BYTES} bytes"
+            )
+        return self
+
+
+class SaveStatus(NamedTuple):
+    """`state` is one of `STATES`. Figures are bytes and milliseconds; `done` of `total` bytes of RAM have been
+    looked at, of which `data` were not zero; `pause_ms` is how long the guest stood still for it, or stands so far.
+    """
+
+    state: str = "none"
+    path: str = ""
+    total: int = 0
+    done: int = 0
+    data: int = 0
+    file_bytes: int = 0
+    total_ms: float = 0.0
+    pause_ms: float = 0.0
+    encrypted: bool = False
+    stopped: bool = False
+    error: str = ""
+    error_hint: str = ""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether one is."""
+        return self.state in ("setup", "active", "finishing", "cancelling")
+
+
+NO_SAVE = SaveStatus()
