@@ -684,7 +684,7 @@ enum tvmm_pager_stop {
 struct tvmm_pager_counters { uint64_t faults, requests, urgent, pushed, duplicates, returned; };
 struct tvmm_pager {
     uint32_t released, overwriting;
-    uint64_t remaining, spin_ns;
+    uint64_t remaining;
     struct tvmm_pager_counters counters;
     int32_t failure;
     struct tvmm_intake intake;
@@ -718,7 +718,6 @@ struct tvmm_page_server {
     uint32_t refusal;
     uint64_t refused_value, refused_limit;
     uint32_t prefetch;
-    uint64_t spin_ns;
     struct tvmm_server_counters counters;
     ...;
 };

@@ -115,24 +115,30 @@ static int answer(struct tvmm_page_server *server)
         server->counters.taken += !(before & bit);
     }
     server_form(server, block, pages, count);
-    server->near = server->prefetch != 0;
+    server->near = server->prefetch ? server->prefetch - 1 : 0;
     server->near_block = block;
     server->near_page = first + count - 1;
     return -1;
 }
 
-/* Pages around the last answer that nobody has taken become frames. */
+/* Some of the pages around the last answer that nobody has taken become frames: those behind it, then those before it. */
 static void prefetch(struct tvmm_page_server *server)
 {
-    uint32_t window = server->prefetch, count = 0, pages[TVMM_PREFETCH_MAX];
-    uint64_t first = server->near_page / window * window;
-    uint64_t mask = (window == 64 ? ~0ull : (1ull << window) - 1) << first % 64;
-    uint64_t *word = &server->group->bitmap->blocks[server->near_block].words[first / 64], bits = 0;
-    server->near = 0;
-    if (__atomic_load_n(word, __ATOMIC_RELAXED) & mask)
-        bits = __atomic_fetch_and(word, ~mask, __ATOMIC_ACQ_REL) & mask;
-    for (; bits; bits &= bits - 1)
-        pages[count++] = (uint32_t)(first / 64 * 64) + (uint32_t)__builtin_ctzll(bits);
+    uint32_t count = 0, pages[TVMM_PREFETCH_PIECE];
+    uint64_t first = server->near_page / server->prefetch * server->prefetch;
+    uint64_t *words = server->group->bitmap->blocks[server->near_block].words;
+    while (server->near && count < TVMM_PREFETCH_PIECE) {
+        uint64_t page = first + (server->near_page + server->prefetch - server->near) % server->prefetch;
+        uint64_t bit = 1ull << page % 64;
+        /* The numbers in a frame ascend. */
+        if (count && page < pages[count - 1])
+            break;
+        server->near--;
+        /* Behind the last page of a block there are no bits. */
+        if (__atomic_load_n(&words[page / 64], __ATOMIC_RELAXED) & bit
+            && __atomic_fetch_and(&words[page / 64], ~bit, __ATOMIC_ACQ_REL) & bit)
+            pages[count++] = (uint32_t)page;
+    }
     server->counters.prefetched += count;
     if (count)
         server_form(server, server->near_block, pages, count);
@@ -161,7 +167,6 @@ static int take_requests(struct tvmm_page_server *server)
 /* Answer requests until there is something for the caller to decide. */
 enum tvmm_server_stop tvmm_page_server_serve(struct tvmm_page_server *server, int fd, struct tvmm_waker *waker)
 {
-    uint64_t idle_ns = 0;
     if (server->fd != fd)
         server_connect(server, fd);
     server->failure = 0;
@@ -181,20 +186,10 @@ enum tvmm_server_stop tvmm_page_server_serve(struct tvmm_page_server *server, in
             return (enum tvmm_server_stop)why;
         }
         if (came || server->near) {
-            idle_ns = 0;
             if (!came)
                 prefetch(server);
             continue;
         }
-        if (server->spin_ns) {
-            uint64_t now = tvmm_now_ns();
-            idle_ns = idle_ns ? idle_ns : now;
-            if (now - idle_ns < server->spin_ns) {
-                tvmm_relax();
-                continue;
-            }
-        }
-        idle_ns = 0;
         tvmm_lane_wait(fd, POLLIN, waker, 0, 0);
     }
 }

@@ -11,6 +11,8 @@
 
 /* Pages around one that is asked for: a power of two up to 64. */
 #define TVMM_PREFETCH_MAX 64u
+/* Of them sent at once, before the next look for requests. */
+#define TVMM_PREFETCH_PIECE 8u
 /* Requests taken from the connection at once. */
 #define TVMM_SERVER_REQUESTS 64u
 
@@ -43,9 +45,8 @@ struct tvmm_page_server {
     uint32_t refusal;
     uint64_t refused_value, refused_limit;
     uint32_t prefetch; /* pages; 0: none */
-    uint64_t spin_ns;
     struct tvmm_server_counters counters;
-    /* Requests that have come, and where the newest of those that were answered lie: around them there may be more. */
+    /* Requests that have come; and the last page that was answered, with how many around it are still to be looked at. */
     uint32_t in_start, in_end;
     uint32_t near, near_block;
     uint64_t near_page;

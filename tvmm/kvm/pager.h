@@ -33,6 +33,8 @@
 #define TVMM_WAITS 256u
 /* Bytes taken from the connection at once. */
 #define TVMM_PAGER_BUFFER (160u << 10)
+/* And of them put into memory before the next look for faults. */
+#define TVMM_PAGER_PIECE (32u << 10)
 
 enum tvmm_pager_stop {
     TVMM_PAGER_WOKEN,
@@ -64,13 +66,12 @@ struct tvmm_pager {
     int uffd, nudge_fd;
     uint32_t released, overwriting;
     uint64_t remaining;
-    uint64_t spin_ns;
     struct tvmm_pager_counters counters;
     /* Of the serving thread. */
     int32_t fd, failure;
     uint32_t again, again_block;
     uint64_t again_word;
-    uint32_t out_start, out_end; /* bytes */
+    uint32_t out_start, out_end, in_start, in_end; /* bytes */
     struct tvmm_intake intake;
     uint8_t out[TVMM_REQUESTS * TVMM_REQUEST_BYTES];
     uint8_t in[TVMM_PAGER_BUFFER];

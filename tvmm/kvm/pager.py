@@ -27,6 +27,7 @@ from tvmm.kvm.calls import ffi, lib
 from tvmm.kvm.histogram import read_times
 from tvmm.kvm.lanes import refusal
 from tvmm.kvm.pages import PageBitmap
+from tvmm.kvm.prompt import prompt_thread
 from tvmm.kvm.uffd import FEATURE_MISSING_SHMEM, MISSING, Uffd
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ __all__ = ["NO_CONNECTION", "REQUEST_BYTES", "Pager", "PagerCounters", "PagerSto
 REQUEST_BYTES = int(lib.TVMM_REQUEST_BYTES)
 NO_CONNECTION = -1
 """In place of the connection: only what needs none is answered."""
-SPIN_NS = 50_000
-"""How long a thread looks for more before it sleeps: a wake-up costs about as much as a page does."""
 
 
 class PagerStop(IntEnum):
@@ -106,7 +105,6 @@ class Pager:
             self._uffd.close()
             raise
         self.raw: Any = raw
-        self.raw.spin_ns = SPIN_NS
 
     def expect(self, bitmap: PageBitmap) -> None:
         """These pages were never sent, or are stale: take them out of memory, and have whoever touches them wait.
@@ -152,7 +150,8 @@ class Pager:
         return read_times(ffi.addressof(self.raw, "service"))
 
     def serve(self, fd: int, waker: Waker) -> PagerStop:
-        """Answer faults until there is something to decide; on one thread at a time, and best one of its own.
+        """Answer faults until there is something to decide; on one thread at a time, and best one of its own, which
+        is made prompt meanwhile. Lanes beside it should be `yielding`.
 
         `fd` is a stream socket to the source's page server, TCP (with TCP_NODELAY) or unix, blocking or not; or
         `NO_CONNECTION`, with which only faults at pages that are here are answered. What was half sent and half read on
@@ -161,7 +160,8 @@ class Pager:
         Raises `ProtocolError` for what is no frame of pages, with nothing of it in memory, and `HostError` when the
         host does not do its part; the connection is of no use then, and all who wait go on waiting.
         """
-        stop = int(lib.tvmm_pager_serve(self.raw, fd, waker.raw))
+        with prompt_thread():
+            stop = int(lib.tvmm_pager_serve(self.raw, fd, waker.raw))
         if stop == lib.TVMM_PAGER_REFUSED:
             raise refusal(self.raw.intake)
         if stop == lib.TVMM_PAGER_FAILED:

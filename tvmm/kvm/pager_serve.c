@@ -17,7 +17,7 @@
 static void pager_connect(struct tvmm_pager *pager, int fd)
 {
     pager->fd = fd;
-    pager->out_start = pager->out_end = 0;
+    pager->out_start = pager->out_end = pager->in_start = pager->in_end = 0;
     pager->again = fd >= 0;
     pager->again_block = 0;
     pager->again_word = 0;
@@ -156,16 +156,24 @@ static int send_requests(struct tvmm_pager *pager)
 /* Pages that have come. 1: some, 0: none, -1 and the reason. */
 static int take_pages(struct tvmm_pager *pager, enum tvmm_pager_stop *why)
 {
-    ssize_t came = recv(pager->fd, pager->in, sizeof pager->in, MSG_DONTWAIT);
-    if (came < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
-    *why = TVMM_PAGER_LOST;
-    if (came <= 0) {
-        pager->failure = came < 0 ? errno : 0;
-        return -1;
+    if (pager->in_start == pager->in_end) {
+        ssize_t came = recv(pager->fd, pager->in, sizeof pager->in, MSG_DONTWAIT);
+        if (came < 0 && (errno == EAGAIN || errno == EINTR))
+            return 0;
+        *why = TVMM_PAGER_LOST;
+        if (came <= 0) {
+            pager->failure = came < 0 ? errno : 0;
+            return -1;
+        }
+        pager->in_start = 0;
+        pager->in_end = (uint32_t)came;
     }
-    uint64_t consumed = 0;
-    switch (tvmm_intake_take(&pager->intake, pager->in, (uint64_t)came, &consumed)) {
+    uint64_t left = pager->in_end - pager->in_start, consumed = 0;
+    const uint8_t *from = pager->in + pager->in_start;
+    enum tvmm_lane_stop stop =
+        tvmm_intake_take(&pager->intake, from, left < TVMM_PAGER_PIECE ? left : TVMM_PAGER_PIECE, &consumed);
+    pager->in_start += (uint32_t)consumed;
+    switch (stop) {
     case TVMM_LANE_STOP_MORE:
         return 1;
     case TVMM_LANE_STOP_FAILED:
@@ -197,7 +205,6 @@ static void pager_sleep(struct tvmm_pager *pager, const struct tvmm_waker *waker
  * answered. */
 enum tvmm_pager_stop tvmm_pager_serve(struct tvmm_pager *pager, int fd, struct tvmm_waker *waker)
 {
-    uint64_t busy_ns = 0;
     enum tvmm_pager_stop why;
     if (fd != pager->fd)
         pager_connect(pager, fd);
@@ -223,19 +230,8 @@ enum tvmm_pager_stop tvmm_pager_serve(struct tvmm_pager *pager, int fd, struct t
             pager->fd = NO_CONNECTION;
             return why;
         }
-        if (faults + sent + came) {
-            busy_ns = 0;
-            continue;
-        }
-        if (pager->spin_ns) {
-            uint64_t now = tvmm_now_ns();
-            busy_ns = busy_ns ? busy_ns : now;
-            if (now - busy_ns < pager->spin_ns) {
-                tvmm_relax();
-                continue;
-            }
-        }
-        pager_sleep(pager, waker);
-        busy_ns = 0;
+        /* Not one look more: where lanes use the processors, who looks for nothing waits longer for its next turn. */
+        if (!faults && !sent && !came)
+            pager_sleep(pager, waker);
     }
 }
