@@ -11,7 +11,7 @@ import stat
 import time
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvmm.boot.dsdt import GENERATION_EVENT
 from tvmm.boot.loader import Hardware, KernelOptions, load
@@ -70,6 +70,16 @@ class GuestRequest(NamedTuple):
     code: int = 0
 
 
+class Images(Protocol):
+    """Kernel and initrd from elsewhere than their files. Both raise `ImageError`."""
+
+    def kernel(self) -> bytes:
+        """The kernel's bytes."""
+
+    def initrd(self) -> bytes | None:
+        """The initrd's; None if there is none."""
+
+
 class CpuSupport(NamedTuple):
     """What this host's KVM has for vCPUs."""
 
@@ -94,18 +104,21 @@ def has_virtio(config: MachineConfig) -> bool:
 class Board:
     """RAM, buses, devices, KVM's VM and vCPUs of one machine. Callbacks are set by `Machine` before anything runs."""
 
-    def __init__(self, config: MachineConfig, *, load: bool = True) -> None:
+    def __init__(self, config: MachineConfig, *, load: bool = True, images: Images | None = None) -> None:
         """Build it and load the kernel. Raises `UserError` with nothing left behind.
 
         Without `load` RAM and vCPUs stay as at power-on, for a state to be loaded; the kernel is there for a reset.
+        `images` are in place of the kernel's files.
         """
         self.config = config
+        self._images = images
         self.on_request: Callable[[GuestRequest], None] = _ignore_request
         self.on_deadline: Callable[[], None] = _ignore
         self.came_as: CpuDescription | None = None
         """How a guest that was started on another host knows its vCPUs."""
         with ExitStack() as stack:
-            self._read_images()
+            if images is None:
+                self._read_images()
             self._check_memory()
             self.emulated_kernel = kernel_mode_is_emulated()
             with Kvm() as kvm:
@@ -252,6 +265,18 @@ class Board:
         files = self.config.kernel
         self.kernel_image = _read(files.kernel or builtin_guest_path(), "kernel")
         self.initrd_image = _read(files.initrd, "initrd") if files.initrd else None
+
+    @cached_property
+    def kernel_image(self) -> bytes:
+        """The kernel's bytes; `ImageError` if they have to be read and cannot."""
+        assert self._images is not None
+        return self._images.kernel()
+
+    @cached_property
+    def initrd_image(self) -> bytes | None:
+        """The same of the initrd, None if there is none."""
+        assert self._images is not None
+        return self._images.initrd()
 
     def load_kernel(self) -> None:
         """Put the kernel into RAM and the boot CPU at its entry. Raises `ImageError`."""

@@ -32,12 +32,14 @@ MAX_TEXT = 300
 DIGEST_DIGITS = 16
 
 
-def describe_board(board: Board) -> Facts:
-    """The facts of a board, in a fixed order. Hashes kernel and initrd, so call it in a worker thread."""
-    return tuple(_facts(board))
+def describe_board(board: Board, *, images: bool = True) -> Facts:
+    """The facts of a board, in a fixed order. Hashes kernel and initrd, so call it in a worker thread; without `images`
+    it leaves them out.
+    """
+    return tuple(_facts(board, images))
 
 
-def _facts(board: Board) -> Iterator[tuple[str, str]]:
+def _facts(board: Board, images: bool) -> Iterator[tuple[str, str]]:
     yield "memory size", format_size(board.ram.size)
     for name, block in board.ram.blocks.items():
         yield f"memory block {name}", format_size(block.size)
@@ -45,8 +47,9 @@ def _facts(board: Board) -> Iterator[tuple[str, str]]:
         mode = "rom" if region.read_only else "ram"
         yield f"memory at {region.gpa:#x}", f"{format_size(region.size)} of {region.block} {mode}"
     yield "vCPU count", str(len(board.vcpus))
-    yield "kernel", _digest(board.kernel_image)
-    yield "initrd", _digest(board.initrd_image) if board.initrd_image is not None else "none"
+    if images:
+        yield "kernel", _digest(board.kernel_image)
+        yield "initrd", _digest(board.initrd_image) if board.initrd_image is not None else "none"
     yield "kernel command line", _digest(board.config.kernel.append.encode("utf-8", "surrogateescape"))
     # Every machine has a generation ID: with which number it was started does not matter to one that arrives.
     named = [device for device in board.config.devices if device.name != "vmgenid"]

@@ -34,6 +34,7 @@ from tvmm.kvm.prompt import prompt_thread
 from tvmm.moves import Moves
 from tvmm.outcome import SHUTDOWN_REASONS, Outcome
 from tvmm.run_control import RunControl
+from tvmm.saves import Saves
 from tvmm.supervisor import Supervisor
 from tvmm.tasks import TaskMeter
 from tvmm.vcpu.dispatch import ExitDispatcher
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tvmm.control.vnc_target import VncTarget
     from tvmm.memory.ram import GuestRam
     from tvmm.migration.status import MigrationParameters, MigrationStatus
+    from tvmm.snapshot.status import SaveParameters, SaveStatus
     from tvmm.vnc.server import ScreenLike, VncServer
     from tvmm.wiring.metrics import MachineMetrics
 
@@ -80,6 +82,7 @@ class Machine:
         """Called when RAM has been zeroed, and the kernel loaded anew, by a reset."""
         self.on_warning: Callable[[str], None] = lambda message: None
         self.moves = Moves(self)
+        self.saves = Saves(self)
         self.nursery: trio.Nursery
         self.control_clients: Callable[[], int] = lambda: 0
         """How many are connected to its sockets."""
@@ -324,6 +327,19 @@ class Machine:
         status = await self.moves.wait_migration()
         if status.state != "completed":
             raise UserError(status.error or "the migration was cancelled", status.error_hint)
+        return status
+
+    async def save(self, path: str, parameters: SaveParameters | None = None) -> SaveStatus:
+        """Write the guest into a snapshot file at `path`, and return how it went; the guest goes on afterwards.
+
+        Raises `UserError` if it could not be: then the guest goes on, and what was at `path` is there still.
+        """
+        from tvmm.snapshot.status import SaveParameters
+
+        await self.saves.start_save(path, parameters or SaveParameters())
+        status = await self.saves.wait_save()
+        if status.state != "completed":
+            raise UserError(status.error or "the save was cancelled", status.error_hint)
         return status
 
     async def wait(self) -> Outcome:

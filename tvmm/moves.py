@@ -95,8 +95,10 @@ class Moves:
         machine = self._machine
         if machine.outcome is not None:
             raise UserError(f"the machine has ended ({machine.outcome.kind})")
-        if self._out is not None and (self._out.status.under_way or not self._begun.is_set()):
+        if self.leaving:
             raise UserError("a migration is under way already", "'tvmm info' shows it, QMP's migrate_cancel ends it")
+        if machine.saves.under_way:
+            raise UserError("the machine is being saved", "move it when that is done")
         if machine.farewell is not None:
             raise UserError(f"the guest has moved to {machine.farewell.report}")
         if machine.motion.stage == "inmigrate":
@@ -122,6 +124,11 @@ class Moves:
     async def recover_migration(self, uri: str) -> None:
         """See `MigrationTarget`."""
         raise UserError("there is no post-copy to go on with")
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a migration out of the machine is under way."""
+        return self._out is not None and (self._out.status.under_way or not self._begun.is_set())
 
     async def wait_migration(self) -> MigrationStatus:
         """How the one out of the machine has ended."""

@@ -82,6 +82,9 @@ class _MovingMachine:
 class LeavingMachine(_MovingMachine):
     """A `LeavingGuest`. `local`: the destination is on this host, and sees what is in the page cache."""
 
+    stage = "finish-migrate"
+    """What the machine's state is called while it is held."""
+
     def __init__(self, machine: Machine, *, local: bool) -> None:
         super().__init__(machine)
         self._local = local
@@ -144,7 +147,7 @@ class LeavingMachine(_MovingMachine):
             self._refuse_ended()
             was_running = motion.running
             await motion.stop()
-            motion.stage = "finish-migrate"
+            motion.stage = self.stage
             try:
                 self._refuse_ended()
                 yield was_running
