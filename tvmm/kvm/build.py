@@ -20,6 +20,7 @@ SOURCES = (
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
     "snapshot.c",
     *("vram.c", "discard.c", "remap.c"),
+    *("live_claims.c", "live_handler.c", "live.c"),
 )
 """One translation unit: the text of all of them is in the generated file, so that a change in one is a change of it."""
 

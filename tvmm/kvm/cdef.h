@@ -818,3 +818,41 @@ int tvmm_snapshot_read(struct tvmm_snapshot *snapshot, struct tvmm_waker *waker,
 int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t first, uint32_t count,
                       const uint8_t *from);
 uint64_t tvmm_snapshot_sum(const uint8_t *page, uint64_t number, const uint64_t *key);
+
+/* live.h */
+#define TVMM_LIVE_CHUNK ...
+#define TVMM_LIVE_WORDS ...
+#define TVMM_LIVE_NONE ...
+enum tvmm_live_phase { TVMM_LIVE_ARMING, TVMM_LIVE_SAVING, TVMM_LIVE_ENDED };
+enum tvmm_live_answer { TVMM_LIVE_LIFT, TVMM_LIVE_WAIT };
+struct tvmm_live_counters { uint64_t faults, kept, waits, handled_ns_max, frozen; };
+struct tvmm_live {
+    int32_t uffd;
+    uint32_t phase;
+    int32_t failure;
+    uint32_t chunk_count, left, pool_pages;
+    struct tvmm_live_counters counters;
+    ...;
+};
+struct tvmm_live_piece {
+    uint32_t block, pages;
+    uint64_t first;
+    uint64_t data[...];
+};
+struct tvmm_live *tvmm_live_new(const struct tvmm_ram_pages *ram, const uint32_t *grains, uint32_t pool_pages);
+int tvmm_live_open(struct tvmm_live *live);
+int tvmm_live_arm(struct tvmm_live *live);
+int64_t tvmm_live_rearm(struct tvmm_live *live);
+int64_t tvmm_live_freeze(struct tvmm_live *live);
+int tvmm_live_take(struct tvmm_live *live, uint8_t *buffer, struct tvmm_live_piece *piece);
+int tvmm_live_write(struct tvmm_live *live, struct tvmm_snapshot *snapshot);
+int tvmm_live_secure(struct tvmm_live *live, uint32_t block, uint64_t first, uint64_t count);
+void tvmm_live_abandon(struct tvmm_live *live);
+int tvmm_live_end(struct tvmm_live *live);
+void tvmm_live_free(struct tvmm_live *live);
+enum tvmm_live_answer tvmm_live_fault(struct tvmm_live *live, uint32_t block, uint64_t page, uint64_t *first,
+                                      uint32_t *count);
+uint32_t tvmm_live_claim(struct tvmm_live *live);
+void tvmm_live_fill(struct tvmm_live *live, uint32_t number, uint8_t *buffer, struct tvmm_live_piece *piece,
+                    const uint64_t *absent);
+void tvmm_live_saved(struct tvmm_live *live, uint32_t number);
