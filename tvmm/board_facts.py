@@ -139,9 +139,10 @@ def adopted_facts(config: MachineConfig) -> frozenset[str]:
     """Names of the facts that a guest which arrives in a machine of this configuration brings along.
 
     They are the addresses of network devices for which the user has chosen none: those that were made up from the names
-    of two machines would never be the same.
+    of two machines would never be the same. And the sizes of disks that are filled from the guest's.
     """
-    return frozenset(f"{net.id} address" for net in config.nets if not net.mac)
+    addresses = {f"{net.id} address" for net in config.nets if not net.mac}
+    return frozenset(addresses | {f"{disk.id} size" for disk in config.disks if disk.copy})
 
 
 def check_facts(facts: object) -> Facts:

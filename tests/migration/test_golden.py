@@ -61,7 +61,7 @@ def test_replies(name: str) -> None:
 def test_nothing_is_left_out() -> None:
     """Each message that there is has a file, with a value in every field; no file stands for nothing."""
     whole = {type(message) for message in MESSAGES.values() if all(message)}
-    parts = {"Block", "Section"}
+    parts = {"Block", "Image", "Section"}
     assert {kind.__name__ for kind in (*FROM_SOURCE, *FROM_DESTINATION)} - parts == {kind.__name__ for kind in whole}
     names = {f"message-{name}.bin" for name in MESSAGES} | {f"opening-{name}.bin" for name in OPENINGS}
     names |= {f"reply-{name}.bin" for name in REPLIES} | {f"recorded-{name}.bin" for name in RECORDED}

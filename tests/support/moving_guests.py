@@ -20,7 +20,10 @@ from tvmm.state import Section
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from tests.support.copied_disks import GuestDisk
     from tvmm.kvm.pages import PageBitmap
+    from tvmm.migration.disk_files import DiskOrigin, DiskTarget
+    from tvmm.migration.messages import Image
 
 RAM_BYTES = 2 << 20
 PAGE = 4096
@@ -143,6 +146,8 @@ class Leaving(Side):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
+        self.disks: list[GuestDisk] = []
+        """Those that can be copied."""
         self.moved_to = ""
         self.kept_paused = False
         self.hints: list[str] = []
@@ -169,6 +174,14 @@ class Leaving(Side):
     def is_running(self) -> bool:
         """Here."""
         return self.name in self.world.running
+
+    def images(self) -> tuple[Image, ...]:
+        """Those of the test."""
+        return tuple(disk.offered() for disk in self.disks)
+
+    def open_images(self, places: Sequence[int]) -> list[DiskOrigin]:
+        """As they are."""
+        return [self.disks[place].origin(place) for place in places]
 
     def cpu(self) -> bytes:
         """Anything."""
@@ -241,6 +254,8 @@ class Arriving(Side):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.problems: list[str] = []
+        self.targets: list[Callable[[Image], DiskTarget]] = []
+        """What makes the images of disks that are copied."""
         self.loaded: tuple[Section, ...] = ()
         self.fail_load = self.fail_start = False
         self.announced = 0
@@ -259,7 +274,15 @@ class Arriving(Side):
         return True
 
     def features(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({"storage"} if self.targets else ())
+
+    def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
+        """What is wanted has to be what is offered."""
+        return [] if bool(images) is bool(self.targets) else ["disks are to be copied by one side alone"]
+
+    def open_targets(self, images: tuple[Image, ...]) -> list[DiskTarget | None]:
+        """Files of the test's, all of them."""
+        return [make(image) for make, image in zip(self.targets, images, strict=True)]
 
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """As the test wants it."""

@@ -65,7 +65,8 @@ class DiskConfig(NamedTuple):
     `file` may be the address of an NBD export. `format` "auto": by the file's name, see `image_format`. `connections`
     to a server, 0 for as many as there are queues; requests wait `reconnect_delay` seconds for one that is away. `tls`
     None: as the address says; the files are PEM, and `tls_hostname` is looked for in the server's certificate.
-    `limits` bound the guest's requests.
+    `limits` bound the guest's requests. `copy`: the file is filled from the source's image when a guest arrives, and
+    `overwrite`, even if something is in it.
     """
 
     file: str
@@ -100,6 +101,8 @@ class DiskConfig(NamedTuple):
     tls_cert: str = ""
     tls_key: str = ""
     tls_hostname: str = ""
+    copy: bool = False
+    overwrite: bool = False
     limits: Limits = NO_LIMITS
 
     @classmethod
@@ -133,6 +136,13 @@ class DiskConfig(NamedTuple):
                     f"that is {logical or _SECTOR} bytes",
                 )
         self._check_server()
+        if self.copy and (self.is_nbd or self.image_format != "raw"):
+            raise ConfigError(
+                f"disk property copy=on is for raw files and block devices, and {self.file!r} is none",
+                "what is on a server needs no copy: give its address on both sides",
+            )
+        if self.overwrite and not self.copy:
+            raise ConfigError("disk property overwrite=on has no meaning without copy=on")
         return self
 
     def _check_server(self) -> None:
@@ -261,6 +271,8 @@ DISK_PROPERTIES = with_defaults(
     Property("tls_cert", "text", None, "PEM file: certificate to show to the server"),
     Property("tls_key", "text", None, "PEM file: key of tls_cert", otherwise="in the same file"),
     Property("tls_hostname", "text", None, "name in the server's certificate", otherwise="the address's host"),
+    Property("copy", "boolean", None, "with --incoming: make the file, and fill it from the source's"),
+    Property("overwrite", "boolean", None, "with copy=on: lose what is in the file, if it is there already"),
     *limit_properties(DISK_WORDS),
 )  # fmt: skip
 """What ``--disk`` and ``--device virtio-blk`` take."""

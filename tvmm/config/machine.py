@@ -212,6 +212,10 @@ class MachineConfig(NamedTuple):
             chosen_guid(checked.devices)
         if self.incoming is not None:
             checked = checked._replace(incoming=self._check_incoming(self.incoming))
+        elif any(disk.copy for disk in self.disks):
+            raise ConfigError(
+                "disk property copy=on is for a machine that waits for a guest", "say --incoming, or leave it out"
+            )
         if self.vnc is not None:
             self._check_vnc(self.vnc)
             if self.display is None:

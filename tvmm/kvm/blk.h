@@ -158,7 +158,8 @@ struct tvmm_blk_file {
     int32_t sync_error;
     /* Of an NBD server: how often something was changed, and how often of that a flush that succeeded has covered. */
     uint64_t changed, covered;
-    /* What a mirror of the image has to copy again; NULL while there is none. Changed while no queue is served. */
+    /* What a mirror of the image has to copy again; NULL while there is none. Set while no queue is served, and
+     * taken away at any time: it stays in memory as long as a queue may look at it. */
     struct tvmm_blk_dirty *dirty;
 };
 
@@ -263,6 +264,7 @@ int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *req
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int tvmm_in_memory(int fd);
 int tvmm_can_punch(int fd, uint64_t end);
+int tvmm_zero_range(int fd, uint64_t offset, uint64_t length);
 
 /* blk.c, for engines */
 void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, int64_t result);

@@ -33,6 +33,7 @@ __all__ = [
     "can_punch",
     "direct_alignment",
     "in_memory",
+    "zero_range",
 ]
 
 OPERATIONS = ("read", "write", "flush", "discard", "write-zeroes", "get-id")
@@ -303,3 +304,10 @@ def in_memory(fd: int) -> bool:
 def can_punch(fd: int, end: int) -> bool:
     """Whether a file that is open for writing, `end` bytes long, can have holes punched."""
     return bool(lib.tvmm_can_punch(fd, end))
+
+
+def zero_range(fd: int, offset: int, length: int) -> None:
+    """Have zeroes in a file or block device, without writing them. Raises `OSError` where that is not possible."""
+    error = lib.tvmm_zero_range(fd, offset, length)
+    if error:
+        raise OSError(-error, os.strerror(-error))

@@ -10,8 +10,8 @@
  *     between, old, new or torn, is overwritten at the other end by what is read then.
  *
  * A mark before the call as well would only have blocks copied twice: while a call is under way its block may be read as
- * often as one likes, the mark after it comes in any case. Calls that are under way when the bitmap appears or goes away
- * are the owner's affair: it holds the queues meanwhile, so that there are none.
+ * often as one likes, the mark after it comes in any case. No call is under way when the bitmap appears: its owner holds
+ * the queues for that. When it goes away nobody copies any more.
  *
  * The words are shared by all threads of a disk, and two that set the same bit again and again would fight for a cache line:
  * so a bit that is set is looked at and left alone. That look comes after the call too, and a set bit that it sees was

@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
@@ -40,4 +42,21 @@ int tvmm_in_memory(int fd)
 int tvmm_can_punch(int fd, uint64_t end)
 {
     return !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)end, 4096);
+}
+
+/* Zeroes without writing them, as a hole where that is possible; 0, or -errno. Inside of the file, which is open for writing. */
+int tvmm_zero_range(int fd, uint64_t offset, uint64_t length)
+{
+    uint64_t range[2] = {offset, length};
+    struct stat about;
+    int result;
+
+    if (fstat(fd, &about) < 0)
+        return -errno;
+    if (S_ISBLK(about.st_mode))
+        return ioctl(fd, BLKZEROOUT, range) < 0 ? -errno : 0;
+    do
+        result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : 0;
 }

@@ -176,19 +176,20 @@ static int blk_range_done(struct tvmm_blk *blk, struct tvmm_blk_request *request
 }
 
 /* All that the call was given, whatever it says: one that failed may have changed some of it. See blk_dirty.h. */
-static void blk_mark_changed(const struct tvmm_blk *blk, const struct tvmm_blk_step *step)
+static void blk_mark_changed(struct tvmm_blk_dirty *dirty, const struct tvmm_blk_step *step)
 {
     if (step->call != TVMM_BLK_CALL_READ && step->call != TVMM_BLK_CALL_SYNC)
-        tvmm_blk_dirty_mark(blk->file->dirty, step->offset, step->length);
+        tvmm_blk_dirty_mark(dirty, step->offset, step->length);
 }
 
 /* Take the result of a step in. 0, or the -errno that the request has failed with. */
 int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
     int64_t result = request->result;
+    struct tvmm_blk_dirty *dirty = __atomic_load_n(&blk->file->dirty, __ATOMIC_ACQUIRE);
     blk->counters.steps++;
-    if (__builtin_expect(blk->file->dirty != NULL, 0))
-        blk_mark_changed(blk, &request->step);
+    if (__builtin_expect(dirty != NULL, 0))
+        blk_mark_changed(dirty, &request->step);
     switch (request->step.call) {
     case TVMM_BLK_CALL_SYNC:
         if (result < 0 && blk->setup.fd == blk->setup.plain_fd && blk->setup.engine != TVMM_BLK_NBD)

@@ -529,6 +529,7 @@ uint32_t tvmm_blk_used_length(const struct tvmm_blk_request *request, int ok);
 int tvmm_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int tvmm_in_memory(int fd);
 int tvmm_can_punch(int fd, uint64_t end);
+int tvmm_zero_range(int fd, uint64_t offset, uint64_t length);
 
 /* nbd.h */
 #define TVMM_NBD_REASON ...

@@ -16,7 +16,8 @@ GRAIN = 1 << 16
 
 
 class DirtyBlocks:
-    """Bits for a disk of `size` bytes, none set. It must outlive its place in a `BlkFile`.
+    """Bits for a disk of `size` bytes, none set. It must outlive the queues of a `BlkFile` that it is attached to, or
+    its successor there.
 
     Queues mark at any time; one thread takes. `grain`: bytes of a block, a power of two.
     """
@@ -36,7 +37,7 @@ class DirtyBlocks:
 
     @staticmethod
     def detach(file: BlkFile) -> None:
-        """Have them mark nothing any more. None of them is served at the moment."""
+        """Have them mark nothing any more; who is at it may still do."""
         file.raw.dirty = ffi.NULL
 
     def mark(self, offset: int, length: int) -> None:

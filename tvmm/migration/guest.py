@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from tvmm.kvm.pages import PAGE
-from tvmm.migration.messages import Block
+from tvmm.migration.messages import Block, Image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.memory.ram import GuestRam
+    from tvmm.migration.disk_files import DiskOrigin, DiskTarget
     from tvmm.state import Section
 
 __all__ = ["ArrivingGuest", "Guest", "LeavingGuest", "blocks_of"]
@@ -74,6 +75,12 @@ class LeavingGuest(Guest, Protocol):
     def throttle(self, percent: int) -> None:
         """From now on take that share of time from the vCPUs that write; 0: none."""
 
+    def images(self) -> tuple[Image, ...]:
+        """Disks whose files could be copied. Waits for the host's disks. Raises `UserError` if there are none."""
+
+    def open_images(self, places: Sequence[int]) -> list[DiskOrigin]:
+        """Those of them, opened and not tracked yet. Raises `UserError`."""
+
     def release_disks(self) -> None:
         """Let go of the locks: what was written is stable, or as stable as the disk's options ask."""
 
@@ -103,6 +110,12 @@ class ArrivingGuest(Guest, Protocol):
 
     def features(self) -> frozenset[str]:
         """What a source may want beyond rounds of pages, by name, and this side goes along with."""
+
+    def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
+        """Why disks cannot be filled from these, in sentences; None: the source copies none. Waits for the host."""
+
+    def open_targets(self, images: tuple[Image, ...]) -> list[DiskTarget | None]:
+        """The images to fill, of their size now; None for those that are shared. Raises `UserError`."""
 
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """Why a guest of that `CpuDescription` cannot go on here, in sentences. Raises `ProtocolError`."""

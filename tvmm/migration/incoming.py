@@ -16,6 +16,7 @@ import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
 from tvmm.migration.destination import DestinationEvent, DestinationState, after
+from tvmm.migration.disk_arrival import ArrivingDisks
 from tvmm.migration.guest import blocks_of
 from tvmm.migration.link import Link, LinkLost
 from tvmm.migration.messages import (
@@ -26,6 +27,8 @@ from tvmm.migration.messages import (
     Goodbye,
     Grants,
     Hello,
+    ImageHashes,
+    Images,
     Query,
     Ready,
     Refuse,
@@ -91,6 +94,7 @@ class Incoming:
         self.state = DestinationState.WAITING
         self.listening = listening
         self._guest = guest
+        self._disks = ArrivingDisks(guest)
         self._security = security
         self._changed = changed
         self._say = say
@@ -138,6 +142,7 @@ class Incoming:
                 transferred=self._lanes.bytes_moved if self._begun else 0,
                 rounds=self._rounds,
             ),
+            disks=self._disks.progress(),
             connections=self._wanted_lanes,
             listening=self.listening,
         )
@@ -150,6 +155,7 @@ class Incoming:
                     await self._serve(listeners)
             finally:
                 # No task is left that could let another one in.
+                self._disks.close()
                 for stream in self._arrivals.values():
                     stream.socket.close()
         if self.state is DestinationState.ABANDONED:
@@ -202,6 +208,10 @@ class Incoming:
         self._lanes_news.set()
         self._lanes_news = trio.Event()
 
+    async def take_storage(self, stream: trio.SocketStream) -> None:
+        """See `Desk`."""
+        self._disks.take_stream(stream)
+
     async def take_screen(self, stream: trio.abc.Stream) -> None:
         """See `Desk`. It may be here before the control connection's last words."""
         if self.state is not DestinationState.RUNNING or self._screen_came.is_set():
@@ -251,16 +261,18 @@ class Incoming:
             self._decided.set()
 
     async def serve_control(self, link: Link, opening: Opening) -> None:
-        wants = Wants(())
+        wants, images = Wants(()), None
         with trio.move_on_after(HELLO_SECONDS) as patience:
             hello = await link.receive()
             if isinstance(hello, Wants):
                 wants, hello = hello, await link.receive()
+            if isinstance(hello, Images):
+                images, hello = hello, await link.receive()
         if patience.cancelled_caught:
             raise LinkLost("it did not say what is to be moved")
         if not isinstance(hello, Hello):
             raise ProtocolError("the source does not begin with a greeting")
-        refusal = await self._look_at(hello)
+        refusal = await self._look_at(hello, wants, images)
         # Looked at last: who is slow to say what it wants keeps nobody else out.
         if refusal is None and self.state is not DestinationState.WAITING:
             refusal = Refuse(("another machine is arriving, or has arrived",))
@@ -270,22 +282,25 @@ class Incoming:
             with trio.move_on_after(FAREWELL_SECONDS):
                 await link.send(refusal)
             return
-        await self._receive_guest(link, hello, common_version(opening), wants)
+        await self._receive_guest(link, hello, common_version(opening), wants, images)
 
-    async def _look_at(self, hello: Hello) -> Refuse | None:
+    async def _look_at(self, hello: Hello, wants: Wants, images: Images | None) -> Refuse | None:
         """Why this is not the machine that can arrive here; None if it is."""
         _check_hello(hello)
         reasons = list(self._guest.differences(hello.description, await self._guest.description()))
         if not reasons and hello.blocks != blocks_of(self._guest.ram):
             reasons.append("its RAM is laid out differently")
         reasons += self._guest.cpu_problems(hello.cpu)
+        reasons += await self._disks.problems(wants, images)
         if hello.compress not in COMPRESSIONS:
             reasons.append(f"compression {readable(hello.compress)!r} is not known here")
         if not reasons:
             return None
         return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
 
-    async def _receive_guest(self, link: Link, hello: Hello, version: int, wants: Wants) -> None:
+    async def _receive_guest(
+        self, link: Link, hello: Hello, version: int, wants: Wants, images: Images | None
+    ) -> None:
         """From here on this machine has parts of the guest: it arrives, or is abandoned."""
         self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
         self._session = hello.session
@@ -304,7 +319,9 @@ class Incoming:
                         await link.send(Grants(tuple(sorted(self._granted))))
                     await link.send(Welcome(version, self._token))
                     link.inbox.limit = MAX_MESSAGE
+                    await self._disks.begin(link, images)
                     await self._gather_lanes(hello.compress)
+                    await self._disks.gather(self._security, self._identity, hello.compress)
                     await self._take_in(link, hello)
                 except LinkLost as error:
                     self._move(DestinationEvent.LOST, str(error))
@@ -345,6 +362,7 @@ class Incoming:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, link)
+                nursery.start_soon(self._disks.receive, link)
                 pages_ns = await self._take_pages(link)
                 await self._state_news.wait()
                 state = self._state_message
@@ -358,6 +376,7 @@ class Incoming:
                 await self._guest.load(state.sections, self._confirmed_ns)
                 if hello.verify and (wrong := await self._guest.loaded_otherwise(state.sections)):
                     raise ProtocolError(f"what was loaded differs from the source's: {', '.join(wrong)}")
+                await self._disks.complete(verify=hello.verify)
                 # First the state, then the word: COMMIT may be here before `send` returns.
                 self._move(DestinationEvent.LOADED)
                 await link.send(Ready(pages_ns, time.perf_counter_ns() - begun))
@@ -372,11 +391,11 @@ class Incoming:
     async def _listen(self, link: Link) -> None:
         """What the source says on the control connection."""
         while True:
-            moved = self._lanes.bytes_moved
+            moved = self._lanes.bytes_moved + self._disks.bytes_moved
             with trio.move_on_after(SILENCE_SECONDS) as patience:
                 message = await link.receive()
             if patience.cancelled_caught:
-                if self._lanes.bytes_moved > moved:
+                if self._lanes.bytes_moved + self._disks.bytes_moved > moved:
                     continue  # One round may take hours.
                 raise LinkLost(f"its source has said nothing for {SILENCE_SECONDS:g} s, and moved no page")
             if isinstance(message, State):
@@ -384,6 +403,8 @@ class Incoming:
                 self._word = "device"
                 self._state_message = message
                 self._state_news.set()
+            elif isinstance(message, ImageHashes):
+                self._disks.take_hashes(message)
             elif isinstance(message, Commit):
                 self._committed_ns = time.perf_counter_ns()
                 self._move(DestinationEvent.COMMIT)

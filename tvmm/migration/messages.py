@@ -21,11 +21,15 @@ __all__ = [
     "Cancel",
     "Commit",
     "Complete",
+    "Copies",
     "Discarded",
     "Failure",
     "Goodbye",
     "Grants",
     "Hello",
+    "Image",
+    "ImageHashes",
+    "Images",
     "Partial",
     "Query",
     "Ready",
@@ -37,6 +41,7 @@ __all__ = [
     "RoundDone",
     "Running",
     "State",
+    "Stored",
     "Wants",
     "Watched",
     "Welcome",
@@ -63,6 +68,45 @@ class Grants(NamedTuple):
     """Destination, before Welcome, in answer to Wants: which of them it goes along with."""
 
     features: tuple[str, ...]
+
+
+class Image(NamedTuple):
+    """A disk that can be copied: its device, its size and what the host has allocated for it, both in bytes.
+
+    `file` is the same for two descriptions of one file, and `stamp` says when and where it was changed last: a file
+    that has the same at the destination is taken for the same one, even if `file` is not known to be.
+    """
+
+    name: str
+    size: int
+    allocated: int
+    file: bytes
+    stamp: bytes
+
+
+class Images(NamedTuple):
+    """Source, after Wants with ``storage`` in it: the disks that it could copy. Frames know them by their places."""
+
+    images: tuple[Image, ...]
+
+
+class Copies(NamedTuple):
+    """Destination, after Welcome, if it grants ``storage``: the places of those that it wants."""
+
+    places: tuple[int, ...]
+
+
+class Stored(NamedTuple):
+    """Destination: round `number` of blocks is in its images and stable; the sync at its end took `sync_ns`."""
+
+    number: int
+    sync_ns: int = 0
+
+
+class ImageHashes(NamedTuple):
+    """Source, paused: of each image that was copied, in the order of `Copies`, if they are to be verified."""
+
+    hashes: tuple[bytes, ...]
 
 
 class Hello(NamedTuple):
@@ -233,9 +277,9 @@ class Resumed(NamedTuple):
 
 FROM_SOURCE: tuple[type[Any], ...] = (
     *(Wants, Hello, Block, State, Section, Commit, Cancel, Watched, Goodbye, Query),
-    *(Absent, Absentees, Partial, Recover),
+    *(Absent, Absentees, Partial, Recover, Images, Image, ImageHashes),
 )
 FROM_DESTINATION: tuple[type[Any], ...] = (
     *(Grants, Welcome, Refuse, RoundDone, Ready, Running, Failure, Answer),
-    *(Discarded, Complete, Received, Rejoin, Resumed),
+    *(Discarded, Complete, Received, Rejoin, Resumed, Copies, Stored),
 )

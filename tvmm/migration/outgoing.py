@@ -16,6 +16,7 @@ import trio
 from tvmm.errors import ProtocolError, TvmmError, UserError
 from tvmm.kvm.pages import PAGE
 from tvmm.migration.commit import Commitment, Destination
+from tvmm.migration.disk_departure import LeavingDisks
 from tvmm.migration.guest import blocks_of
 from tvmm.migration.link import LinkLost, open_connection, peer_name
 from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State, Watched
@@ -58,10 +59,10 @@ AUTO_LANES_MAX = 4
 SESSION_BYTES = 16
 
 
-def longest_pause(parameters: MigrationParameters, ram_bytes: int) -> float:
-    """Seconds after which a guest that was stopped is taken back."""
+def longest_pause(parameters: MigrationParameters, hashed_bytes: int) -> float:
+    """Seconds after which a guest that was stopped is taken back. `hashed_bytes`: of RAM and disks that are copied."""
     limit = max(parameters.max_downtime_ms / 1000 * OVERRUN, LEAST_PAUSE_SECONDS)
-    return limit + (2 * ram_bytes / VERIFY_BYTES_PER_SECOND if parameters.verify else 0)
+    return limit + (2 * hashed_bytes / VERIFY_BYTES_PER_SECOND if parameters.verify else 0)
 
 
 class Outgoing:
@@ -83,6 +84,7 @@ class Outgoing:
         self.progress = Progress(peer_name(address))
         self.state = SourceState.GREETING
         self._guest = guest
+        self._disks = LeavingDisks(guest, parameters)
         self._address = address
         self._security = security
         self._changed = changed
@@ -105,7 +107,7 @@ class Outgoing:
     @property
     def status(self) -> MigrationStatus:
         """As it is now."""
-        return self.progress.status()
+        return self.progress.status()._replace(disks=self._disks.progress())
 
     def cancel(self) -> None:
         """The guest is to stay. Too late once it has been given up."""
@@ -122,6 +124,7 @@ class Outgoing:
         """Bandwidth and longest pause may change on the way."""
         self.parameters = parameters
         self._policy.max_downtime_ns = int(parameters.max_downtime_ms * 1e6)
+        self._disks.set_parameters(parameters)
         if self._group is not None:
             self._group.bandwidth = parameters.bandwidth
 
@@ -192,6 +195,8 @@ class Outgoing:
             # Before the lanes are closed: the destination is to hear why, and not to find out that they are gone.
             stack.push_async_exit(self._say_why)
             await self._open_lanes()
+            await self._disks.open(stack, self._talk, self._open_storage, self._security, self._lanes.group)
+            await self._copy_disks()
             await trio.to_thread.run_sync(self._tracker.start)
             stack.push_async_callback(self._stop_tracking)
             self._lanes.group.log = self._tracker.log
@@ -209,6 +214,16 @@ class Outgoing:
             except BaseExceptionGroup as group:
                 raise the_cause(group, (Ended, TvmmError)) from None
 
+    async def _copy_disks(self) -> None:
+        """Before RAM's first pass."""
+        if self._disks.is_wanted:
+            self.progress.phase = "copying disks"
+            self._tell("active")
+            await self._disks.first_pass(self._listen)
+
+    async def _open_storage(self) -> trio.SocketStream:
+        return await open_connection(self._address, Opening(Kind.STORAGE, self._security.kind, token=self._token))
+
     async def _stop_tracking(self) -> None:
         """On a thread: KVM takes up to 25 ms, and most of it for a guest that is gone."""
         with trio.CancelScope(shield=True):
@@ -217,6 +232,7 @@ class Outgoing:
     async def _copy_and_commit(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
+            nursery.start_soon(self._disks.keep_up)
             first = await self._one_round()
             with attentive():
                 await self._converge(*first)
@@ -258,7 +274,7 @@ class Outgoing:
             self.parameters.compress,
             self.parameters.verify,
         )
-        self._token = await self._talk.greet(hello)
+        self._token = await self._talk.greet(hello, self._disks.wants, await self._disks.details())
         destination = Destination(self._address, self._security, self._session)
         self._commitment = Commitment(
             self._guest, self._talk, destination, self._move, self.progress.pause.resumed
@@ -305,15 +321,27 @@ class Outgoing:
         what it takes.
         """
         with trio.move_on_after(self.parameters.timeout_s or math.inf) as patience:
-            while advice.decision is not Decision.SWITCH:
-                if advice.decision is Decision.THROTTLE:
-                    self._guest.throttle(advice.throttle)
+            while True:
+                while advice.decision is not Decision.SWITCH or not self._disks.is_ready:
+                    if advice.decision is Decision.THROTTLE:
+                        self._guest.throttle(advice.throttle)
+                    elif advice.decision is Decision.SWITCH:
+                        await self._disks.wait_turn()
+                    done, advice = await self._one_round()
+                if not await self._disks.rest():
+                    return
+                # Meanwhile the guest has written to its RAM.
                 done, advice = await self._one_round()
+                if advice.expected_ns <= self._policy.max_downtime_ns and self._disks.is_ready:
+                    return
+                self._disks.go_on()
         if patience.cancelled_caught:
-            raise Ended(SourceEvent.OVERDUE, *self._did_not_converge(done, advice))
+            late = self._did_not_converge(done, advice) if self._disks.is_ready else self._disks.did_not_converge()
+            raise Ended(SourceEvent.OVERDUE, *late)
 
     async def _one_round(self) -> tuple[Round, Advice]:
         self.progress.begin_round(self._number)
+        self._policy.extra_ns = self._disks.expected_ns
         self._changed(self.status)
         done = await self._round(self._number)
         advice = self._policy.after(done)
@@ -359,7 +387,7 @@ class Outgoing:
     # --- switchover ---
 
     async def _switch_over(self) -> None:
-        limit = longest_pause(self.parameters, self._lanes.pages.total * PAGE)
+        limit = longest_pause(self.parameters, self._lanes.pages.total * PAGE + self._disks.total)
         parts = self.progress.pause
         self._tell("device")
         parts.begin()
@@ -367,7 +395,9 @@ class Outgoing:
             self._move(SourceEvent.PAUSED)
             parts.stopped()
             with trio.move_on_after(limit if was_running else math.inf) as patience:
-                ready = await self._hand_over(was_running)
+                async with self._disks.finishing():
+                    await self._hand_over(was_running)
+                ready = await self._talk.expect(Ready, math.inf, "load the state")
             if patience.cancelled_caught:
                 raise Ended(
                     SourceEvent.OVERDUE,
@@ -379,8 +409,8 @@ class Outgoing:
             parts.ready(ready)
             await self._commit()
 
-    async def _hand_over(self, was_running: bool) -> Ready:
-        """Send all that is left, and have the destination say that it is there and well."""
+    async def _hand_over(self, was_running: bool) -> None:
+        """Send all that is left of RAM and devices."""
         parts = self.progress.pause
         self._guest.end_hints()
         sections = await self._guest.save()
@@ -393,7 +423,6 @@ class Outgoing:
         await self._talk.say(State(sections, was_running, self._number, hashes))
         await self._lanes.send_round(self._number | LAST_ROUND)
         parts.pages_sent()
-        return await self._talk.expect(Ready, math.inf, "load the state")
 
     async def _commit(self) -> None:
         self._ended = await self._commitment.run()

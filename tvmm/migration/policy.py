@@ -67,6 +67,8 @@ class Policy:
     def __init__(self, max_downtime_ns: int, *, max_throttle: int = 99, page_size: int = 4096) -> None:
         self.max_downtime_ns = max_downtime_ns
         self.throttle = 0
+        self.extra_ns = 0
+        """What the pause has beside pages and what it always has: blocks of disks."""
         self._max_throttle = max_throttle
         self._page_size = page_size
         self._rounds = 0
@@ -83,7 +85,7 @@ class Policy:
 
     def expected_ns(self, dirty_pages: int) -> int:
         """The pause if the guest were stopped with that many pages dirty."""
-        return FIXED_NS + int(dirty_pages * self._page_size / self._speed)
+        return FIXED_NS + self.extra_ns + int(dirty_pages * self._page_size / self._speed)
 
     def after(self, done: Round) -> Advice:
         """What to do after a round."""

@@ -32,7 +32,7 @@ _WANTED = {
     Security.TLS: Reply.WANTS_TLS,
     Security.PAIR: Reply.WANTS_PAIRING,
 }
-_WITH_TOKEN = (Kind.LANE, Kind.SCREEN, Kind.REQUESTS, Kind.RECOVER)
+_WITH_TOKEN = (Kind.LANE, Kind.SCREEN, Kind.STORAGE, Kind.REQUESTS, Kind.RECOVER)
 
 
 class Desk(Protocol):
@@ -43,6 +43,9 @@ class Desk(Protocol):
 
     async def take_lane(self, stream: trio.SocketStream, number: int) -> None:
         """Keep it: it is the desk's from now on."""
+
+    async def take_storage(self, stream: trio.SocketStream) -> None:
+        """Keep a connection for blocks of disks: it is the desk's from now on."""
 
     async def take_screen(self, stream: trio.abc.Stream) -> None:
         """Show the guest's screen there to those who looked at it at the source: the stream is the desk's then."""
@@ -85,6 +88,9 @@ class Reception:
             if opening.kind is Kind.LANE:
                 await self._desk.take_lane(stream, opening.lane)
                 kept = True
+            elif opening.kind is Kind.STORAGE:
+                await self._desk.take_storage(stream)
+                kept = True
             elif opening.kind is Kind.SCREEN:
                 await self._desk.take_screen(secured)
                 kept = True
@@ -117,7 +123,7 @@ class Reception:
                 await stream.send_all(reply.to_bytes())
                 if reply is not Reply.GO:
                     return opening, None
-                if opening.kind is Kind.LANE:
+                if opening.kind in (Kind.LANE, Kind.STORAGE):
                     return opening, stream
                 return opening, await self._security.wrap(stream)
         except trio.TooSlowError:

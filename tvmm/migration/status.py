@@ -23,6 +23,7 @@ __all__ = [
     "POSTCOPY",
     "STATES",
     "UNDER_WAY",
+    "DiskProgress",
     "DowntimeParts",
     "MigrationParameters",
     "MigrationStatus",
@@ -141,6 +142,29 @@ class PostcopyProgress(NamedTuple):
     """There is no connection, and nobody tries to make one until the user asks for it."""
 
 
+class DiskProgress(NamedTuple):
+    """What became of the disks that are copied, all of them together; all zeroes if none are. In bytes."""
+
+    total: int = 0
+    """What the guest has of them."""
+    transferred: int = 0
+    """On the wire, frames and all."""
+    remaining: int = 0
+    """Still to be looked at, what was written meanwhile included."""
+    copied: int = 0
+    """Sent whole (compressed or not)."""
+    zeroed: int = 0
+    """Sent as no more than the word that they are zeroes."""
+    rounds: int = 0
+    """Passes that were begun, the first included."""
+    throughput: float = 0.0
+    """Bytes per second on the wire, lately."""
+    dirty_rate: float = 0.0
+    """Bytes that the guest writes to, in whole blocks, per second, in the last round."""
+    slowed_to: int = 0
+    """Bytes per second that each disk may be written with meanwhile; 0: as many as the guest likes."""
+
+
 class DowntimeParts(NamedTuple):
     """What the pause was made of, in milliseconds, as both sides have measured it."""
 
@@ -187,6 +211,7 @@ class MigrationStatus(NamedTuple):
     seconds_left: float | None = None
     """Until it is done, if all goes on as now; None while unknown or without end in sight."""
     ram: RamProgress = RamProgress()
+    disks: DiskProgress = DiskProgress()
     downtime_parts: DowntimeParts | None = None
     """None unless completed."""
     throttle_percent: int = 0
@@ -232,7 +257,7 @@ class MigrationParameters(NamedTuple):
     compress: str = "off"
     """One of `COMPRESSIONS`."""
     verify: bool = False
-    """Compare hashes of RAM and device state on both sides before the destination runs."""
+    """Compare hashes of RAM, device state and copied disks on both sides before the destination runs."""
     max_throttle_percent: int = MAX_THROTTLE_PERCENT
     """Most that may be taken from vCPUs that dirty memory faster than it moves; 0: never slow the guest."""
     tls: bool = False
@@ -247,6 +272,8 @@ class MigrationParameters(NamedTuple):
     """Allow plain TCP to where others can listen in."""
     postcopy: str = "off"
     """One of `POSTCOPIES`."""
+    copy_storage: bool = False
+    """Copy the disks that the destination wants to have copied."""
 
     def check(self) -> MigrationParameters:
         """The same record, if a migration can go like this; raises `ConfigError` otherwise."""

@@ -13,6 +13,8 @@ from tvmm.migration.source import SourceEvent
 from tvmm.migration.wire import HIGHEST, LOWEST, TOKEN_BYTES, Kind, Opening, readable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tvmm.migration.link import Address
     from tvmm.migration.secure import Securer
 
@@ -47,6 +49,8 @@ class Talk:
         self._link = link
         self._heard, self._unasked = trio.open_memory_channel[Any](UNASKED_MAX)
         self._bad_news: Exception = ProtocolError("nobody listens")
+        self.aside: dict[type[Any], Callable[[Any], None]] = {}
+        """What becomes of messages that may come at any time, between those that `expect` waits for."""
         self.granted: frozenset[str] = frozenset()
         """Features that the destination goes along with, once it was greeted."""
 
@@ -56,13 +60,15 @@ class Talk:
         stream = await open_connection(address, Opening(Kind.CONTROL, security.kind))
         return cls(Link(await security.wrap(stream), FROM_DESTINATION))
 
-    async def greet(self, hello: Hello, wants: tuple[str, ...] = ()) -> bytes:
+    async def greet(self, hello: Hello, wants: tuple[str, ...] = (), details: tuple[Any, ...] = ()) -> bytes:
         """The token for lanes. Raises `Ended` if the destination refuses or says nothing.
 
-        `wants` are features that are wanted; see `granted` afterwards.
+        `wants` are features that are wanted; see `granted` afterwards. `details` are messages about them.
         """
         if wants:
             await self._link.send(Wants(wants))
+        for detail in details:
+            await self._link.send(detail)
         await self._link.send(hello)
         with trio.move_on_after(GREETING_SECONDS) as patience:
             answer = await self._answer(wants)
@@ -95,6 +101,18 @@ class Talk:
             answer = await self._link.receive()
         return answer
 
+    async def hear(self, kind: type[T], seconds: float, what: str) -> T:
+        """As `expect`, before anybody listens."""
+        with trio.move_on_after(seconds) as patience:
+            message = await self._link.receive()
+        if patience.cancelled_caught:
+            raise Ended(SourceEvent.OVERDUE, f"the destination did not {what} within {seconds:.3g} s")
+        if isinstance(message, Failure):
+            raise Ended(SourceEvent.FAILURE, readable(message.reason), readable(message.hint))
+        if not isinstance(message, kind):
+            raise ProtocolError(f"the destination sent {type(message).__name__} in place of {kind.__name__}")
+        return message
+
     async def listen(self) -> None:
         """Hear what the destination says, for `expect`, until there is bad news: raised here, and by `expect` too."""
         try:
@@ -102,6 +120,9 @@ class Talk:
                 message = await self._link.receive()
                 if isinstance(message, Failure):
                     raise Ended(SourceEvent.FAILURE, readable(message.reason), readable(message.hint))
+                if (take := self.aside.get(type(message))) is not None:
+                    take(message)
+                    continue
                 try:
                     self._heard.send_nowait(message)
                 except trio.WouldBlock:

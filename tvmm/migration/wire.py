@@ -80,6 +80,7 @@ class Kind(IntEnum):
     """Post-copy: pages that are asked for, and what is sent for that."""
     RECOVER = 6
     """Post-copy: a source that has lost its connections."""
+    STORAGE = 7
 
 
 class Security(IntEnum):

@@ -40,6 +40,7 @@ class DiskDevice:
         self.resize = runner.resize
         self.throttle = Throttle("disk", DISK_WORDS, runner)
         self.image = runner.image
+        self.tracked = runner
         runner.on_io_error = self._io_error
 
     def _io_error(self, error: IoError) -> None:
@@ -105,6 +106,17 @@ def make_disk(devices: Devices, options: DiskConfig) -> None:
         from tvmm.wiring.nbd_disk import open_export
 
         image = open_export(devices, options)
+    elif options.copy:
+        from tvmm.virtio.runner.image_copy import CopiedImage
+
+        image = CopiedImage(
+            options.file,
+            overwrite=options.overwrite,
+            read_only=options.readonly,
+            direct=options.o_direct,
+            locking=options.locking,
+            say=devices.warn,
+        )
     else:
         image = DiskImage(
             options.file,

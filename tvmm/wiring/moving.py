@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.machine import Machine
+    from tvmm.migration.disk_files import DiskOrigin, DiskTarget
+    from tvmm.migration.messages import Image
     from tvmm.vcpu.thread import Vcpu
     from tvmm.virtio.runner.balloon import BalloonRunner
     from tvmm.wiring.relaying import Relaying
@@ -96,6 +98,18 @@ class LeavingMachine(_MovingMachine):
     def cpu(self) -> bytes:
         """See `LeavingGuest`."""
         return encode(guest_on(self._board))
+
+    def images(self) -> tuple[Image, ...]:
+        """See `LeavingGuest`."""
+        from tvmm.wiring.disk_copies import images_of
+
+        return images_of(self._board.devices)
+
+    def open_images(self, places: Sequence[int]) -> list[DiskOrigin]:
+        """See `LeavingGuest`."""
+        from tvmm.wiring.disk_copies import open_origins
+
+        return open_origins(self._board.devices, places)
 
     def tracker(self) -> DirtyTracker:
         """See `LeavingGuest`."""
@@ -259,7 +273,25 @@ class ArrivingMachine(_MovingMachine):
 
     def features(self) -> frozenset[str]:
         """See `ArrivingGuest`."""
-        return frozenset()
+        return frozenset({"storage"} if self._fills_disks else ())
+
+    @property
+    def _fills_disks(self) -> bool:
+        return any(disk.copy for disk in self._machine.config.disks)
+
+    def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
+        """See `ArrivingGuest`."""
+        if images is None and not self._fills_disks:
+            return ()
+        from tvmm.wiring.disk_copies import copy_problems
+
+        return copy_problems(self._board.devices, self._machine.config, images)
+
+    def open_targets(self, images: tuple[Image, ...]) -> list[DiskTarget | None]:
+        """See `ArrivingGuest`."""
+        from tvmm.wiring.disk_copies import open_targets
+
+        return open_targets(self._board.devices, self._machine.config, images)
 
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """See `ArrivingGuest`."""
@@ -307,6 +339,10 @@ class ArrivingMachine(_MovingMachine):
     async def start(self, running: bool) -> None:
         """See `ArrivingGuest`."""
         machine = self._machine
+        if self._fills_disks:
+            from tvmm.wiring.disk_copies import keep_targets
+
+            keep_targets(self._board.devices)
         async with machine.motion.lock:
             machine.motion.arrive(running=running and not machine.config.paused)
         machine.guest_has_arrived()

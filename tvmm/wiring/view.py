@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tvmm.control.balloon_target import BalloonTarget
     from tvmm.control.limit_target import LimitTarget
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
-    from tvmm.virtio.runner.blk import Backing
+    from tvmm.virtio.runner.blk import Backing, BlkRunner
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
 
@@ -30,6 +30,10 @@ class DiskPart(Protocol):
     @property
     def image(self) -> Backing:
         """What is behind it, to be handed over."""
+
+    @property
+    def tracked(self) -> BlkRunner:
+        """Its runner, for who copies it."""
 
     @property
     def throttle(self) -> LimitTarget:

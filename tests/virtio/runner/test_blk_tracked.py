@@ -76,7 +76,7 @@ async def test_a_copy_follows_every_engine(backend: Backend, path: Path) -> None
             copy.follow()
             assert bytes(copy.data) == path.read_bytes()
             one.runner.release()
-        await one.runner.stop_tracking()
+        one.runner.stop_tracking()
         await write_about(one, chance, 1)
         assert changes.count_bytes() == 0
 
@@ -122,8 +122,8 @@ async def test_a_tracked_disk_keeps_its_size(plain: Path) -> None:
             await one.runner.resize(2 * SIZE)
         with pytest.raises(ValueError, match="cannot be tracked"):
             await one.runner.track_changes()
-        await one.runner.stop_tracking()
-        await one.runner.stop_tracking()
+        one.runner.stop_tracking()
+        one.runner.stop_tracking()
         await one.runner.resize(2 * SIZE)
 
 
@@ -143,7 +143,7 @@ async def test_writes_are_slowed_and_the_users_limits_stay(plain: Path) -> None:
         # 100 ms of it may go at once.
         assert trio.current_time() - began > 0.15
         assert one.runner.limit_waits
-        await one.runner.stop_tracking()
+        one.runner.stop_tracking()
         assert one.runner.limits == users
 
 
@@ -154,4 +154,4 @@ async def test_it_begins_with_a_driver_that_has_features(backend: Backend, path:
         await one.runner.track_changes()
         one.activate(ALL)
         assert (await one.ask(OUT, 0, bytes(512))).status == OK
-        await one.runner.stop_tracking()
+        one.runner.stop_tracking()

@@ -186,6 +186,7 @@ class BlkRunner:
         self._file = BlkFile()
         self._limiter = Limiter()
         self._changes: DirtyBlocks | None = None
+        self._tracked = False
         self._slowed = 0
         self._resizing = trio.Lock()
         self._queues: list[DiskQueue] = []
@@ -355,7 +356,7 @@ class BlkRunner:
         if size < 0 or size % SECTOR:
             raise ImageError(f"a disk of {size} bytes is not possible", f"sizes are multiples of {SECTOR}")
         async with self._resizing:
-            if self._changes is not None:
+            if self._tracked:
                 raise ImageError(f"{self.name} is being copied and keeps its size", "wait until the guest has moved")
             if size < self.image.size:
                 await self._shrink(size)
@@ -389,24 +390,22 @@ class BlkRunner:
         The disk keeps its size until `stop_tracking`. A disk is tracked once at a time, and not one with a server.
         """
         async with self._resizing:
-            if self._changes is not None or self._is_remote:
+            if self._tracked or self._is_remote:
                 raise ValueError(f"{self.name} cannot be tracked")
             changes = DirtyBlocks(self.image.size)
             changes.fill()
             async with self._at_rest():
                 changes.attach(self._file)
+                # Those before are nobody's now.
                 self._changes = changes
+            self._tracked = True
             return changes
 
-    async def stop_tracking(self) -> None:
-        """Undo `track_changes`, and `slow_writes`. Idempotent, and not cut short."""
-        with trio.CancelScope(shield=True):
-            self.slow_writes(0)
-            async with self._resizing:
-                if self._changes is not None:
-                    async with self._at_rest():
-                        DirtyBlocks.detach(self._file)
-                        self._changes = None
+    def stop_tracking(self) -> None:
+        """Undo `track_changes`, and `slow_writes`. Idempotent, at any time."""
+        self.slow_writes(0)
+        DirtyBlocks.detach(self._file)
+        self._tracked = False
 
     def slow_writes(self, bytes_per_second: int) -> None:
         """Whatever the user's limits allow, the guest writes no faster than that; 0: it may."""

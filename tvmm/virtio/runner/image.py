@@ -45,6 +45,9 @@ class DiskImage:
     lines for the user.
     """
 
+    is_filled = False
+    """This side writes to it, whatever the guest may do: see `tvmm.virtio.runner.image_copy`."""
+
     def __init__(
         self, path: str, *, read_only: bool = False, direct: bool = False, locking: bool = True, lock_now: bool = True
     ) -> None:
@@ -60,7 +63,7 @@ class DiskImage:
         self._locking = locking
         self._locked = False
         _check_kind(path)
-        self.fd = _open(path, read_only=read_only, direct=direct)
+        self.fd = _open(path, read_only=read_only and not self.is_filled, direct=direct)
         try:
             self._examine(lock_now)
         except BaseException:
@@ -73,7 +76,7 @@ class DiskImage:
         _refuse_kind(path, about.st_mode)
         fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         self.is_device = stat.S_ISBLK(about.st_mode)
-        self.size = self._measure()
+        self.size = self.measured()
         if self.size % SECTOR:
             raise ImageError(
                 f"disk image {path} has {self.size} bytes, which is no whole number of sectors of {SECTOR}",
@@ -115,7 +118,8 @@ class DiskImage:
 
     # -- size ----------------------------------------------------------------------------------------------
 
-    def _measure(self) -> int:
+    def measured(self) -> int:
+        """Bytes that it has now, which others may change."""
         if not self.is_device:
             return os.fstat(self.fd).st_size
         return int(unpack("Q", fcntl.ioctl(self.fd, BLKGETSIZE64, bytes(8)))[0])
@@ -128,7 +132,7 @@ class DiskImage:
         if size < 0 or size % SECTOR:
             raise ImageError(f"a disk of {size} bytes is not possible", f"sizes are multiples of {SECTOR}")
         if self.is_device:
-            there = self._measure()
+            there = self.measured()
             if size > there:
                 raise ImageError(f"block device {self.path} has {there} bytes, not {size}", "enlarge it first")
         elif self.read_only:
@@ -153,7 +157,7 @@ class DiskImage:
         if self._locked or not self._locking:
             return
         self._lock()
-        there = self._measure()
+        there = self.measured()
         if there < self.size or (not self.is_device and there != self.size):
             self.unlock()
             raise ImageError(f"disk image {self.path} had {self.size} bytes and has {there} now", "start again")
@@ -180,7 +184,7 @@ class DiskImage:
         os.posix_fadvise(self.plain_fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _lock(self) -> None:
-        kind = fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
+        kind = fcntl.F_RDLCK if self.read_only and not self.is_filled else fcntl.F_WRLCK
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, *WHOLE_FILE))
             self._locked = True
