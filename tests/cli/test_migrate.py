@@ -242,7 +242,7 @@ def test_every_option_reaches_the_machine(registry: Path) -> None:
     """What is given goes along, with this process's idea of relative paths."""
     arguments = (
         "--to b.example:4444 --max-downtime 50ms --bandwidth 1G --connections 4 --timeout 2m --compress zstd --verify "
-        "--tls --keys certs --tls-hostname b"
+        "--tls --keys certs --tls-hostname b --copy-storage"
     ).split()
     with running(registry, FakeMachine("web")) as machine:
         assert main(["migrate", "web", *arguments, "--quiet"]) == 0
@@ -251,7 +251,11 @@ def test_every_option_reaches_the_machine(registry: Path) -> None:
         (
             "tcp:b.example:4444",
             MigrationParameters(
-                50, 1 << 30, 4, 120, "zstd", True, tls=True, keys=os.path.abspath("certs"), tls_hostname="b"
+                *(50, 1 << 30, 4, 120, "zstd", True),
+                tls=True,
+                keys=os.path.abspath("certs"),
+                tls_hostname="b",
+                copy_storage=True,
             ),
         ),
         (f"unix:{os.path.abspath('there')}", MigrationParameters()),

@@ -22,7 +22,7 @@ from tvmm.cli.migration_view import (
     summary_lines,
 )
 from tvmm.control.migration_info import info_of
-from tvmm.migration.status import NO_MIGRATION, MigrationStatus
+from tvmm.migration.status import NO_MIGRATION, DiskProgress, MigrationStatus
 
 Capture = pytest.CaptureFixture[str]
 
@@ -99,6 +99,22 @@ def test_the_summary() -> None:
 def test_a_guest_that_has_not_moved(status: MigrationStatus, text: str) -> None:
     """The user hears where the guest is; that of which nobody knows is not said to be here."""
     assert still_here_text("web", status).startswith(text)
+
+
+def test_disks_that_are_copied() -> None:
+    """A row and a part of the bar while they are, a line in the end; nothing where none are."""
+    disks = DiskProgress(1 << 30, 3 << 20, 1 << 29, 2 << 20, 0, 1, 1e6, 2e6, 1 << 20)
+    early = SETUP._replace(disks=disks)
+    assert progress_rows(early)[1] == (
+        "disks",
+        "1G, 512M left; 3M sent at 977k/s, 1.91M/s written, slowed to 1M/s",
+    )
+    assert arrived_share(early) == 0.5
+    assert "disks 1G, 512M left" in plain_line(early)
+    assert "512M of disks left" in plain_line(ACTIVE._replace(disks=disks))
+    [line] = [each for each in summary_lines("web", COMPLETED._replace(disks=disks)) if "disks:" in each]
+    assert line.startswith("  disks:  3M for 1G in 1 round; the source's images are as they were")
+    assert not [each for each in summary_lines("web", COMPLETED) if "disk" in each]
 
 
 def test_a_process_that_died() -> None:

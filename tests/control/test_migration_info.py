@@ -16,6 +16,7 @@ from tvmm.migration.status import (
     NO_MIGRATION,
     STATES,
     UNDER_WAY,
+    DiskProgress,
     DowntimeParts,
     MigrationStatus,
     PostcopyProgress,
@@ -26,6 +27,7 @@ SAMPLES = [SETUP, ACTIVE, LAST_PASS, SWITCHOVER, COMPLETED, FAILED, CANCELLED]
 QAPI_INFO = {
     "status": str,
     "ram": dict,
+    "disk": dict,
     "total-time": int,
     "expected-downtime": int,
     "downtime": int,
@@ -56,6 +58,15 @@ def test_members_are_those_of_qapi(status: MigrationStatus) -> None:
         assert name.startswith("x-") or type(value) is QAPI_INFO[name], name
     if "ram" in info:
         assert {name: type(value) for name, value in info["ram"].items() if not name.startswith("x-")} == QAPI_STATS
+
+
+def test_disks_are_told_as_qemu_tells_them() -> None:
+    """Where some are copied: the same members as for RAM, in blocks of 64 KiB."""
+    disks = DiskProgress(1 << 30, transferred=7 << 20, remaining=1 << 20, copied=6 << 20, zeroed=1 << 20, rounds=2)
+    stats: dict[str, Any] = json.loads(json.dumps(info_of(ACTIVE._replace(disks=disks))))["disk"]
+    assert {name: type(value) for name, value in stats.items() if not name.startswith("x-")} == QAPI_STATS
+    assert (stats["normal"], stats["duplicate"], stats["dirty-sync-count"]) == (96, 16, 2)
+    assert "disk" not in info_of(ACTIVE)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +161,7 @@ statuses = st.builds(
     count,
     st.sampled_from(("", "unix:/a", "tcp:[::1]:1")),
     st.none() | st.builds(PostcopyProgress, count, count, number, count, count, st.booleans()),
+    st.just(DiskProgress()) | st.builds(DiskProgress, st.integers(1, 1 << 62), *[count] * 5, number, number, count),
 )
 
 

@@ -48,8 +48,7 @@ async def test_parameters_of_one_migration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"uri": "unix:/tmp/a", "blk": True}, "disks do not move"),
-        ({"uri": "unix:/tmp/a", "inc": True}, "disks do not move"),
+        ({"uri": "unix:/tmp/a", "inc": True}, "copied whole, with"),
         ({"uri": "unix:/" + "a" * 300}, "has more than 300 characters"),
         ({"uri": "exec:cat"}, "neither an address of a kind that there is nor HOST:PORT"),
         ({"uri": "tcp:127.0.0.1:0"}, "uri port 0 is out of range"),
@@ -116,6 +115,7 @@ async def test_parameters() -> None:
         "multifd-compression": "zstd",
         "tls-creds": "/etc/keys",
         "tls-hostname": "b.example",
+        "x-copy-storage": True,
         "x-insecure": False,
         "x-postcopy": "off",
         "x-timeout": 2500.5,
@@ -125,10 +125,19 @@ async def test_parameters() -> None:
     assert await VERBS["migrate-set-parameters"].run(machine, {**values, "announce-rounds": 5}) == {}
     assert await run(machine, "query-migrate-parameters") == values
     assert machine.migration.parameters == MigrationParameters(
-        50, 1 << 30, 4, 2.5005, "zstd", True, 50, True, "/etc/keys", "b.example"
+        50, 1 << 30, 4, 2.5005, "zstd", True, 50, True, "/etc/keys", "b.example", copy_storage=True
     )
     await run(machine, "migrate-set-parameters", tls_creds="", tls_hostname="", x_pair="1-a")
     assert "1-a" not in json.dumps(await run(machine, "query-migrate-parameters"))
+
+
+@pytest.mark.parametrize("word", ["blk", "x_copy_storage"])
+async def test_disks_are_copied(word: str) -> None:
+    """For this migration alone."""
+    machine = FakeMachine()
+    await run(machine, "migrate", uri="unix:/tmp/a", **{word: True})
+    assert machine.migration.started[-1][1].copy_storage
+    assert not machine.migration.parameters.copy_storage
 
 
 async def test_a_wrong_parameter_sets_none() -> None:

@@ -167,6 +167,7 @@ SHAPES: dict[str, Any] = {
         "x-postcopy": "off",
         "x-timeout": 600_000,
         "x-tls": False,
+        "x-copy-storage": False,
         "x-verify": False,
     },
     "query-name": {"name": "fake"},

@@ -109,6 +109,7 @@ def _migration(info: dict[str, Any]) -> dict[str, Any]:
         "phase": info.get("x-phase"),
         "from" if info.get("x-incoming") else "to": info.get("x-peer"),
         "listening": info.get("x-listening"),
+        "disks": _disks(info.get("disk")),
         "error": info.get("error-desc"),
         **_postcopy(info),
     }
@@ -127,6 +128,13 @@ def _postcopy(info: dict[str, Any]) -> dict[str, Any]:
         "median-fault-ms": postcopy.get("median-fault-ms"),
         "cuts": postcopy.get("cuts"),
     }
+
+
+def _disks(stats: dict[str, Any] | None) -> str:
+    """How far the copies of disks are."""
+    if stats is None:
+        return ""
+    return f"{format_size(stats['total'])}, {stats['remaining'] >> 20}M left, {stats['transferred'] >> 20}M sent"
 
 
 def _show_overview(answer: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ _EXAMPLES = """\
   tvmm run --memory 1G --incoming tcp:127.0.0.1:4444 &      the other end, with the options of the guest
   tvmm migrate web --to 127.0.0.1:4444
   tvmm migrate web --to b.example:4444 --pair CODE --bandwidth 100M
+  tvmm migrate web --to b.example:4444 --tls --copy-storage
   tvmm migrate web --to unix:/tmp/there --max-downtime 50ms --json
   tvmm migrate web --to 127.0.0.1:4444 --postcopy=allow
   tvmm migrate web --recover
@@ -40,6 +41,8 @@ The guest runs here until the other end has all of it. Ctrl-C, like every failur
 as it was. Nothing needs to be set: memory is copied while the guest runs, in rounds, for as long as that
 makes the pause shorter. With --postcopy a guest that never comes to rest goes before its memory: from then on
 it needs both ends and cannot be taken back, and a network that breaks stops it until --recover.
+Disks are shared with the other end; those that it was started with copy=on for
+(--disk FILE,copy=on) are copied first, with --copy-storage.
 
 exit status:
   0    the guest has moved
@@ -64,6 +67,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--recover", action="store_true", help="go on with a post-copy that lost its connection; --to if it moved"
     )
+    parser.add_argument(
+        "--copy-storage", action="store_true", help="copy the disks that the other end was given copy=on for"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-downtime", metavar="TIME", help="longest pause of the guest allowed (default 300ms)")
     limits.add_argument(
@@ -86,7 +92,7 @@ def add_arguments(parser: Parser) -> None:
         help="let the guest go before its memory where rounds do not get it there, or =now: after the first pass",
     )
     limits.add_argument(
-        "--verify", action="store_true", help="compare all memory on both sides before it goes on (in the pause)"
+        "--verify", action="store_true", help="compare memory and copied disks on both sides in the pause"
     )
     trust = parser.add_argument_group("security")
     trust.add_argument("--pair", metavar="CODE", help="the code that 'tvmm run --incoming ... --pair' has printed")
@@ -160,6 +166,7 @@ def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         timeout_s=parse_duration(options.get("timeout", 600), "timeout"),
         compress=choice_of(options.get("compress", "off"), "compression", COMPRESSIONS),
         verify=options.get("verify", False),
+        copy_storage=options.get("copy_storage", False),
         tls=options.get("tls", False),
         keys=os.path.abspath(options["keys"]) if options.get("keys") else "",
         tls_hostname=options.get("tls_hostname", ""),
@@ -175,6 +182,7 @@ def order(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "compress": ("multifd-compression", "none" if given.compress == "off" else given.compress),
         "verify": ("x-verify", given.verify),
         "postcopy": ("x-postcopy", given.postcopy),
+        "copy_storage": ("x-copy-storage", given.copy_storage),
         "tls": ("x-tls", given.tls),
         "keys": ("tls-creds", given.keys),
         "tls_hostname": ("tls-hostname", given.tls_hostname),

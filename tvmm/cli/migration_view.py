@@ -8,7 +8,7 @@ from tvmm.cli.output import printable
 from tvmm.config.units import format_duration
 
 if TYPE_CHECKING:
-    from tvmm.migration.status import DowntimeParts, MigrationStatus, RamProgress
+    from tvmm.migration.status import DiskProgress, DowntimeParts, MigrationStatus, RamProgress
 
 __all__ = [
     "amount",
@@ -42,15 +42,19 @@ def amount(count: float) -> str:
 
 
 def arrived_share(status: MigrationStatus) -> float:
-    """The part of guest RAM that is at the destination as it is now, 0 to 1."""
-    ram = status.ram
-    return 1 - min(max(ram.remaining, 0), ram.total) / ram.total if ram.total else 0.0
+    """The part of guest RAM, and of disks that are copied, that is at the destination as it is now, 0 to 1."""
+    ram, disks = status.ram, status.disks
+    total = ram.total + disks.total
+    left = min(max(ram.remaining, 0), ram.total) + min(max(disks.remaining, 0), disks.total)
+    return 1 - left / total if total else 0.0
 
 
 def progress_rows(status: MigrationStatus) -> list[tuple[str, str]]:
     """What is known so far, as titles and texts."""
     ram = status.ram
     rows = [("phase", _phase(status))]
+    if status.disks.total:
+        rows.append(("disks", _disks(status.disks)))
     if ram.rounds:
         rows += [
             ("RAM", f"{amount(ram.total)}, {amount(ram.remaining)} left"),
@@ -73,6 +77,10 @@ def plain_line(status: MigrationStatus) -> str:
     """The same in one line, for a log."""
     ram = status.ram
     parts = []
+    if status.disks.total and not ram.rounds:
+        parts.append(f"disks {_disks(status.disks)}")
+    elif status.disks.remaining:
+        parts.append(f"{amount(status.disks.remaining)} of disks left")
     if ram.rounds:
         parts += [
             f"{amount(ram.transferred)} sent at {amount(ram.throughput)}/s",
@@ -105,6 +113,12 @@ def summary_lines(name: str, status: MigrationStatus) -> list[str]:
             f"  pages:  {_pages(ram)}",
         ]
     lines += [f"  faults: {text}" for title, text in _postcopy_rows(status) if title == "faults"]
+    disks = status.disks
+    if disks.total:
+        lines.append(
+            f"  disks:  {amount(disks.transferred)} for {amount(disks.total)} in {_rounds(disks.rounds)}; the source's "
+            "images are as they were in the pause"
+        )
     if status.throttle_percent:
         lines.append(f"  guest:  slowed by up to {status.throttle_percent} % to get it done")
     return [printable(line) for line in lines]
@@ -158,6 +172,15 @@ def _postcopy_rows(status: MigrationStatus) -> list[tuple[str, str]]:
     if postcopy.cuts:
         rows.append(("cuts", "1 broken connection" if postcopy.cuts == 1 else f"{postcopy.cuts} broken connections"))
     return rows
+
+
+def _disks(disks: DiskProgress) -> str:
+    """How far their copies are."""
+    slowed = f", slowed to {amount(disks.slowed_to)}/s" if disks.slowed_to else ""
+    return (
+        f"{amount(disks.total)}, {amount(disks.remaining)} left; {amount(disks.transferred)} sent at "
+        f"{amount(disks.throughput)}/s, {amount(disks.dirty_rate)}/s written{slowed}"
+    )
 
 
 def _phase(status: MigrationStatus) -> str:

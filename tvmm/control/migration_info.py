@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmm.config.incoming import MigrationAddress
-from tvmm.migration.status import DowntimeParts, MigrationStatus, PostcopyProgress, RamProgress
+from tvmm.migration.status import DiskProgress, DowntimeParts, MigrationStatus, PostcopyProgress, RamProgress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ __all__ = ["EVENT", "PASS_EVENT", "event_data", "info_of", "status_of"]
 EVENT = "MIGRATION"
 PASS_EVENT = "MIGRATION_PASS"
 
+BLOCK = 1 << 16
+"""Bytes of a block, in which disks are counted."""
 _TIMES = ("total_ms", "setup_ms", "downtime_ms", "expected_downtime_ms")
 
 
@@ -54,6 +56,8 @@ def info_of(status: MigrationStatus) -> dict[str, Json]:
         info["error-desc"] = status.reason
     if status.ram != RamProgress():
         info["ram"] = _ram(status.ram, status.postcopy or PostcopyProgress())
+    if status.disks.total:
+        info["disk"] = _disk(status.disks)
     if status.listening:
         info["socket-address"] = [_socket_address(status.listening)]
     return {**info, **_own(status)}
@@ -86,6 +90,34 @@ def _ram(ram: RamProgress, postcopy: PostcopyProgress) -> Json:
         "x-pages-rate": ram.pages_rate,
         "x-throughput": ram.throughput,
         "x-per-connection": list(ram.per_connection),
+    }
+
+
+def _disk(disks: DiskProgress) -> Json:
+    """QAPI: MigrationStats again, as QEMU has it for the disks of its `blk`. Its pages are blocks here."""
+    return {
+        "transferred": disks.transferred,
+        "remaining": disks.remaining,
+        "total": disks.total,
+        "duplicate": disks.zeroed // BLOCK,
+        "skipped": 0,
+        "normal": disks.copied // BLOCK,
+        "normal-bytes": disks.copied,
+        "dirty-pages-rate": round(disks.dirty_rate / BLOCK),
+        "mbps": disks.throughput * 8 / 1_000_000,
+        "dirty-sync-count": disks.rounds,
+        "postcopy-requests": 0,
+        "page-size": BLOCK,
+        "multifd-bytes": 0,
+        "pages-per-second": round(disks.throughput / BLOCK),
+        "precopy-bytes": disks.transferred,
+        "downtime-bytes": 0,
+        "postcopy-bytes": 0,
+        "dirty-sync-missed-zero-copy": 0,
+        "x-zeroed": disks.zeroed,
+        "x-dirty-rate": disks.dirty_rate,
+        "x-throughput": disks.throughput,
+        "x-slowed-to": disks.slowed_to,
     }
 
 
@@ -142,6 +174,7 @@ def status_of(info: Mapping[str, Any]) -> MigrationStatus:
             guest=info.get("x-guest", "source"),
             seconds_left=info.get("x-seconds-left"),
             ram=_ram_of(info["ram"]) if "ram" in info else RamProgress(),
+            disks=_disks_of(info["disk"]) if "disk" in info else DiskProgress(),
             downtime_parts=parts
             and DowntimeParts(**{name: parts.get(_dashed(name), 0.0) for name in DowntimeParts._fields}),
             postcopy=_postcopy_of(info["x-postcopy"]) if "x-postcopy" in info else None,
@@ -157,6 +190,20 @@ def status_of(info: Mapping[str, Any]) -> MigrationStatus:
 def _postcopy_of(members: Mapping[str, Any]) -> PostcopyProgress:
     known = {key.replace("-", "_"): value for key, value in members.items()}
     return PostcopyProgress(**{name: known[name] for name in PostcopyProgress._fields if name in known})
+
+
+def _disks_of(stats: Mapping[str, Any]) -> DiskProgress:
+    return DiskProgress(
+        total=stats["total"],
+        transferred=stats["transferred"],
+        remaining=stats["remaining"],
+        copied=stats["normal-bytes"],
+        zeroed=stats.get("x-zeroed", 0),
+        rounds=stats["dirty-sync-count"],
+        throughput=stats.get("x-throughput", stats["mbps"] * 1_000_000 / 8),
+        dirty_rate=stats.get("x-dirty-rate", 0.0),
+        slowed_to=stats.get("x-slowed-to", 0),
+    )
 
 
 def _ram_of(stats: Mapping[str, Any]) -> RamProgress:

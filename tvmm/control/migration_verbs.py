@@ -50,6 +50,7 @@ PARAMETERS = (
     Argument("multifd-compression", "string", required=False),
     Argument("tls-creds", "string", required=False),
     Argument("tls-hostname", "string", required=False),
+    Argument("x-copy-storage", "boolean", required=False),
     Argument("x-insecure", "boolean", required=False),
     Argument("x-pair", "string", required=False),
     Argument("x-postcopy", "string", required=False),
@@ -67,9 +68,11 @@ MIGRATE = (
     Argument("inc", "boolean", required=False),
     Argument("detach", "boolean", required=False),
     Argument("resume", "boolean", required=False),
+    Argument("x-copy-storage", "boolean", required=False),
     Argument("x-parameters", "object", required=False),
 )
-"""QAPI: migrate. `x-parameters`: members of `migrate-set-parameters`, for this migration alone."""
+"""QAPI: migrate. `blk`, or `x-copy-storage`: copy disks too. `x-parameters`: members of `migrate-set-parameters`, for
+this migration alone."""
 
 _ALWAYS_ON = ("events", "late-block-activate", "return-path")
 """Capabilities of QEMU that describe how tvmm migrates, whoever asks."""
@@ -84,8 +87,10 @@ _FROM_QEMU = {word: ours for ours, word in _TO_QEMU.items()}
 
 async def migrate(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """Answer when a migration is under way, and has been announced by the event."""
-    if arguments.get("blk") or arguments.get("inc"):
-        raise CommandFailed("GenericError", "disks do not move: give both sides the same image, it is handed over")
+    if arguments.get("inc"):
+        raise CommandFailed(
+            "GenericError", "disks are copied whole, with 'blk', or not at all: then both sides have the same image"
+        )
     if arguments.get("resume"):
         return await migrate_recover(target, {"uri": arguments["uri"]})
     changes = arguments.get("x-parameters", {})
@@ -95,6 +100,8 @@ async def migrate(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
             raise unknown_name("member of x-parameters", name[:MAX_ECHO], sorted(known))
     _check_kinds(changes)
     parameters = _changed(target.migration_parameters(), changes)
+    if arguments.get("blk") or arguments.get("x-copy-storage"):
+        parameters = parameters._replace(copy_storage=True)
     address = _address(arguments["uri"], listen=False)
     check_listeners_in(address, protected=parameters.tls or bool(parameters.pair), insecure=parameters.insecure)
     await target.start_migration(address.uri, parameters)
@@ -163,6 +170,7 @@ def parameters_as_arguments(parameters: MigrationParameters) -> dict[str, Json]:
         "multifd-compression": _TO_QEMU[parameters.compress],
         "tls-creds": parameters.keys,
         "tls-hostname": parameters.tls_hostname,
+        "x-copy-storage": parameters.copy_storage,
         "x-insecure": parameters.insecure,
         "x-postcopy": parameters.postcopy,
         "x-timeout": _whole(parameters.timeout_s * 1000),
@@ -234,6 +242,7 @@ def _changed(parameters: MigrationParameters, changes: Mapping[str, Any]) -> Mig
             ("multifd-channels", "connections"),
             ("tls-hostname", "tls_hostname"),
             ("tls-creds", "keys"),
+            ("x-copy-storage", "copy_storage"),
             ("x-insecure", "insecure"),
             ("x-pair", "pair"),
             ("x-verify", "verify"),

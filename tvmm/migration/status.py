@@ -211,7 +211,6 @@ class MigrationStatus(NamedTuple):
     seconds_left: float | None = None
     """Until it is done, if all goes on as now; None while unknown or without end in sight."""
     ram: RamProgress = RamProgress()
-    disks: DiskProgress = DiskProgress()
     downtime_parts: DowntimeParts | None = None
     """None unless completed."""
     throttle_percent: int = 0
@@ -222,6 +221,8 @@ class MigrationStatus(NamedTuple):
     """Where a destination waits, as ``tcp:HOST:PORT`` with the real port, or ``unix:PATH``; '' if it does not."""
     postcopy: PostcopyProgress | None = None
     """None unless the guest has gone before its memory."""
+    disks: DiskProgress = DiskProgress()
+    """Of those that are copied."""
 
     @property
     def under_way(self) -> bool:

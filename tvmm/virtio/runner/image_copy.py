@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tvmm.errors import HostError, ImageError
+from tvmm.virtio.blk_request import SECTOR
 from tvmm.virtio.runner.image import FLOCK, WHOLE_FILE, DiskImage
 
 if TYPE_CHECKING:
@@ -56,10 +57,15 @@ class CopiedImage(DiskImage):
 
     def _examine(self, lock_now: bool) -> None:
         super()._examine(lock_now)
-        if self.size and not self._overwrites:
+        there = super().measured()
+        if there and not self._overwrites:
             # Somebody was there between the two looks.
-            raise _has_content(self.path, self.size)
-        self._was_empty = not self.size
+            raise _has_content(self.path, there)
+        self._was_empty = not there
+
+    def measured(self) -> int:
+        """Whole sectors: what is in it now will not be."""
+        return super().measured() // SECTOR * SECTOR
 
     def prepare(self, size: int) -> None:
         """Have `size` bytes; of a file all of them zeroes. Raises `ImageError` or `HostError`."""
