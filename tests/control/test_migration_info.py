@@ -139,6 +139,8 @@ rams = st.builds(
     st.lists(count, max_size=4).map(tuple),
     count,
     number,
+    count,
+    count,
 )
 parts = st.none() | st.builds(DowntimeParts, *[number] * 6)
 statuses = st.builds(
@@ -162,6 +164,7 @@ statuses = st.builds(
     st.sampled_from(("", "unix:/a", "tcp:[::1]:1")),
     st.none() | st.builds(PostcopyProgress, count, count, number, count, count, st.booleans()),
     st.just(DiskProgress()) | st.builds(DiskProgress, st.integers(1, 1 << 62), *[count] * 5, number, number, count),
+    text,
 )
 
 

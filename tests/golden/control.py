@@ -14,6 +14,7 @@ from tvmm.migration.messages import (
     Commit,
     Complete,
     Copies,
+    Descriptors,
     Discarded,
     Failure,
     Goodbye,
@@ -80,6 +81,7 @@ MESSAGES: Mapping[str, Any] = {
     "image-hashes": ImageHashes((b"h" * 32,)),
     "copies": Copies((0, 300)),
     "stored": Stored((1 << 32) - 1, 123_456_789),
+    "descriptors": Descriptors(("pc.ram", "vga.vram")),
     "welcome": Welcome(1, TOKEN),
     "refuse": Refuse(("the destination lacks avx512f", "ram is 2M"), "start it with the options of the source"),
     "round-done": RoundDone((1 << 32) - 1, 123_456_789),
@@ -108,6 +110,7 @@ OPENINGS = {
     "screen": Opening(Kind.SCREEN, Security.TLS, 1, 1, TOKEN),
     "requests": Opening(Kind.REQUESTS, Security.PLAIN, 1, 1, TOKEN),
     "recover": Opening(Kind.RECOVER, Security.TLS, 1, 1, TOKEN),
+    "ram": Opening(Kind.RAM, Security.PLAIN, 1, 1, TOKEN),
 }
 
 REPLIES = {reply.name.lower().replace("_", "-"): reply for reply in Reply}

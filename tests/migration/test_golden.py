@@ -16,6 +16,7 @@ from tvmm.migration.messages import (
     FROM_DESTINATION,
     FROM_SOURCE,
     Commit,
+    Descriptors,
     Goodbye,
     Hello,
     Ready,
@@ -31,7 +32,7 @@ from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Inbox, Kind, Opening
 def test_messages(name: str) -> None:
     """Every field comes out of the bytes, and goes into the same ones."""
     data, message = golden_bytes("message", name), MESSAGES[name]
-    inbox = Inbox((*FROM_SOURCE, *FROM_DESTINATION))
+    inbox = Inbox((*FROM_SOURCE, *FROM_DESTINATION, Descriptors))
     inbox.receive(data)
     assert inbox.next_message() == message
     assert inbox.next_message() is None
@@ -62,7 +63,8 @@ def test_nothing_is_left_out() -> None:
     """Each message that there is has a file, with a value in every field; no file stands for nothing."""
     whole = {type(message) for message in MESSAGES.values() if all(message)}
     parts = {"Block", "Image", "Section"}
-    assert {kind.__name__ for kind in (*FROM_SOURCE, *FROM_DESTINATION)} - parts == {kind.__name__ for kind in whole}
+    kinds = (*FROM_SOURCE, *FROM_DESTINATION, Descriptors)
+    assert {kind.__name__ for kind in kinds} - parts == {kind.__name__ for kind in whole}
     names = {f"message-{name}.bin" for name in MESSAGES} | {f"opening-{name}.bin" for name in OPENINGS}
     names |= {f"reply-{name}.bin" for name in REPLIES} | {f"recorded-{name}.bin" for name in RECORDED}
     assert {path.name for path in FOLDER.iterdir()} == names

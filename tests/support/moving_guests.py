@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tvmm.config.memory import MemoryConfig
-from tvmm.errors import ImageError, ProtocolError
+from tvmm.errors import HostError, ImageError, ProtocolError
+from tvmm.kvm.remap import adopt_file, borrow_file
 from tvmm.memory.ram import GuestRam
+from tvmm.migration.descriptors import receive_descriptors, send_descriptors
+from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
+from tvmm.migration.link import LinkLost
 from tvmm.migration.messages import FROM_DESTINATION, FROM_SOURCE
 from tvmm.migration.wire import OPENING_BYTES, REPLY_BYTES, Inbox, Kind, Opening
 from tvmm.state import Section
@@ -50,11 +54,12 @@ class Disk:
 class World:
     """Both sides of one guest, and the rule that it runs once at most, with its disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False, shared_there: bool | None = None) -> None:
+        """`shared`: the RAM can be handed over; `shared_there`, at the destination, if that differs."""
         self.disk = Disk()
         self.running: set[str] = set()
-        self.source = Leaving(self)
-        self.destination = Arriving(self)
+        self.source = Leaving(self, shared=shared)
+        self.destination = Arriving(self, shared=shared if shared_there is None else shared_there)
 
     def run(self, who: Side) -> None:
         """`who` lets the guest run."""
@@ -68,6 +73,7 @@ class World:
 
     def close(self) -> None:
         """Give the memory back."""
+        close_all(self.destination.lent)
         self.source.ram.close()
         self.destination.ram.close()
 
@@ -77,9 +83,9 @@ class Side:
 
     name = ""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, shared: bool = False) -> None:
         self.world = world
-        self.ram = GuestRam(MemoryConfig(RAM_BYTES))
+        self.ram = GuestRam(MemoryConfig(RAM_BYTES, shared=shared))
 
     async def description(self) -> tuple[tuple[str, str], ...]:
         """The same on both sides."""
@@ -144,12 +150,13 @@ class Leaving(Side):
 
     name = "source"
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
+    def __init__(self, world: World, *, shared: bool = False) -> None:
+        super().__init__(world, shared=shared)
         self.disks: list[GuestDisk] = []
         """Those that can be copied."""
         self.moved_to = ""
         self.kept_paused = False
+        self.memory_let_go = False
         self.hints: list[str] = []
         self.free: list[tuple[int, int]] = []
         """Told of when hints are asked for."""
@@ -237,6 +244,12 @@ class Leaving(Side):
         self.open_screen = open_screen
         return self.viewers
 
+    def let_go_of_memory(self) -> None:
+        """Of all of it."""
+        self.memory_let_go = True
+        for block in self.ram.blocks.values():
+            borrow_file(block, block.fd)
+
     def keep_paused(self) -> None:
         """It may run elsewhere."""
         self.kept_paused = True
@@ -251,18 +264,19 @@ class Arriving(Side):
 
     name = "destination"
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
+    def __init__(self, world: World, *, shared: bool = False) -> None:
+        super().__init__(world, shared=shared)
         self.problems: list[str] = []
         self.targets: list[Callable[[Image], DiskTarget]] = []
         """What makes the images of disks that are copied."""
         self.loaded: tuple[Section, ...] = ()
-        self.fail_load = self.fail_start = False
+        self.fail_load = self.fail_start = self.fail_borrow = False
         self.announced = 0
         self.screens: list[trio.abc.Stream] = []
         self.has_screen = True
         self.otherwise: list[str] = []
         self.rehearsed = 0
+        self.lent: dict[str, int] = {}
 
     async def rehearse(self) -> None:
         """Counted."""
@@ -274,7 +288,9 @@ class Arriving(Side):
         return True
 
     def features(self) -> frozenset[str]:
-        return frozenset({"storage"} if self.targets else ())
+        """What it was made for."""
+        memory = {MEMFD} if can_be_passed(self.ram) else set()
+        return frozenset(memory | ({"storage"} if self.targets else set()))
 
     def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
         """What is wanted has to be what is offered."""
@@ -283,6 +299,14 @@ class Arriving(Side):
     def open_targets(self, images: tuple[Image, ...]) -> list[DiskTarget | None]:
         """Files of the test's, all of them."""
         return [make(image) for make, image in zip(self.targets, images, strict=True)]
+
+    async def borrow_memory(self, files: dict[str, int]) -> None:
+        """To look at."""
+        if self.fail_borrow:
+            raise HostError("the host does not map a file as pc.ram")
+        for name, block in self.ram.blocks.items():
+            borrow_file(block, files[name])
+            self.lent[name] = files.pop(name)
 
     def cpu_problems(self, cpu: bytes) -> Sequence[str]:
         """As the test wants it."""
@@ -296,6 +320,9 @@ class Arriving(Side):
         """Keep them."""
         assert 0 < ran_at_ns <= time.perf_counter_ns()
         await trio.lowlevel.checkpoint()
+        for block in self.ram.blocks.values() if self.lent else ():
+            # As KVM writes its clocks.
+            block.view[5 * PAGE : 5 * PAGE + 5] = b"clock"
         if self.fail_load:
             raise ProtocolError("section serial0: it is damaged")
         self.loaded = sections
@@ -309,6 +336,8 @@ class Arriving(Side):
         await trio.lowlevel.checkpoint()
         if self.fail_start:
             raise ImageError("the guest cannot be started")
+        for name in list(self.lent):
+            adopt_file(self.ram.blocks[name], self.lent.pop(name))
         self.world.run(self)
 
     def show_screen(self, stream: trio.abc.Stream) -> None:
@@ -362,7 +391,11 @@ class Wire:
             data = await _exactly(client, OPENING_BYTES)
             await server.send_all(data)
             await client.send_all(await _exactly(server, REPLY_BYTES))
-            follows = Opening.from_bytes(data).kind is Kind.CONTROL
+            kind = Opening.from_bytes(data).kind
+            if kind is Kind.RAM:
+                await self._pass_descriptors(client, server)
+                return
+            follows = kind is Kind.CONTROL
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, client, server, FROM_SOURCE if follows else None)
                 nursery.start_soon(self._pump, server, client, FROM_DESTINATION if follows else None)
@@ -372,6 +405,18 @@ class Wire:
             self._streams -= {client, server}
             client.socket.close()
             server.socket.close()
+
+    async def _pass_descriptors(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
+        files = await receive_descriptors(client)
+        try:
+            if not self._on_message("Descriptors"):
+                await trio.sleep_forever()
+            await send_descriptors(server, list(files), list(files.values()))
+        except LinkLost:
+            # It was cut.
+            return
+        finally:
+            close_all(files)
 
     async def _pump(self, origin: trio.SocketStream, end: trio.SocketStream, types: Any) -> None:
         inbox = Inbox(types, 1 << 30) if types else None

@@ -55,6 +55,8 @@ def progress_rows(status: MigrationStatus) -> list[tuple[str, str]]:
     rows = [("phase", _phase(status))]
     if status.disks.total:
         rows.append(("disks", _disks(status.disks)))
+    if ram.handed_over:
+        rows.append(("RAM", f"{amount(ram.handed_over)} handed over, 0 pages sent"))
     if ram.rounds:
         rows += [
             ("RAM", f"{amount(ram.total)}, {amount(ram.remaining)} left"),
@@ -105,6 +107,8 @@ def summary_lines(name: str, status: MigrationStatus) -> list[str]:
              f" {_ms(status.downtime_ms)}"]  # fmt: skip
     if status.downtime_parts is not None:
         lines.append(f"  pause:  {_parts(status.downtime_parts)}")
+    if ram.handed_over:
+        lines.append(f"  memory: {amount(ram.handed_over)} handed over, 0 pages sent")
     if ram.rounds:
         average = f", {amount(ram.transferred / seconds)}/s" if seconds else ""
         lines += [
@@ -119,6 +123,8 @@ def summary_lines(name: str, status: MigrationStatus) -> list[str]:
             f"  disks:  {amount(disks.transferred)} for {amount(disks.total)} in {_rounds(disks.rounds)}; the source's "
             "images are as they were in the pause"
         )
+    if status.advice:
+        lines.append(f"  advice: {status.advice}")
     if status.throttle_percent:
         lines.append(f"  guest:  slowed by up to {status.throttle_percent} % to get it done")
     return [printable(line) for line in lines]

@@ -86,6 +86,7 @@ def _ram(ram: RamProgress, postcopy: PostcopyProgress) -> Json:
         "dirty-sync-missed-zero-copy": 0,
         "x-unchanged": ram.unchanged,
         "x-spared": ram.spared,
+        "x-handed-over": ram.handed_over,
         "x-dirty-pages-rate": ram.dirty_pages_rate,
         "x-pages-rate": ram.pages_rate,
         "x-throughput": ram.throughput,
@@ -143,6 +144,7 @@ def _own(status: MigrationStatus) -> dict[str, Json]:
         "x-seconds-left": status.seconds_left,
         "x-connections": status.connections,
         **({} if status.postcopy is None else {"x-postcopy": _dashed_dict(status.postcopy)}),
+        "x-advice": status.advice,
         "x-times-ms": {_dashed(name): getattr(status, name) for name in _TIMES},
         **({} if parts is None else {"x-downtime-parts-ms": {_dashed(key): ms for key, ms in parts._asdict().items()}}),
     }
@@ -181,6 +183,7 @@ def status_of(info: Mapping[str, Any]) -> MigrationStatus:
             throttle_percent=info.get("cpu-throttle-percentage", 0),
             connections=info.get("x-connections", 0),
             listening=info.get("x-listening", ""),
+            advice=info.get("x-advice", ""),
             **{name: times.get(_dashed(name)) for name in _TIMES},
         )
     except (AttributeError, KeyError, TypeError) as error:
@@ -221,5 +224,6 @@ def _ram_of(stats: Mapping[str, Any]) -> RamProgress:
         page_size=stats["page-size"],
         per_connection=tuple(stats.get("x-per-connection", ())),
         downtime_bytes=stats["downtime-bytes"],
+        handed_over=stats.get("x-handed-over", 0),
         pages_rate=stats.get("x-pages-rate", stats["pages-per-second"]),
     )

@@ -81,6 +81,9 @@ class LeavingGuest(Guest, Protocol):
     def open_images(self, places: Sequence[int]) -> list[DiskOrigin]:
         """Those of them, opened and not tracked yet. Raises `UserError`."""
 
+    def let_go_of_memory(self) -> None:
+        """It is the destination's own: whatever is done to it here from now on does not reach it. On a thread."""
+
     def release_disks(self) -> None:
         """Let go of the locks: what was written is stable, or as stable as the disk's options ask."""
 
@@ -122,6 +125,12 @@ class ArrivingGuest(Guest, Protocol):
 
     def differences(self, theirs: tuple[tuple[str, str], ...], ours: tuple[tuple[str, str], ...]) -> Sequence[str]:
         """What differs, in sentences."""
+
+    async def borrow_memory(self, files: dict[str, int]) -> None:
+        """Have the RAM be that of the source, a memfd for each block, to look at: nothing that is written to it reaches
+        the source before `start`, and what was written before then is lost. The descriptors are the guest's then, and
+        taken out of `files`. Raises `HostError`.
+        """
 
     async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
         """Take over the state of a guest that still ran at that reading of `time.perf_counter_ns`: its pause has not

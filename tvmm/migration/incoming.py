@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
+from tvmm.migration.descriptors import is_trusted
 from tvmm.migration.destination import DestinationEvent, DestinationState, after
 from tvmm.migration.disk_arrival import ArrivingDisks
 from tvmm.migration.guest import blocks_of
+from tvmm.migration.hand_over import MEMFD, MemoryArrival, close_all
 from tvmm.migration.link import Link, LinkLost
 from tvmm.migration.messages import (
     Answer,
@@ -107,6 +109,9 @@ class Incoming:
         self._wanted_lanes = 0
         self._lanes_news = trio.Event()
         self._arrivals: dict[int, Any] = {}
+        self._memory = MemoryArrival()
+        self._copies = trio.Event()
+        """Memory is to be filled with copies, and is not another one's."""
         self._decided = trio.Event()
         self._answered = trio.Event()
         self._screen_came = trio.Event()
@@ -158,6 +163,7 @@ class Incoming:
                 self._disks.close()
                 for stream in self._arrivals.values():
                     stream.socket.close()
+                await self._memory.close()
         if self.state is DestinationState.ABANDONED:
             raise IncomingFailed(f"the guest did not arrive: {self._error}", "it is the source's, if that is alive")
 
@@ -182,8 +188,10 @@ class Incoming:
 
     async def _populate(self) -> None:
         """Allocate RAM while nobody waits for it: a page that has to be allocated when it comes costs many times as
-        much as its copy.
+        much as its copy. What may be handed over needs none.
         """
+        if MEMFD in self._guest.features():
+            await self._copies.wait()
         if self._guest.has_room():
             await run_together([self._lanes.populate], self._lanes.waker)
 
@@ -211,6 +219,12 @@ class Incoming:
     async def take_storage(self, stream: trio.SocketStream) -> None:
         """See `Desk`."""
         self._disks.take_stream(stream)
+
+    async def take_memory(self, stream: trio.abc.Stream) -> None:
+        """See `Desk`."""
+        if MEMFD not in self._granted:
+            raise ProtocolError("a connection for memory has no place here")
+        self._memory.take(stream)
 
     async def take_screen(self, stream: trio.abc.Stream) -> None:
         """See `Desk`. It may be here before the control connection's last words."""
@@ -303,6 +317,8 @@ class Incoming:
     ) -> None:
         """From here on this machine has parts of the guest: it arrives, or is abandoned."""
         self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
+        if not is_trusted(link.stream):
+            self._granted -= {MEMFD}
         self._session = hello.session
         self._identity = self._security.identity(link.stream)
         self._token = self._random(TOKEN_BYTES)
@@ -320,7 +336,11 @@ class Incoming:
                     await link.send(Welcome(version, self._token))
                     link.inbox.limit = MAX_MESSAGE
                     await self._disks.begin(link, images)
-                    await self._gather_lanes(hello.compress)
+                    if MEMFD in self._granted:
+                        await self._take_memory_over(link)
+                    else:
+                        self._copies.set()
+                        await self._gather_lanes(hello.compress)
                     await self._disks.gather(self._security, self._identity, hello.compress)
                     await self._take_in(link, hello)
                 except LinkLost as error:
@@ -357,13 +377,26 @@ class Incoming:
                 decoder = Decompressor()
             lanes.add_buffered(await self._security.wrap_lane(stream, lanes.waker, self._identity), decoder)
 
+    async def _take_memory_over(self, link: Link) -> None:
+        """In place of lanes and rounds."""
+        begun = time.perf_counter_ns()
+        self._wanted_lanes = 0
+        files = await self._memory.receive(self._guest.ram)
+        try:
+            await self._guest.borrow_memory(files)
+        finally:
+            close_all(files)
+        self._rounds = 1
+        self._confirmed_ns = time.perf_counter_ns()
+        await link.send(RoundDone(0, self._confirmed_ns - begun))
+
     async def _take_in(self, link: Link, hello: Hello) -> None:
         """Pages and state, side by side; then wait for COMMIT."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, link)
                 nursery.start_soon(self._disks.receive, link)
-                pages_ns = await self._take_pages(link)
+                pages_ns = 0 if MEMFD in self._granted else await self._take_pages(link)
                 await self._state_news.wait()
                 state = self._state_message
                 assert state is not None

@@ -22,6 +22,7 @@ __all__ = [
     "Commit",
     "Complete",
     "Copies",
+    "Descriptors",
     "Discarded",
     "Failure",
     "Goodbye",
@@ -196,6 +197,14 @@ class Watched(NamedTuple):
     """
 
     viewers: int
+
+
+class Descriptors(NamedTuple):
+    """Source, on a connection of kind RAM: names of what the descriptors are that come with this message, in their
+    order.
+    """
+
+    names: tuple[str, ...]
 
 
 class Goodbye(NamedTuple):

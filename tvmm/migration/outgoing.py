@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm.errors import ProtocolError, TvmmError, UserError
-from tvmm.kvm.pages import PAGE
 from tvmm.migration.commit import Commitment, Destination
 from tvmm.migration.disk_departure import LeavingDisks
 from tvmm.migration.guest import blocks_of
+from tvmm.migration.hand_over import MEMFD, can_be_passed, pass_memory, why_copied
 from tvmm.migration.link import LinkLost, open_connection, peer_name
 from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State, Watched
 from tvmm.migration.policy import Advice, Decision, Policy, Round
@@ -31,7 +31,7 @@ from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.kvm.lanes import LaneGroup
@@ -185,6 +185,10 @@ class Outgoing:
     async def _body(self) -> None:
         async with AsyncExitStack() as stack:
             await self._greet(stack)
+            if MEMFD in self._talk.granted:
+                stack.push_async_exit(self._say_why)
+                await self._while_listening(self._hand_memory_over)
+                return
             # The tracker before the lanes: no lane reads a page that nobody watches.
             self._tracker = self._guest.tracker()
             self._lanes = stack.enter_context(
@@ -209,10 +213,7 @@ class Outgoing:
             if not self.parameters.verify:
                 # What is free may differ over there, and with it the hashes.
                 self._guest.begin_hints(self._spare)
-            try:
-                await self._copy_and_commit()
-            except BaseExceptionGroup as group:
-                raise the_cause(group, (Ended, TvmmError)) from None
+            await self._while_listening(self._copy_and_commit)
 
     async def _copy_disks(self) -> None:
         """Before RAM's first pass."""
@@ -229,15 +230,35 @@ class Outgoing:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._tracker.stop)
 
+    async def _while_listening(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                await work()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise the_cause(group, (Ended, TvmmError)) from None
+
     async def _copy_and_commit(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
             nursery.start_soon(self._disks.keep_up)
             first = await self._one_round()
             with attentive():
                 await self._converge(*first)
-                await self._switch_over()
+                await self._switch_over(self._hand_over)
             nursery.cancel_scope.cancel()
+
+    async def _hand_memory_over(self) -> None:
+        """The memory itself in place of copies, and all else as ever."""
+        with attentive():
+            await pass_memory(self._guest.ram, self._address, self._security, self._token)
+            await self._talk.expect(RoundDone, ROUND_SECONDS, "take over the guest's memory")
+            self.progress.pass_memory(self._ram_bytes)
+            self._tell("active")
+            await self._switch_over(self._hand_state_over)
+        if self.state is SourceState.DONE:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._guest.let_go_of_memory)
 
     def _spare(self, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
         """Pages that are free need not be sent, unless they were written since."""
@@ -263,7 +284,7 @@ class Outgoing:
 
     async def _greet(self, stack: AsyncExitStack) -> None:
         self._talk = await Talk.open(self._address, self._security)
-        stack.push_async_callback(self._talk.close)
+        stack.push_async_callback(lambda: self._talk.close())
         hello = Hello(
             self._session,
             self._guest.name,
@@ -274,12 +295,32 @@ class Outgoing:
             self.parameters.compress,
             self.parameters.verify,
         )
-        self._token = await self._talk.greet(hello, self._disks.wants, await self._disks.details())
+        self._token = await self._ask_in(hello)
         destination = Destination(self._address, self._security, self._session)
         self._commitment = Commitment(
             self._guest, self._talk, destination, self._move, self.progress.pause.resumed
         )
         self._move(SourceEvent.WELCOME)
+
+    async def _ask_in(self, hello: Hello) -> bytes:
+        """The token. Memory is handed over where that is possible, without being asked for."""
+        if self._disks.is_wanted or not self._talk.is_trusted:
+            return await self._talk.greet(hello, self._disks.wants, await self._disks.details())
+        self.progress.advice = why_copied(self._guest.ram)
+        if not can_be_passed(self._guest.ram):
+            return await self._talk.greet(hello)
+        try:
+            token = await self._talk.greet(hello, (MEMFD,))
+        except Ended as ended:
+            if ended.event is not SourceEvent.LOST:
+                raise
+            # A tvmm that is too old to know the wish: it gets a copy.
+            await self._talk.close()
+            self._talk = await Talk.open(self._address, self._security)
+            token = await self._talk.greet(hello)
+        if MEMFD in self._talk.granted:
+            self.progress.advice = ""
+        return token
 
     def _lane_count(self) -> int:
         if self.parameters.connections:
@@ -386,8 +427,12 @@ class Outgoing:
 
     # --- switchover ---
 
-    async def _switch_over(self) -> None:
-        limit = longest_pause(self.parameters, self._lanes.pages.total * PAGE + self._disks.total)
+    @property
+    def _ram_bytes(self) -> int:
+        return sum(block.size for block in self._guest.ram.blocks.values())
+
+    async def _switch_over(self, hand_over: Callable[[bool], Awaitable[None]]) -> None:
+        limit = longest_pause(self.parameters, self._ram_bytes + self._disks.total)
         parts = self.progress.pause
         self._tell("device")
         parts.begin()
@@ -396,7 +441,7 @@ class Outgoing:
             parts.stopped()
             with trio.move_on_after(limit if was_running else math.inf) as patience:
                 async with self._disks.finishing():
-                    await self._hand_over(was_running)
+                    await hand_over(was_running)
                 ready = await self._talk.expect(Ready, math.inf, "load the state")
             if patience.cancelled_caught:
                 raise Ended(
@@ -423,6 +468,14 @@ class Outgoing:
         await self._talk.say(State(sections, was_running, self._number, hashes))
         await self._lanes.send_round(self._number | LAST_ROUND)
         parts.pages_sent()
+
+    async def _hand_state_over(self, was_running: bool) -> None:
+        """The same where the destination has the memory already."""
+        sections = await self._guest.save()
+        self.progress.pause.saved()
+        hashes = await self._guest.hashes() if self.parameters.verify else ()
+        await self._talk.say(State(sections, was_running, 0, hashes))
+        self.progress.pause.pages_sent()
 
     async def _commit(self) -> None:
         self._ended = await self._commitment.run()

@@ -77,6 +77,7 @@ class Progress:
         self.phase = "connecting"
         self.error = self.error_hint = ""
         self.guest = "source"
+        self.advice = ""
         self.connections = 0
         self.pause = PauseClock()
         self._begun = time.perf_counter()
@@ -108,6 +109,12 @@ class Progress:
         """Setup is over."""
         self._setup_ms = (time.perf_counter() - self._begun) * 1e3
         self._lanes = lanes
+
+    def pass_memory(self, size: int) -> None:
+        """Setup is over, and the destination has all of the memory, as it is."""
+        self._setup_ms = (time.perf_counter() - self._begun) * 1e3
+        self.phase = "memory handed over"
+        self._ram = RamProgress(total=size, handed_over=size)
 
     def begin_round(self, number: int) -> None:
         """Round 0 is the first pass."""
@@ -172,6 +179,7 @@ class Progress:
             downtime_parts=self.pause.parts() if done else None,
             throttle_percent=self._throttle,
             connections=self.connections,
+            advice=self.advice if done else "",
         )
 
     def _seconds_left(self, ram: RamProgress) -> float | None:

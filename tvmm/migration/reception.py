@@ -32,7 +32,7 @@ _WANTED = {
     Security.TLS: Reply.WANTS_TLS,
     Security.PAIR: Reply.WANTS_PAIRING,
 }
-_WITH_TOKEN = (Kind.LANE, Kind.SCREEN, Kind.STORAGE, Kind.REQUESTS, Kind.RECOVER)
+_WITH_TOKEN = (Kind.LANE, Kind.SCREEN, Kind.STORAGE, Kind.RAM, Kind.REQUESTS, Kind.RECOVER)
 
 
 class Desk(Protocol):
@@ -49,6 +49,9 @@ class Desk(Protocol):
 
     async def take_screen(self, stream: trio.abc.Stream) -> None:
         """Show the guest's screen there to those who looked at it at the source: the stream is the desk's then."""
+
+    async def take_memory(self, stream: trio.abc.Stream) -> None:
+        """Take descriptors from it: it is the desk's then."""
 
     async def serve_query(self, link: Link) -> None:
         """Answer a question."""
@@ -93,6 +96,9 @@ class Reception:
                 kept = True
             elif opening.kind is Kind.SCREEN:
                 await self._desk.take_screen(secured)
+                kept = True
+            elif opening.kind is Kind.RAM:
+                await self._desk.take_memory(secured)
                 kept = True
             elif opening.kind is Kind.QUERY:
                 await self._desk.serve_query(Link(secured, FROM_SOURCE))

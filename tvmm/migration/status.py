@@ -123,6 +123,8 @@ class RamProgress(NamedTuple):
     """Pages dealt with (sent, zero or found unchanged) per second, lately."""
     spared: int = 0
     """Pages that were not sent because the guest said that they are free, and did not write to them since."""
+    handed_over: int = 0
+    """Bytes of RAM that the destination has taken over as they are, on the same host: none of them was sent."""
 
 
 class PostcopyProgress(NamedTuple):
@@ -223,6 +225,8 @@ class MigrationStatus(NamedTuple):
     """None unless the guest has gone before its memory."""
     disks: DiskProgress = DiskProgress()
     """Of those that are copied."""
+    advice: str = ""
+    """How it could have gone better, in one sentence without a full stop; '' if nothing is to be said."""
 
     @property
     def under_way(self) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from tvmm.errors import ProtocolError, TvmmError
+from tvmm.migration.descriptors import is_trusted
 from tvmm.migration.link import Link, LinkLost, open_connection
 from tvmm.migration.messages import FROM_DESTINATION, Answer, Failure, Grants, Hello, Query, Refuse, Wants, Welcome
 from tvmm.migration.source import SourceEvent
@@ -59,6 +60,11 @@ class Talk:
         """Connect. Raises `UserError` too."""
         stream = await open_connection(address, Opening(Kind.CONTROL, security.kind))
         return cls(Link(await security.wrap(stream), FROM_DESTINATION))
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether descriptors can go there, and may."""
+        return is_trusted(self._link.stream)
 
     async def greet(self, hello: Hello, wants: tuple[str, ...] = (), details: tuple[Any, ...] = ()) -> bytes:
         """The token for lanes. Raises `Ended` if the destination refuses or says nothing.

@@ -81,6 +81,7 @@ class Kind(IntEnum):
     RECOVER = 6
     """Post-copy: a source that has lost its connections."""
     STORAGE = 7
+    RAM = 8
 
 
 class Security(IntEnum):

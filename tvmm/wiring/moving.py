@@ -13,8 +13,10 @@ from tvmm.board_facts import adopted_facts, describe_board, differences
 from tvmm.board_state import keep_board, load_board, save_board, section_types
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.dirty_log import make_tracker
-from tvmm.kvm.pages import ram_hash
+from tvmm.kvm.pages import PAGE, ram_hash
+from tvmm.kvm.remap import adopt_file, borrow_file
 from tvmm.memory.ram import MAIN_BLOCK
+from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
 from tvmm.outcome import STATUS_MIGRATED, Outcome
 from tvmm.state import Section, decode, encode
 from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved, suggest
@@ -235,6 +237,11 @@ class LeavingMachine(_MovingMachine):
         self._kept = True
         self._machine.before_resume = self.take_disks
 
+    def let_go_of_memory(self) -> None:
+        """See `LeavingGuest`. Viewers see what the guest shows for as long as they are here."""
+        for block in self.ram.blocks.values():
+            borrow_file(block, block.fd)
+
     def go_on(self) -> None:
         """See `LeavingGuest`."""
         self._kept = False
@@ -245,6 +252,12 @@ class ArrivingMachine(_MovingMachine):
     """An `ArrivingGuest`."""
 
     _came_as: CpuDescription | None = None
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._lent: dict[str, int] = {}
+        """Memory that is the guest's once it starts."""
+        self._features = frozenset({MEMFD}) if can_be_passed(self.ram) else frozenset()
 
     async def rehearse(self) -> None:
         """See `ArrivingGuest`: what the board has is put into it once more."""
@@ -262,7 +275,10 @@ class ArrivingMachine(_MovingMachine):
         async with motion.lock:
             await motion.stop()
             motion.stage = "inmigrate"
-        yield
+        try:
+            yield
+        finally:
+            close_all(self._lent)
 
     def has_room(self) -> bool:
         """See `ArrivingGuest`. Not for a machine with a balloon, where much of it may never be needed."""
@@ -273,7 +289,7 @@ class ArrivingMachine(_MovingMachine):
 
     def features(self) -> frozenset[str]:
         """See `ArrivingGuest`."""
-        return frozenset({"storage"} if self._fills_disks else ())
+        return self._features | ({"storage"} if self._fills_disks else set())
 
     @property
     def _fills_disks(self) -> bool:
@@ -318,6 +334,26 @@ class ArrivingMachine(_MovingMachine):
             found = [each for each in found if each.startswith("memory size ") or not each.startswith("memory ")]
         return found
 
+    async def borrow_memory(self, files: dict[str, int]) -> None:
+        """See `ArrivingGuest`."""
+        await trio.to_thread.run_sync(self._borrow, files)
+
+    def _borrow(self, files: dict[str, int]) -> None:
+        for name, block in self.ram.blocks.items():
+            # Huge pages of a private mapping are to be had only when touched, or not at all.
+            if block.page_size == PAGE:
+                borrow_file(block, files[name])
+                self._lent[name] = files.pop(name)
+            else:
+                adopt_file(block, files[name])
+                del files[name]
+
+    def _keep_memory(self) -> None:
+        """What was lent is the guest's from now on."""
+        for name in list(self._lent):
+            adopt_file(self.ram.blocks[name], self._lent[name])
+            del self._lent[name]
+
     async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
         """See `ArrivingGuest`."""
         await load_board(self._board, sections, KvmParts(ran_at_ns))
@@ -343,6 +379,7 @@ class ArrivingMachine(_MovingMachine):
             from tvmm.wiring.disk_copies import keep_targets
 
             keep_targets(self._board.devices)
+        self._keep_memory()
         async with machine.motion.lock:
             machine.motion.arrive(running=running and not machine.config.paused)
         machine.guest_has_arrived()
