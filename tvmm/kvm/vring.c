@@ -344,6 +344,19 @@ uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch)
     return batch->count;
 }
 
+/* Look at each page of all buffers: where guest memory is still on its way, that waits for it. */
+void tvmm_batch_touch(const struct tvmm_batch *batch)
+{
+    for (uint32_t index = 0; index < batch->iovec_count; index++) {
+        const volatile uint8_t *base = batch->iovecs[index].iov_base;
+        size_t length = batch->iovecs[index].iov_len, at = 0;
+        while (at < length) {
+            (void)base[at];
+            at += 4096 - ((uintptr_t)base + at) % 4096;
+        }
+    }
+}
+
 /* The last `count` chains of the batch that was popped last, as if they had not been: the next pop reads them anew.
  * 0, or -EINVAL if that is not what they are. */
 int tvmm_vring_unpop(struct tvmm_vring *ring, struct tvmm_batch *batch, uint32_t count)

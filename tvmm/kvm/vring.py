@@ -40,7 +40,7 @@ from tvmm.kvm.vring_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tvmm.kvm.device_log import DeviceLog
     from tvmm.memory.regions import Region
@@ -82,11 +82,15 @@ class MappedRam(Protocol):
 class MemoryMap:
     """Guest-physical to host addresses, for C. Close it before the RAM: it keeps the blocks' buffers exported."""
 
-    def __init__(self, ram: MappedRam, log: DeviceLog | None = None) -> None:
+    def __init__(
+        self, ram: MappedRam, log: DeviceLog | None = None, absent: Callable[[], bool] = lambda: False
+    ) -> None:
         """The regions of `ram` as they are now; after a change make another one and restore the rings with it.
 
-        What rings and devices write with this map is marked in `log`, which is closed after it.
+        What rings and devices write with this map is marked in `log`, which is closed after it. `absent` says whether
+        some of the memory may still be on its way.
         """
+        self._absent = absent
         self._log = log
         self._buffers = {name: ffi.from_buffer("uint8_t[]", block.view) for name, block in ram.blocks.items()}
         runs: list[Region] = []
@@ -110,6 +114,11 @@ class MemoryMap:
         ]
         fields = {"count": len(regions), "log": log.raw if log is not None else ffi.NULL, "regions": regions}
         self.raw = ffi.new("struct tvmm_memory_map *", fields)
+
+    def fetch(self, batch: Batch) -> None:
+        """Wait, without the interpreter lock, until the buffers of a batch are here, while memory may be absent."""
+        if self._absent():
+            lib.tvmm_batch_touch(batch.raw)
 
     def fill(self, pieces: Iterable[memoryview], data: bytes) -> int:
         """Write `data` into pieces of guest memory, as `Batch.writable` gives them, in their order, and mark it.
@@ -240,7 +249,11 @@ class Vring:
 
     def pop(self, batch: Batch) -> int:
         """Take what the driver offers, as far as there is room in `batch`. How many chains that were."""
-        return int(lib.tvmm_vring_pop(self.raw, batch.raw))
+        count = int(lib.tvmm_vring_pop(self.raw, batch.raw))
+        if count:
+            # For Python that looks at them; a server in C waits without the interpreter lock anyway.
+            self.memory.fetch(batch)
+        return count
 
     def unpop(self, batch: Batch, count: int) -> None:
         """Put the last `count` chains of `batch` back, to be popped again later.
