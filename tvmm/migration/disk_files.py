@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DiskOrigin", "DiskTarget", "ImageFile", "Tracked"]
 
+SMALL_BYTES = 1 << 20
+"""To look for holes in less takes longer than to read it, on some file systems."""
 _ZEROES = bytes(DATA_MAX)
 
 
@@ -54,6 +56,7 @@ class ImageFile:
         except OSError as error:
             raise HostError(f"disk image {name} cannot be opened again: {error.strerror}", "look at it") from error
         self._has_holes = True
+        self._known_data = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -86,8 +89,14 @@ class ImageFile:
             ) from error
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """The parts of a piece, as (offset, length, whether it may be other than zeroes), whole blocks but the last."""
+        """The parts of a piece, as (offset, length, whether it may be other than zeroes), whole blocks but the last.
+
+        What is small is read in any case.
+        """
         end = offset + length
+        if 0 < length <= SMALL_BYTES:
+            yield offset, length, True
+            return
         while offset < end:
             found = self._seek(offset, os.SEEK_DATA, end)
             data = found // GRAIN * GRAIN if found < end else end
@@ -95,11 +104,21 @@ class ImageFile:
                 yield offset, data - offset, False
             if data < end:
                 # Where somebody has made a hole of it meanwhile, a block at least.
-                hole = max(self._seek(found, os.SEEK_HOLE, end), data + 1)
+                hole = max(self._end_of_data(found, end), data + 1)
                 end_of_data = min(-(-hole // GRAIN) * GRAIN, end)
                 yield data, end_of_data - data, True
                 data = end_of_data
             offset = data
+
+    def _end_of_data(self, offset: int, end: int) -> int:
+        """Where the next hole is. A file system in memory looks at each page on the way there: so it is kept in mind.
+        If there are holes meanwhile, zeroes are read.
+        """
+        first, last = self._known_data
+        if not first <= offset < last:
+            last = self._seek(offset, os.SEEK_HOLE, end)
+            self._known_data = offset, last
+        return last
 
     def _seek(self, offset: int, whence: int, end: int) -> int:
         if self._has_holes:
