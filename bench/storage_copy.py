@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--tls", action="store_true", help="tvmm with a pairing code")
     options = parser.parse_args()
     made = None if options.folder else free_folder("disks")
-    folder: Path = options.folder or made
+    folder: Path = made if made is not None else options.folder
     size = options.size << 20
     monitors: list[DiskTvmm | DiskQemu] = []
     if options.only != "qemu":
