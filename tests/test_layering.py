@@ -79,6 +79,8 @@ PURE = (
     "vnc/web_rules.py",
     "migration/authority.py",
     "migration/bundle.py",
+    "migration/disk_frames.py",
+    "migration/disk_policy.py",
     "migration/pairing.py",
     "migration/tls_errors.py",
     "vnc/des.py",
