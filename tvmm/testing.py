@@ -12,8 +12,9 @@ and in a test, with pytest-trio::
         await vm.wait_serial("tvmm> ")
 
 `vm` is a running machine, `vm_pair` a running one and one that waits for its guest, `migrated` a machine whose guest
-was started elsewhere and moved here, and `any_vm` runs its test twice: on a booted machine and on a migrated one. The
-marker has the options of `tvmm run`, with underscores. Without a kernel it is the built-in guest, at its prompt.
+was started elsewhere and moved here, and `any_vm` runs its test on a machine of each of the `HISTORIES` that a guest
+can have: booted here, migrated here, handed over with its memory. The marker has the options of `tvmm run`, with
+underscores. Without a kernel it is the built-in guest, at its prompt.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from tvmm.config.machine import MachineConfig
 from tvmm.machine import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    History = Callable[[MachineConfig, MachineConfig | None], AbstractAsyncContextManager[Machine]]
 
 T = TypeVar("T")
 
-__all__ = ["VmPair", "any_vm", "booted", "migrated", "moved", "pair", "vm", "vm_pair"]
+__all__ = ["HISTORIES", "VmPair", "any_vm", "booted", "handed_over", "migrated", "moved", "pair", "vm", "vm_pair"]
 
 _fixture: Callable[[T], T] = trio_fixture
 
@@ -57,32 +61,59 @@ class VmPair(NamedTuple):
 
 
 @asynccontextmanager
-async def booted(config: MachineConfig) -> AsyncIterator[Machine]:
-    """A machine that runs; the built-in guest is at its prompt."""
-    async with Machine(config) as machine:
+async def booted(config: MachineConfig, there: MachineConfig | None = None) -> AsyncIterator[Machine]:
+    """A machine that runs; the built-in guest is at its prompt. It has `there` if that is given: see `HISTORIES`."""
+    async with Machine(there or config) as machine:
         await machine.resume()
-        if not config.kernel.kernel:
+        if not machine.config.kernel.kernel:
             await machine.wait_serial(PROMPT)
         yield machine
 
 
 @asynccontextmanager
-async def pair(config: MachineConfig) -> AsyncIterator[VmPair]:
-    """A running machine and one that waits for it, in this process."""
+async def pair(config: MachineConfig, there: MachineConfig | None = None) -> AsyncIterator[VmPair]:
+    """A running machine and one that waits for it, in this process. `there` is what the latter has, with other paths
+    of sockets and names of taps, where two machines at a time cannot have the same.
+    """
     from tvmm.config.incoming import IncomingConfig
 
     with tempfile.TemporaryDirectory(prefix="tvmm-") as directory:
         uri = f"unix:{Path(directory) / 'migration'}"
-        waiting = config._replace(incoming=IncomingConfig(uri), name=f"{config.name}-2" if config.name else "")
+        if there is None:
+            there = config._replace(name=f"{config.name}-2" if config.name else "")
+        waiting = there._replace(incoming=IncomingConfig(uri))
         async with booted(config) as source, Machine(waiting) as destination:
             yield VmPair(source, destination, uri)
 
 
 @asynccontextmanager
-async def moved(config: MachineConfig) -> AsyncIterator[Machine]:
-    """A machine whose guest was booted in another one, which is gone."""
-    async with pair(config) as machines:
+async def moved(config: MachineConfig, there: MachineConfig | None = None) -> AsyncIterator[Machine]:
+    """A machine whose guest was booted in another one, which is gone. `there`: as `pair`."""
+    async with pair(config, there) as machines:
         yield await machines.migrate()
+
+
+@asynccontextmanager
+async def handed_over(config: MachineConfig, there: MachineConfig | None = None) -> AsyncIterator[Machine]:
+    """A machine that has taken over the guest of another one with the very memory that it was booted in. Its memory
+    is shared, whatever `config` says. `there`: as `pair`.
+    """
+
+    def shared(one: MachineConfig) -> MachineConfig:
+        return one._replace(memory=one.memory._replace(shared=True))
+
+    async with pair(shared(config), there and shared(there)) as machines:
+        here = await machines.migrate()
+        status = machines.source.moves.migration_status()
+        assert (status.ram.handed_over, status.ram.transferred) == (status.ram.total, 0), "memory was copied"
+        yield here
+
+
+HISTORIES: Mapping[str, History] = {"booted": booted, "migrated": moved, "handed-over": handed_over}
+"""What a guest can have been through, by name: each makes a running machine of a configuration.
+
+A second configuration is for the last one of the guest's machines, if that has to have other paths and names.
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,7 +149,7 @@ async def migrated(request: pytest.FixtureRequest) -> AsyncIterator[Machine]:
         yield machine
 
 
-@pytest.fixture(params=("booted", "migrated"))
+@pytest.fixture(params=tuple(HISTORIES))
 def vm_history(request: pytest.FixtureRequest) -> str:
     """What the machine of `any_vm` has been through."""
     return str(request.param)
@@ -126,7 +157,6 @@ def vm_history(request: pytest.FixtureRequest) -> str:
 
 @_fixture
 async def any_vm(request: pytest.FixtureRequest, vm_history: str) -> AsyncIterator[Machine]:
-    """A running machine, once booted and once migrated."""
-    make = {"booted": booted, "migrated": moved}[vm_history]
-    async with make(_config(request)) as machine:
+    """A running machine, of each history in turn."""
+    async with HISTORIES[vm_history](_config(request), None) as machine:
         yield machine

@@ -16,7 +16,7 @@ PROMPT = "tvmm> "
 
 
 async def test_the_shell_works(any_vm: Machine) -> None:
-    """On a machine that was booted, and on one whose guest has moved there."""
+    """On a machine that was booted, and on those whose guest has come there in each of the ways that there are."""
     await any_vm.send_serial("echo hello\n")
     assert b"hello" in await any_vm.wait_serial(PROMPT)
 
