@@ -36,7 +36,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("tvmm r", ["run", "resume", "resize", "record"]),
+        ("tvmm r", ["run", "resume", "resize", "record", "restore"]),
         ("tvmm run --me", ["--memory", "--metrics"]),
         ("tvmm run --serial s", ["stdio"]),
         ("tvmm run --device isa", ["isa-debug-exit"]),

@@ -13,6 +13,7 @@ import trio
 from tests.control.fake_balloon import FakeBalloon
 from tests.control.fake_limits import FakeThrottle, fake_limited
 from tests.control.fake_migration import FakeMigration
+from tests.control.fake_save import FakeSave
 from tests.control.fake_vnc import FakeVnc
 from tvmm.control.input_target import InputAction, MouseInfo
 from tvmm.control.server import ControlServer
@@ -55,6 +56,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "block_set_io_throttle": {
         "id": "disk0", **dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0), "iops_rd": 5,
     },
+    "x-save": {"path": "/tmp/a.snap"},
     "x-net-set-throttle": {"id": "net0", "pps": 5},
     "change-vnc-password": {"password": "new"},
     "expire_password": {"protocol": "vnc", "time": "now"},
@@ -96,6 +98,10 @@ class FakeMachine:
         self.pause_migration = self.migration.pause_migration
         self.recover_migration = self.migration.recover_migration
         self.listen_for_migration = self.migration.listen_for_migration
+        self.saves = FakeSave()
+        self.save_status = self.saves.save_status
+        self.start_save = self.saves.start_save
+        self.cancel_save = self.saves.cancel_save
         self.screens: list[tuple[str, str]] = []
         self.vnc = FakeVnc()
         self.the_balloon: FakeBalloon | None = FakeBalloon()

@@ -82,6 +82,9 @@ PLAIN = {"auth": "vencrypt", "vencrypt": "x509-plain"}
 NO_DISK_LIMITS, NO_NET_LIMITS = (NO_LIMITS.spelled(words) for words in (DISK_WORDS, NET_WORDS))
 
 SHAPES: dict[str, Any] = {
+    "x-query-save": {"status": "none"},
+    "x-save": {},
+    "x-save-cancel": {},
     "x-net-set-throttle": {},
     "x-query-throttle": [
         {"id": "disk0", "kind": "disk", "limits": NO_DISK_LIMITS, "waits": 0},

@@ -19,7 +19,7 @@ from tvmm.errors import HostError, ProtocolError
 from tvmm.migration.status import NO_MIGRATION, POSTCOPY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType, TracebackType
 
     from tvmm.control.client import QmpClient
@@ -68,12 +68,16 @@ class Interrupts:
 
 
 class Follower:
-    """One migration through `client`."""
+    """One migration through `client`. What else goes on in a machine and is followed has other names for the same."""
+
+    EVENT, CANCEL, QUERY = EVENT, "migrate_cancel", "query-migrate"
+    read: Callable[[Mapping[str, Any]], Any] = staticmethod(status_of)
+    """`info` as a record with `ended`."""
 
     def __init__(self, client: QmpClient, interval: float = INTERVAL_SECONDS) -> None:
         self.info: Mapping[str, Any] = {}
         """What is known; the last word if `ended`."""
-        self.status = NO_MIGRATION
+        self.status: Any = NO_MIGRATION
         """The same as a record."""
         self.ended = False
         self._client = client
@@ -81,11 +85,15 @@ class Follower:
 
     def start(self, uri: str, parameters: Mapping[str, Any]) -> None:
         """Begin. Raises `CommandError` if the machine refuses."""
-        self._client.execute("migrate", START_SECONDS, uri=uri, x_parameters=dict(parameters))
+        self.begin("migrate", uri=uri, x_parameters=dict(parameters))
+
+    def begin(self, command: str, **arguments: Any) -> None:
+        """The same with any command."""
+        self._client.execute(command, START_SECONDS, **arguments)
         events = list(self._client.events)
         self._client.events.clear()
         # What was said before `setup` is about an earlier migration.
-        begun = max((at for at, event in enumerate(events) if _state(event) == "setup"), default=-1)
+        begun = max((at for at, event in enumerate(events) if self._state(event) == "setup"), default=-1)
         self._client.events.extend(events[begun + 1 :])
 
     def recover(self, uri: str) -> None:
@@ -111,13 +119,13 @@ class Follower:
                     cancelled = True
                     with suppress(CommandError):
                         # A guest that runs over there cannot be taken back: this ends the watching, and nothing else.
-                        self._client.execute("migrate_cancel")
+                        self._client.execute(self.CANCEL)
                     if self.status.state in POSTCOPY:
                         return
                 if not self._listen(self._interval):
                     return
                 if not self.ended:
-                    self._learn(self._client.execute("query-migrate"))
+                    self._learn(self._client.execute(self.QUERY))
             except LateError:
                 # A busy machine is not a broken one, and whoever is tired of it can leave.
                 continue
@@ -130,13 +138,16 @@ class Follower:
     def _hear_last_words(self) -> None:
         """Take in what the machine said before it hung up."""
         with suppress(LateError):
-            while not self.ended and (event := self._client.wait_event(EVENT, timeout=LAST_WORDS_SECONDS)) is not None:
+            while not self.ended:
+                event = self._client.wait_event(self.EVENT, timeout=LAST_WORDS_SECONDS)
+                if event is None:
+                    return
                 self._take(event)
 
     def _listen(self, seconds: float) -> bool:
         """Take in an event, if one comes within `seconds`; False when the machine has hung up."""
         try:
-            event = self._client.wait_event(EVENT, timeout=seconds)
+            event = self._client.wait_event(self.EVENT, timeout=seconds)
         except LateError:
             return True
         if event is not None:
@@ -150,13 +161,12 @@ class Follower:
 
     def _learn(self, info: Mapping[str, Any]) -> None:
         try:
-            self.status = status_of(info)
+            self.status = self.read(info)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         self.info = info
         self.ended = self.status.ended
 
-
-def _state(event: Mapping[str, Any]) -> object:
-    """What an event says about a migration, None if it is about something else."""
-    return event.get("data", {}).get("status") if event["event"] == EVENT else None
+    def _state(self, event: Mapping[str, Any]) -> object:
+        """What an event says about it, None if it is about something else."""
+        return event.get("data", {}).get("status") if event["event"] == self.EVENT else None

@@ -28,6 +28,7 @@ exit status:
   2    wrong usage, or the host lacks something
   3    the guest crashed
   4    the guest has moved to another tvmm
+  5    the guest was saved in a file
   128+n  ended by signal n
   odd    chosen by a guest that wrote to isa-debug-exit
 """

@@ -283,6 +283,8 @@ def farewell(ending: Ending) -> list[str]:
     first, *rest = outcome.report.splitlines() or [""]
     if outcome.kind == "migrated":
         return [f"the guest has moved to {first}" if first else "the guest has moved", *rest]
+    if outcome.kind == "saved":
+        return [f"the guest was saved: 'tvmm restore {first}' goes on with it"]
     plain = {
         "crashed": "the guest crashed",
         "reset": "the guest reset the machine",

@@ -35,6 +35,8 @@ VERBS = (
     Verb("balloon", "tvmm.cli.balloon", "show or change how much memory a guest has"),
     Verb("sendkey", "tvmm.cli.sendkey", "press keys on a machine's keyboard", True),
     Verb("migrate", "tvmm.cli.migrate", "move a running machine's guest to another tvmm", True),
+    Verb("save", "tvmm.cli.save", "write a running machine into a file", True),
+    Verb("restore", "tvmm.cli.restore", "go on with a machine that was saved into a file", True),
     Verb("console", "tvmm.cli.console", "connect this terminal to a machine's serial line"),
     Verb("vsock", "tvmm.cli.vsock", "connect this terminal to a port of a machine's guest", True),
     Verb("screenshot", "tvmm.cli.screenshot", "save what a guest shows as a picture", True),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tvmm.control.input_target import InputTarget
+    from tvmm.control.save_target import SaveTarget
     from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
     from tvmm.machine import Machine
     from tvmm.metrics.model import Reading
@@ -63,6 +64,10 @@ class MachineTarget:
         self.pause_migration = moves.pause_migration
         self.recover_migration = moves.recover_migration
         self.listen_for_migration = moves.listen_for_migration
+        saves: SaveTarget = machine.saves
+        self.save_status = saves.save_status
+        self.start_save = saves.start_save
+        self.cancel_save = saves.cancel_save
         vnc: VncTarget = machine.viewers or NoVnc()
         self.vnc_servers = vnc.vnc_servers
         self.set_vnc_password = vnc.set_vnc_password

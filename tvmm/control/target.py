@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from tvmm.control.input_target import InputTarget
 from tvmm.control.limit_target import LimitTargets
 from tvmm.control.metrics_verbs import MetricsTarget
+from tvmm.control.save_target import SaveTarget
 from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
 from tvmm.migration.status import NO_MIGRATION, MigrationParameters
@@ -387,7 +388,7 @@ class ScreenTarget(Protocol):
 
 
 class ControlTarget(
-    ScreenTarget, VirtioDevices, MigrationTarget, VncTarget, InputTarget, MetricsTarget, Protocol
+    ScreenTarget, VirtioDevices, MigrationTarget, SaveTarget, VncTarget, InputTarget, MetricsTarget, Protocol
 ):
     """A machine, as its control clients see it: what follows, and the targets of its parts.
 
@@ -404,7 +405,7 @@ class ControlTarget(
         """A word of QEMU's RunState: `running`, `paused`, `prelaunch`, `shutdown`, ...
 
         `inmigrate`: it waits for a guest; `finish-migrate`: its guest is on the last step of its way out;
-        `postmigrate`: its guest has moved, or may have."""
+        `postmigrate`: its guest has moved, or may have; `save-vm`: it is written into a file."""
 
     async def pause(self) -> None:
         """Return when no vCPU runs. Nothing to do if none does."""

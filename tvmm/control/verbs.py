@@ -16,11 +16,13 @@ from tvmm.control import (
     limit_verbs,
     metrics_verbs,
     migration_verbs,
+    save_verbs,
     screen_verbs,
     vnc_verbs,
 )
 from tvmm.control.migration_info import EVENT, PASS_EVENT
 from tvmm.control.qmp import NEGOTIATE, Argument, CommandFailed, version_info
+from tvmm.control.save_info import EVENT as SAVE_EVENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -40,6 +42,8 @@ EVENTS = (
     balloon_verbs.CHANGE_EVENT,
     EVENT,
     PASS_EVENT,
+    SAVE_EVENT,
+    "X_RESTORE",
     *vnc_verbs.VNC_EVENTS,
 )
 """What clients may be told of."""
@@ -288,6 +292,9 @@ VERBS: dict[str, Verb] = {
     "x-query-tasks": Verb(query_tasks),
     "x-query-throttle": Verb(limit_verbs.query_throttle, (Argument("id", "string", required=False),)),
     "x-query-virtio": Verb(device_verbs.query_virtio),
+    "x-query-save": Verb(save_verbs.query_save),
+    "x-save": Verb(save_verbs.save, save_verbs.SAVE),
+    "x-save-cancel": Verb(save_verbs.save_cancel),
     "x-tvmm-virtio": Verb(device_verbs.virtio_counters, (Argument("name", "string", required=False),)),
 }
 

@@ -54,6 +54,11 @@ class SaveStatus(NamedTuple):
     error_hint: str = ""
 
     @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.state in ENDED
+
+    @property
     def under_way(self) -> bool:
         """Whether one is."""
         return self.state in ("setup", "active", "finishing", "cancelling")

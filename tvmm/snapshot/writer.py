@@ -202,7 +202,8 @@ class _SealedPages:
             source = self._sources[index]
             assert source.view is not None
             data = source.view[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
-            zero = data == self._zeros[: len(data)]
+            # Bytes and not memoryviews: these are compared one by one, in Python.
+            zero = data.tobytes() == (self._zeros if len(data) == CHUNK_BYTES else bytes(len(data)))
             if not zero:
                 place = source.offset + chunk * CHUNK_BYTES
                 sealed = self._sealer.seal(CHUNK, place, data)

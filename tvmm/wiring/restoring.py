@@ -44,11 +44,13 @@ from tvmm.wiring.saving import disk_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from types import TracebackType
+    from typing import Self
 
     from tvmm.snapshot.format import KeySource
     from tvmm.snapshot.sealing import Secret
 
-__all__ = ["LOADS", "config_of", "restored"]
+__all__ = ["LOADS", "Restoring", "config_of", "restored"]
 
 LOADS = ("lazy", "eager", "demand")
 EAGER_THREADS, LAZY_THREADS = 4, 2
@@ -86,44 +88,79 @@ class _Images:
         return self._file.image(IMAGE_BLOCKS[1])
 
 
-@asynccontextmanager
-async def restored(
-    path: str | os.PathLike[str],
-    *,
-    options: Mapping[str, Any] | None = None,
-    load: str = "lazy",
-    force: bool = False,
-    ask: Callable[[KeySource], Secret] | None = None,
-    say: Callable[[str], None] | None = None,
-    places: Mapping[str, str] | None = None,
-) -> AsyncIterator[Machine]:
-    """Within the block the machine that was saved at `path`, paused where it was saved, as `Machine` otherwise.
+class Restoring:
+    """One restore. A context manager; within it `machine` may be entered once."""
 
-    `options` replace those that were saved, `load` is one of `LOADS`. `force`: also when a disk was written since.
-    `ask` gives what an encrypted file needs. `say` gets warnings. Raises `UserError` with all that does not fit.
-    """
-    if load not in LOADS:
-        raise ConfigError(f"there is no way {load!r} to load a snapshot", f"there are: {', '.join(LOADS)}")
-    file = await trio.to_thread.run_sync(SnapshotFile, os.fspath(path), ask)
-    with file:
-        config = config_of(file, options or {}, **(places or {}))
-        if not force:
-            _check_disks(file, config)
-        board = await trio.to_thread.run_sync(_make_board, file, config)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        options: Mapping[str, Any] | None = None,
+        load: str = "lazy",
+        force: bool = False,
+        ask: Callable[[KeySource], Secret] | None = None,
+        say: Callable[[str], None] | None = None,
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        """`options` replace those that were saved, `load` is one of `LOADS`. `force`: also when a disk was written
+        since. `ask` gives what an encrypted file needs. `say` gets warnings. Blocks while header and description are
+        read. Raises `UserError`.
+        """
+        if load not in LOADS:
+            raise ConfigError(f"there is no way {load!r} to load a snapshot", f"there are: {', '.join(LOADS)}")
+        self.file = SnapshotFile(os.fspath(path), ask)
         try:
-            eager = load == "eager" or not _can_map(file, board)
+            config = config_of(self.file, options or {}, **(places or {}))
+            if not force:
+                _check_disks(self.file, config)
+        except BaseException:
+            self.file.close()
+            raise
+        # One that was paused stays so.
+        self.config = config._replace(paused=config.paused or not self.file.description.running)
+        self._load = load
+        self._say = say
+
+    @asynccontextmanager
+    async def machine(self) -> AsyncIterator[Machine]:
+        """Within the block the machine, paused where it was saved. Raises `UserError` with all that does not fit."""
+        file = self.file
+        board = await trio.to_thread.run_sync(_make_board, file, self.config)
+        try:
+            eager = self._load == "eager" or not _can_map(file, board)
             await _fill(file, board, eager=eager)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(board.close)
             raise
-        machine = Machine(config, board=board)
-        if say is not None:
-            machine.on_warning = say
+        machine = Machine(self.config, board=board)
+        if self._say is not None:
+            machine.on_warning = self._say
         async with machine:
             await _load(file, machine)
-            if not eager and load != "demand":
+            if not eager and self._load != "demand":
                 machine.start_task(partial(_read_on, file, machine), "snapshot")
+            yield machine
+
+    def close(self) -> None:
+        """Idempotent; the machine is gone."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@asynccontextmanager
+async def restored(path: str | os.PathLike[str], **how: Any) -> AsyncIterator[Machine]:
+    """Within the block the machine that was saved at `path`, paused where it was saved; `how` as `Restoring`."""
+    restoring = await trio.to_thread.run_sync(partial(Restoring, path, **how))
+    with restoring:
+        async with restoring.machine() as machine:
             yield machine
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -57,7 +58,11 @@ class SavingMachine(LeavingMachine):
         """While it is held: it does not go on here, and the machine ends."""
         self._ended = True
         self.release_disks()
-        self._machine.supervisor.post(Outcome("saved", STATUS_SAVED, path))
+        machine = self._machine
+        machine.farewell = Outcome("saved", STATUS_SAVED, path)
+        if self._board.devices is not None and self._board.devices.vsock is not None:
+            self._board.devices.vsock.leave()
+        machine.start_task(partial(self._end_soon, machine.farewell, None), "farewell")
 
 
 class Saving:
@@ -79,6 +84,7 @@ class Saving:
         self._pause = 0.0
         self._writer: SnapshotWriter | None = None
         self._figures = (0, 0, 0)
+        self._file_bytes = 0
         self._error = ("", "")
 
     @property
@@ -93,8 +99,6 @@ class Saving:
             (self._took if self._took is not None else now - self._begun) * 1000, pause * 1000,
             bool(self.parameters.passphrase or self.parameters.key), self.parameters.stop, *self._error,
         )  # fmt: skip
-
-    _file_bytes = 0
 
     def cancel(self) -> None:
         """Too late once the file is being put in its place."""
@@ -134,12 +138,12 @@ class Saving:
             self._error = str(error), ""
         finally:
             self._figures = writer.total, writer.done, writer.data
-            self._file_bytes = writer.file_bytes
             self._writer = None
             with trio.CancelScope(shield=True):
                 # To give gigabytes that nobody wants back to the disk takes its time.
                 await trio.to_thread.run_sync(writer.close)
-        self._enter(end)
+        if self._state != "completed":
+            self._enter(end)
 
     async def _write(self, writer: SnapshotWriter) -> None:
         self._enter("active")
@@ -153,6 +157,7 @@ class Saving:
                 )
                 if self.parameters.stop:
                     await self._finish(writer, description)
+                    self._enter("completed")
                     self._guest.end_saved(self._path)
             finally:
                 self._pause, self._held_at = time.perf_counter() - self._held_at, None
@@ -163,6 +168,7 @@ class Saving:
         self._enter("finishing")
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(writer.finish, description)
+        self._file_bytes = writer.file_bytes
 
 
 async def write_all(writer: SnapshotWriter) -> None:
