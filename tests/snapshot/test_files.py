@@ -1,0 +1,148 @@
+"""Whole files: written and read, of older versions, damaged, and put into their place."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.golden.write_snapshot import FILES, FOLDER
+from tests.support.snapshot_files import (
+    DESCRIPTION,
+    SECRET,
+    all_options,
+    hostile_run,
+    pages_of_ram,
+    read_all,
+    write_small,
+)
+from tvmm.config.machine import MachineConfig
+from tvmm.errors import HostError, ImageError, UserError
+from tvmm.snapshot.files import NewFile
+from tvmm.snapshot.options import options_of
+from tvmm.snapshot.reader import SnapshotFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_version_1_is_read(tmp_path: Path, name: str) -> None:
+    """For ever: users keep them."""
+    path = tmp_path / "a.snap"
+    path.write_bytes(gzip.decompress((FOLDER / f"{name}.snap.gz").read_bytes()))
+    found = read_all(str(path))
+    assert found._replace(blocks=(), images=()) == DESCRIPTION
+    with SnapshotFile(str(path), lambda source: SECRET) as file:
+        assert file.image("image.kernel") == b"kernel" * 1000
+        if name == "plain":
+            place = file.place("pc.ram")
+            assert os.pread(file.fd, place.pages * 4096, place.offset) == pages_of_ram()
+
+
+def test_what_is_written_is_what_version_1_has(tmp_path: Path) -> None:
+    """The bytes of today are those of the golden file, until the version changes."""
+    path = tmp_path / "a.snap"
+    write_small(str(path), None, lambda count: bytes(range(count)))
+    assert path.read_bytes() == gzip.decompress((FOLDER / "plain.snap.gz").read_bytes())
+
+
+def test_damaged_files_are_refused() -> None:
+    """The short form of `fuzz.snapshots`."""
+    endings = {hostile_run(seed) for seed in range(150)}
+    assert len(endings) > 5
+
+
+@pytest.mark.parametrize("options", list(all_options()), ids=str)
+def test_the_options_of_a_machine_make_the_same_machine(options: dict[str, Any]) -> None:
+    """As text and back, with everything that a machine can have."""
+    config = MachineConfig.parse(**options)
+    assert MachineConfig.from_options(dict(options_of(config, "/home/anna"))) == config
+
+
+def test_relative_paths_become_absolute() -> None:
+    """The machine may be restored from anywhere."""
+    config = MachineConfig.parse(disk="a.img", serial="file=log", control="c", vsock="v")
+    options = options_of(config, "/home/anna")
+    assert options["disk"] == ["/home/anna/a.img,id=disk0,queues=1"]
+    assert options["serial"] == "file=/home/anna/log"
+    assert options["control"] == "/home/anna/c"
+    assert str(options["vsock"]).startswith("/home/anna/v")
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_file_takes_its_place_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, nameless: bool
+) -> None:
+    """With O_TMPFILE and without; over nothing, and over an old one."""
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_RDWR, raising=False)
+    path = tmp_path / "a.snap"
+    (tmp_path / ".a.snap.tvmm-new").write_text("left by somebody who was killed")
+    for text in (b"TVMMSNAP one", b"TVMMSNAP two"):
+        before = path.read_bytes() if path.exists() else None
+        with NewFile(str(path)) as file:
+            os.write(file.fd, text)
+            assert (path.read_bytes() if path.exists() else None) == before
+            file.keep()
+        assert path.read_bytes() == text
+        assert path.stat().st_mode & 0o777 == 0o600
+    with NewFile(str(path)) as file:
+        os.write(file.fd, b"TVMMSNAP three")
+    assert path.read_bytes() == text
+    assert [each.name for each in tmp_path.iterdir()] == ["a.snap"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """The file that it leads to is replaced."""
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "a.snap"
+    link.symlink_to("there/b.snap")
+    with NewFile(str(link)) as file:
+        os.write(file.fd, b"TVMMSNAP")
+        file.keep()
+    assert link.is_symlink()
+    assert (tmp_path / "there" / "b.snap").read_bytes() == b"TVMMSNAP"
+
+
+def test_places_where_there_can_be_no_file(tmp_path: Path) -> None:
+    """Each in one line."""
+    (tmp_path / "text").write_text("hello")
+    for path, why in (
+        (tmp_path / "no" / "a", "No such file"),
+        (tmp_path, "no regular file"),
+        (tmp_path / "text", "--force replaces it"),
+        (tmp_path / "text" / "a", "Not a directory"),
+    ):
+        with pytest.raises(UserError, match=why):
+            NewFile(str(path))
+
+
+def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
+    """A directory that was put there meanwhile."""
+    path = tmp_path / "a.snap"
+    with NewFile(str(path)) as file:
+        path.mkdir()
+        with pytest.raises(HostError, match="cannot be written"):
+            file.keep()
+    assert path.is_dir()
+    assert [each.name for each in tmp_path.iterdir()] == ["a.snap"]
+
+
+def test_what_is_no_snapshot_is_told(tmp_path: Path) -> None:
+    """With the name of the file."""
+    path = tmp_path / "a.snap"
+    with pytest.raises(ImageError, match=r"a\.snap: there is no such file"):
+        SnapshotFile(str(path))
+    path.write_bytes(b"dear all")
+    with pytest.raises(ImageError, match=r"a\.snap: it is not a snapshot of tvmm"):
+        SnapshotFile(str(path))
+    path.unlink()
+    write_small(str(path))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(ImageError, match="it is cut short"):
+        SnapshotFile(str(path))
