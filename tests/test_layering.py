@@ -19,6 +19,7 @@ PURE = (
     "state.py",
     "state_codec.py",
     "bus.py",
+    "clones/plan.py",
     "screen.py",
     "boot/",
     "devices/",
