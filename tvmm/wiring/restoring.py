@@ -241,6 +241,8 @@ async def _load(file: SnapshotFile, machine: Machine) -> None:
             await load_board(machine.board, file.description.state(), KvmParts())
         except ProtocolError as error:
             raise ImageError(f"snapshot {file.path}: {error}") from error
+        # It has gone back in time, and may not be the only one that was made from the file.
+        machine.board.begin_generation()
         motion.arrive(running=False)
     machine.board.release_keys()
 
