@@ -99,6 +99,7 @@ class Machine:
         self._ended = trio.Event()
         self._settled = trio.Event()
         self.control_ready = trio.Event()
+        self.control_grace_s = CONTROL_GRACE_SECONDS
         self.supervisor = Supervisor(self)
         self._deadline_news = trio.Event()
         self._metrics: MachineMetrics | None = None
@@ -257,7 +258,7 @@ class Machine:
     async def _serve_later(self, control: str, console: str) -> None:
         """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""
         await self._settled.wait()
-        with trio.move_on_after(CONTROL_GRACE_SECONDS), self.hub.follow(holding=False) as follower:
+        with trio.move_on_after(self.control_grace_s), self.hub.follow(holding=False) as follower:
             await follower.wait(1)
         from tvmm.control.machine_target import serve_machine
 

@@ -22,6 +22,8 @@ _EXAMPLES = """\
   tvmm restore web.snap                          on this terminal, as 'tvmm run' does
   tvmm restore web.snap --name web-2 --disk copy.img --serial pty
   tvmm restore web.snap --eager                  all of its memory is read and checked first
+  tvmm restore web.snap --clones 50 --name web   web-1 to web-50, which share memory
+  tvmm restore web.snap --clones 4 --disk 'web-{n}.qcow2' --vnc :{n}   each with what is its own
   tvmm restore web.snap --info                   what is in it; with --json for programs
   tvmm restore web.snap --verify                 read all of it, and compare the checksums
 """
@@ -37,6 +39,7 @@ machine.
 """
 
 
+_CLONES_HELP = "start N machines, NAME-1 to NAME-N, that share its memory until they write; {n} in options is 1 to N"
 _MADE_UP = re.compile(r"vm-\d+")
 
 
@@ -61,9 +64,10 @@ def add_arguments(parser: Parser) -> None:
     how.add_argument("--paused", action="store_true", help="wait for 'tvmm resume' before its next instruction")
     how.add_argument("--eager", action="store_true", help="read and check all of its memory before it runs")
     how.add_argument("--force", action="store_true", help="also if a disk image was written since (its data suffer)")
+    how.add_argument("--clones", metavar="N", help=_CLONES_HELP)
     how.add_argument("--info", action="store_true", help="say what is in the file, and start nothing")
     how.add_argument("--verify", action="store_true", help="compare all checksums of the file, and start nothing")
-    how.add_argument("--json", action="store_true", help="with --info or --verify: print an object")
+    how.add_argument("--json", action="store_true", help="with --info, --verify or --clones: print an object")
     add_secret_options(parser, new=False)
     host = parser.add_argument_group("of this host (default: as it was saved)")
     host.add_argument("--name", metavar="NAME", help="name for 'tvmm ps', 'tvmm stop' ...")
@@ -94,8 +98,8 @@ def run(options: Mapping[str, Any]) -> int:
     """Restore it and stay with it until it ends; or tell of it."""
     from tvmm.cli.snapshot_secret import answer
 
-    if options.get("json") and not (options.get("info") or options.get("verify")):
-        raise ConfigError("--json has no meaning without --info or --verify")
+    if options.get("json") and not any(options.get(name) for name in ("info", "verify", "clones")):
+        raise ConfigError("--json has no meaning without --info, --verify or --clones")
     ask = answer(options)
     if options.get("info") or options.get("verify"):
         from tvmm.snapshot.reader import SnapshotFile
@@ -112,21 +116,27 @@ def run(options: Mapping[str, Any]) -> int:
 
 
 def _restore(options: Mapping[str, Any], ask: Any) -> int:
-    import trio
-
-    from tvmm.cli.run import exit_status, farewell
-    from tvmm.cli.session import supervise
     from tvmm.config.keys import default_keys_directory
     from tvmm.control.registry import runtime_directory
-    from tvmm.errors import collapse
     from tvmm.snapshot.options import HOST_OPTIONS
-    from tvmm.wiring.restoring import Restoring
 
     given = {name: value for name, value in options.items() if name in HOST_OPTIONS}
     places = {
         "runtime_dir": str(runtime_directory(os.environ, os.geteuid())),
         "keys_dir": default_keys_directory(os.environ, os.environ.get("HOME", "")),
     }
+    if options.get("clones"):
+        from tvmm.cli.clones import run_clones
+
+        return run_clones(options, ask, given, places)
+
+    import trio
+
+    from tvmm.cli.run import exit_status, farewell
+    from tvmm.cli.session import supervise
+    from tvmm.errors import collapse
+    from tvmm.wiring.restoring import Restoring
+
     with Restoring(
         options["file"], options=given, load="eager" if options.get("eager") else "lazy",
         force=bool(options.get("force")), ask=ask, say=message, places=places,

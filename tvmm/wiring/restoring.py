@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from tvmm.snapshot.format import KeySource
     from tvmm.snapshot.sealing import Secret
 
-__all__ = ["LOADS", "Restoring", "config_of", "restored"]
+__all__ = ["LOADS", "Restoring", "check_disks", "config_of", "restored"]
 
 LOADS = ("lazy", "eager", "demand")
 EAGER_THREADS, LAZY_THREADS = 4, 2
@@ -112,14 +112,14 @@ class Restoring:
         try:
             config = config_of(self.file, options or {}, **(places or {}))
             if not force:
-                _check_disks(self.file, config)
+                check_disks(self.file, config)
         except BaseException:
             self.file.close()
             raise
         # One that was paused stays so.
         self.config = config._replace(paused=config.paused or not self.file.description.running)
         self._load = load
-        self._say = say
+        self.say = say
 
     @asynccontextmanager
     async def machine(self) -> AsyncIterator[Machine]:
@@ -134,8 +134,8 @@ class Restoring:
                 await trio.to_thread.run_sync(board.close)
             raise
         machine = Machine(self.config, board=board)
-        if self._say is not None:
-            machine.on_warning = self._say
+        if self.say is not None:
+            machine.on_warning = self.say
         async with machine:
             await _load(file, machine)
             if not eager and self._load != "demand":
@@ -200,8 +200,8 @@ def _problems(file: SnapshotFile, board: Board) -> list[str]:
     return found
 
 
-def _check_disks(file: SnapshotFile, config: MachineConfig) -> None:
-    """Memory that knows what is on a disk, and a disk on which that has changed, ruin its file systems."""
+def check_disks(file: SnapshotFile, config: MachineConfig) -> None:
+    """Raise `UserError` if a disk has changed: with memory that knows what was on it, it ruins its file systems."""
     saved = {disk.id: disk for disk in file.description.disks}
     for disk in disk_files(config):
         was = saved.get(disk.id)

@@ -1,0 +1,256 @@
+"""``tvmm restore FILE --clones N``: machines that go on from one snapshot, and the process that stays with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tvmm.cli import STATUS_SIGNAL
+from tvmm.cli.output import RED, flush, message, print_json
+from tvmm.cli.run import exit_status, farewell
+from tvmm.cli.session import supervise
+from tvmm.clones.family import STATUS_BUG, Family, Listener
+from tvmm.clones.plan import check_together, clone_names, filled_options
+from tvmm.config.units import format_duration, parse_integer
+from tvmm.control.registry import machines
+from tvmm.devices.generation_id import format_guid
+from tvmm.errors import ConfigError, TvmmError, UserError, collapse
+from tvmm.outcome import STATUS_CRASHED
+from tvmm.wiring.restoring import Restoring, check_disks, config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from tvmm.clones.family import Ended
+    from tvmm.clones.member import Member, Report
+    from tvmm.config.machine import MachineConfig
+    from tvmm.machine import Machine
+    from tvmm.outcome import Outcome
+
+__all__ = ["run_clones"]
+
+OWN = {"serial": "none", "control": "", "vnc": "none", "metrics": "none"}
+"""What a saved machine had for itself alone, and clones have when they are given a place for each."""
+
+MODULES = (
+    *("encodings.ascii", "tvmm.control.machine_target", "tvmm.control.prompt", "tvmm.control.registered"),
+    *("tvmm.kvm.remap", "tvmm.migration.status"),
+)
+VIRTIO_MODULES = ("tvmm.wiring.devices", "tvmm.wiring.view", "tvmm.wiring.pci_slot", "tvmm.wiring.pci_bus")
+DISPLAY_MODULES = ("tvmm.wiring.display", "tvmm.wiring.screen_tasks", "tvmm.wiring.screen")
+TAP_MODULES = ("tvmm.net.tap", "tvmm.net.links")
+"""What a machine imports when it is there: clones share what their parent has imported."""
+
+
+def run_clones(options: Mapping[str, Any], ask: Any, given: Mapping[str, Any], places: Mapping[str, str]) -> int:
+    """Start them, stay until all have ended, and return the exit status. `given` are the options of machines."""
+    count = parse_integer(options["clones"], "clones", 1, 1 << 20)
+    if options.get("eager"):
+        raise ConfigError("--eager and --clones do not go together", "--verify checks the whole file once")
+    named = {name: value for name, value in given.items() if name != "name"}
+    first = {**OWN, **filled_options(named, 1)}
+    force = bool(options.get("force"))
+    with Restoring(options["file"], options=first, load="demand", force=force, ask=ask, places=places) as restoring:
+        names = clone_names(str(given.get("name", "")) or restoring.config.name, count)
+        configs = []
+        for number, name in enumerate(names, 1):
+            own = {**OWN, **filled_options(named, number), "name": name}
+            config = config_of(restoring.file, own, **places)
+            if not force:
+                check_disks(restoring.file, config)
+            configs.append(config._replace(paused=restoring.config.paused))
+        for warning in check_together(configs):
+            message(warning)
+        if restoring.file.encrypted:
+            message("the file is encrypted: its memory is decrypted for each clone, and they share none of it")
+        _refuse_taken(names, places["runtime_dir"])
+        _import_for(configs[0])
+        listener = _Telling(options["file"], names, as_json=bool(options.get("json")))
+        family = Family(names, lambda member: _be(member, restoring, configs[member.number - 1]), listener)
+        family.run()
+    return listener.status(family.signal)
+
+
+def _refuse_taken(names: Sequence[str], runtime_dir: str) -> None:
+    """Before anything is started; each name is checked again when it is taken."""
+    from pathlib import Path
+
+    wanted = set(names)
+    taken = [entry.name for entry in machines(Path(runtime_dir)) if entry.alive and entry.name in wanted]
+    if taken:
+        more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
+        raise UserError(f"machines named {', '.join(taken[:3])}{more} are running", "choose another --name")
+
+
+def _import_for(config: MachineConfig) -> None:
+    """In the parent, so that no clone has to, and all share it."""
+    beside = config.disks, config.nets, config.consoles, config.rngs, config.inputs, config.balloons, config.vsocks
+    wanted = [*MODULES, *(VIRTIO_MODULES if any(beside) or config.display is not None else ())]
+    kinds = {"disk": config.disks, "net": config.nets, "console": config.consoles, "rng": config.rngs}
+    kinds |= {"input": config.inputs, "balloon": config.balloons, "vsock": config.vsocks}
+    wanted += [f"tvmm.wiring.{kind}" for kind, found in kinds.items() if found]
+    wanted += [*DISPLAY_MODULES] if config.display is not None else []
+    wanted += [*TAP_MODULES] if any(net.type == "tap" for net in config.nets) else []
+    for name in wanted:
+        import_module(name)
+
+
+# --- a clone ---
+
+
+def _be(member: Member, restoring: Restoring, config: MachineConfig) -> int:
+    """In a process of its own: the machine, to its end."""
+    restoring.config, restoring.say = config, member.say
+    try:
+        with collapse():
+            # What signals lead to is the parent's to tell: they came to it, and go to all.
+            ending = trio.run(supervise, _Watched(restoring.machine(), member), config, _nothing)
+    except TvmmError as error:
+        member.error(str(error))
+        return exit_status_of(error)
+    if not ending.signal or (ending.outcome is not None and ending.outcome.kind != "quit"):
+        for line in farewell(ending):
+            member.say(line)
+    return exit_status(ending)
+
+
+def exit_status_of(error: TvmmError) -> int:
+    """As the command line has it."""
+    from tvmm.cli import STATUS_USAGE
+    from tvmm.errors import GuestError
+
+    return STATUS_CRASHED if isinstance(error, GuestError) else STATUS_USAGE
+
+
+def _nothing(text: str) -> None:
+    """Nobody is told."""
+
+
+class _Watched:
+    """A machine that tells its parent when it runs, and that ends with it."""
+
+    backend_path = ""
+    """The parent tells of all of them at once."""
+
+    def __init__(self, inner: AbstractAsyncContextManager[Machine], member: Member) -> None:
+        self._inner = inner
+        self._member = member
+        self._machine: Machine
+
+    async def __aenter__(self) -> _Watched:
+        self._machine = await self._inner.__aenter__()
+        # The modules for it are imported, so the guest does not have to come first.
+        self._machine.control_grace_s = 0
+        self.powerdown: Callable[[], None] = self._machine.powerdown
+        self.quit: Callable[[], None] = self._machine.quit
+        self._machine.start_task(self._watch, "parent")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._inner.__aexit__(kind, error, trace)
+
+    async def _watch(self) -> None:
+        await self._member.watch_parent(self._machine.quit)
+
+    async def run(self) -> Outcome:
+        """See `Guest`."""
+        await self._machine.resume()
+        self._machine.start_task(self._tell, "news")
+        return await self._machine.wait()
+
+    async def wait(self) -> Outcome:
+        """See `Guest`."""
+        self._machine.start_task(self._tell, "news")
+        return await self._machine.wait()
+
+    async def _tell(self) -> None:
+        """Ready is who can be asked."""
+        machine = self._machine
+        await machine.control_ready.wait()
+        directory = os.path.join(machine.config.runtime_dir, machine.name)
+        self._member.ready(
+            pid=str(os.getpid()),
+            serial=f"{machine.config.serial.kind}:{machine.backend_path}" if machine.backend_path else "",
+            control=os.path.join(directory, "control.sock"),
+            console=os.path.join(directory, "console.sock"),
+            guid=format_guid(machine.board.generation.guid),
+        )
+
+
+# --- their parent ---
+
+
+class _Telling(Listener):
+    """What the user hears of all of them."""
+
+    def __init__(self, path: str, names: Sequence[str], *, as_json: bool) -> None:
+        self._path = path
+        self._names = names
+        self._as_json = as_json
+        self._begun = time.perf_counter()
+        self._ready: dict[str, Mapping[str, str]] = {}
+        self._errors: dict[str, str] = {}
+        self._statuses: list[int] = []
+
+    def report(self, name: str, report: Report) -> None:
+        """See `Listener`, as all of these."""
+        if report.kind == "ready":
+            self._ready[name] = report.facts
+        elif report.kind == "say":
+            message(f"{name}: {report.text}")
+        else:
+            # What is wrong with one is often wrong with all.
+            if report.text.replace(name, "") not in {text.replace(one, "") for one, text in self._errors.items()}:
+                message(f"{name}: {report.text}", RED)
+            self._errors[name] = report.text
+
+    def ended(self, ended: Ended) -> None:
+        self._statuses.append(ended.status)
+        if ended.status < 0:
+            message(f"{ended.name}: its process was killed by {signal.Signals(-ended.status).name}", RED)
+        elif ended.status == STATUS_BUG:
+            message(f"{ended.name}: its process ended with status {ended.status}", RED)
+
+    def all_started(self) -> None:
+        seconds = time.perf_counter() - self._begun
+        started = [name for name in self._names if name in self._ready]
+        if self._as_json:
+            clones = [{"name": name, **self._facts(self._ready[name])} for name in started]
+            failed = [{"name": name, "error": text} for name, text in self._errors.items()]
+            print_json({"clones": clones, "failed": failed, "seconds": round(seconds, 3)})
+            flush()
+        if len(self._names) > len(started):
+            message(f"{len(self._names) - len(started)} of {len(self._names)} clones did not start", RED)
+        if started:
+            which = f"{started[0]} to {started[-1]}" if len(started) > 1 else started[0]
+            many = f"{len(started)} clones" if len(started) > 1 else "1 clone"
+            took = format_duration(round(seconds, 2))
+            message(f"{many} of {self._path}: {which}, in {took}; 'tvmm ps' lists them, Ctrl-C ends all of them")
+
+    @staticmethod
+    def _facts(facts: Mapping[str, str]) -> dict[str, object]:
+        return {**{key: value for key, value in facts.items() if key != "guid"}, "pid": int(facts["pid"]),
+                "generation-id": facts["guid"]}  # fmt: skip
+
+    def signalled(self, number: int, count: int) -> None:
+        name = signal.Signals(number).name
+        words = {1: "asked all guests to power off; a second signal ends them at once", 2: "ending all of them"}
+        message(f"{name}: {words.get(count, 'killing their processes')}")
+
+    def status(self, number: int) -> int:
+        """Of the whole: 128+n if signal n ended it, else 0 if all ended well, else that of what went worst."""
+        bad = {status if status >= 0 else STATUS_SIGNAL - status for status in self._statuses} - {0}
+        if number and bad <= {STATUS_SIGNAL + number}:
+            return STATUS_SIGNAL + number if bad else 0
+        if STATUS_CRASHED in bad:
+            return STATUS_CRASHED
+        return min(bad, default=0)
