@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.migrating import PROMPT, Place
-from tests.support.process import call, command, until
+from tests.support.migrating import Place
+from tests.support.process import PROMPT, call, command, until
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 

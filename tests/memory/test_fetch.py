@@ -24,7 +24,7 @@ def test_each_access_is_fetched_before() -> None:
         ram.fetch = fetch
         assert ram.read(0x5000, 2) == b"\7\0"
         ram.write(0x6000, b"ab")
-        assert ram.window(0x6000, 2) == b"\7b"
+        assert bytes(ram.window(0x6000, 2)) == b"\7b"
         with pytest.raises(MemoryAccessError):
             ram.read(1 << 50, 1)
         assert asked == [("pc.ram", 0x5000, 2), ("pc.ram", 0x6000, 2), ("pc.ram", 0x6000, 2)]

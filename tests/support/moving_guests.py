@@ -13,6 +13,7 @@ import trio
 from tvmm.config.memory import MemoryConfig
 from tvmm.errors import HostError, ImageError, ProtocolError
 from tvmm.kvm.remap import adopt_file, borrow_file
+from tvmm.kvm.uffd import can_wait_for_pages
 from tvmm.memory.ram import GuestRam
 from tvmm.migration.descriptors import receive_descriptors, send_descriptors
 from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
@@ -154,7 +155,7 @@ class Leaving(Side):
         super().__init__(world, shared=shared)
         self.disks: list[GuestDisk] = []
         """Those that can be copied."""
-        self.moved_to = ""
+        self.moved_to = self.serves_pages_to = ""
         self.kept_paused = False
         self.memory_let_go = False
         self.hints: list[str] = []
@@ -250,6 +251,11 @@ class Leaving(Side):
         for block in self.ram.blocks.values():
             borrow_file(block, block.fd)
 
+    def serve_pages(self, peer: str) -> None:
+        """It is."""
+        assert self.kept_paused
+        self.serves_pages_to = peer
+
     def keep_paused(self) -> None:
         """It may run elsewhere."""
         self.kept_paused = True
@@ -288,9 +294,10 @@ class Arriving(Side):
         return True
 
     def features(self) -> frozenset[str]:
-        """What it was made for."""
-        memory = {MEMFD} if can_be_passed(self.ram) else set()
-        return frozenset(memory | ({"storage"} if self.targets else set()))
+        """What it was made for, and post-copy, where the host has userfaultfd."""
+        found = {MEMFD} if can_be_passed(self.ram) else set()
+        found |= {"storage"} if self.targets else set()
+        return frozenset(found | ({"postcopy"} if can_wait_for_pages(self.ram.blocks["pc.ram"]) else set()))
 
     def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
         """What is wanted has to be what is offered."""
@@ -395,7 +402,7 @@ class Wire:
             if kind is Kind.RAM:
                 await self._pass_descriptors(client, server)
                 return
-            follows = kind is Kind.CONTROL
+            follows = kind in (Kind.CONTROL, Kind.RECOVER)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, client, server, FROM_SOURCE if follows else None)
                 nursery.start_soon(self._pump, server, client, FROM_DESTINATION if follows else None)

@@ -120,6 +120,10 @@ class LaneGroup:
         which nothing runs that could write."""
         self.begin_round()
 
+    def forget_hashes(self) -> None:
+        """From now on a page that is marked is sent, whatever was sent before: the peer does not have it any more."""
+        self.raw.hashes = ffi.NULL
+
     def begin_round(self) -> None:
         """Start at the first page again. No lane may be in a round."""
         self.raw.log = ffi.NULL if self.log is None else self.log

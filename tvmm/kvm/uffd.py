@@ -26,6 +26,7 @@ __all__ = [
     "PROTECT",
     "Fault",
     "Uffd",
+    "can_wait_for_pages",
 ]
 
 MISSING, PROTECT = int(lib.UFFDIO_REGISTER_MODE_MISSING), int(lib.UFFDIO_REGISTER_MODE_WP)
@@ -134,6 +135,17 @@ class Uffd:
         if page < 0 or count < 1 or page + count > len(buffer) // PAGE:
             raise ValueError(f"block {name} has no {count} pages from {page} on")
         return buffer + page * PAGE
+
+
+def can_wait_for_pages(block: RamBlock) -> bool:
+    """Whether who touches an absent page of this block can be made to wait for it."""
+    if block.fd >= 0 and os.fstatvfs(block.fd).f_bsize != PAGE:
+        return False
+    try:
+        Uffd(FEATURE_MISSING_SHMEM).close()
+    except HostError:
+        return False
+    return True
 
 
 def _placed(done: int) -> bool:

@@ -106,6 +106,8 @@ class GuestRam:
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
         """Hears of each write through this object, after it."""
+        self.let_go: Callable[[], None] | None = None
+        """Told before all of it is zeroed: what is still on its way is not needed any more."""
         self.fetch: Callable[[str, int, int], None] | None = None
         """Waits, without the interpreter lock, until these bytes of a block are here, while memory is still to come."""
         self.watchers: dict[str, Callable[[int, int], None]] = {}
@@ -138,6 +140,8 @@ class GuestRam:
 
     def zero(self) -> None:
         """All RAM as after power-on."""
+        if self.let_go is not None:
+            self.let_go()
         for block in self.blocks.values():
             block.zero()
         for block in self.blocks.values() if self._prealloc else ():
@@ -191,9 +195,11 @@ class GuestRam:
         self._mark(block_name, offset, length)
 
     def _fetch(self, pieces: Sequence[tuple[Region, int, int]]) -> None:
-        if self.fetch is not None:
+        # Looked at once: another thread may find at any moment that all is here.
+        fetch = self.fetch
+        if fetch is not None:
             for region, offset, count in pieces:
-                self.fetch(region.block, offset, count)
+                fetch(region.block, offset, count)
 
     def _mark(self, block_name: str, offset: int, length: int) -> None:
         if self.dirty_log is not None and self.dirty_log.on:

@@ -30,6 +30,7 @@ RUNNING_SECONDS = 10.0
 """For the word that the guest runs there, before it is asked for."""
 ASK_SECONDS, ASK_AGAIN_SECONDS = 30.0, 0.5
 """How long, and how often, a destination is asked that does not answer."""
+_ASKED = (SourceState.ASKING, SourceState.INQUIRING)
 
 
 class Destination:
@@ -64,23 +65,36 @@ class Commitment:
         self._move = move
         self._running = running
         self._asking = trio.CancelScope()
+        self._trouble: LinkLost | Ended = LinkLost("the connection broke")
+
+    def look_at(self, destination: Destination) -> None:
+        """It has another address now."""
+        self._destination = destination
 
     def stop_asking(self) -> None:
         """The user does not want to wait for an answer any more."""
         self._asking.cancel()
 
     async def run(self) -> Ended | None:
-        """Why the guest is not the destination's; None if it is."""
+        """Why the guest is not the destination's; None if it is, or may be and post-copy has a state for that."""
         self._guest.keep_paused()
         trouble = await self._give_up()
         if trouble is None:
             return None
-        state = self._move(trouble.event if isinstance(trouble, Ended) else SourceEvent.LOST)
-        if state is SourceState.ASKING:
-            state = await self._ask()
+        self._trouble = trouble
+        return await self._find_out(self._move(trouble.event if isinstance(trouble, Ended) else SourceEvent.LOST))
+
+    async def ask_again(self) -> Ended | None:
+        """As `run`, for an answer that was not to be had then and that the user wants now."""
+        return await self._find_out(self._move(SourceEvent.RECOVER))
+
+    async def _find_out(self, state: SourceState) -> Ended | None:
+        trouble = self._trouble
+        if state in _ASKED:
+            state = await self._ask(state)
         if state is SourceState.FAILED:
             return self._take_back(trouble)
-        if state is SourceState.DONE:
+        if state in (SourceState.DONE, SourceState.CUT, SourceState.UNHEARD):
             return None
         return Ended(
             SourceEvent.OVERDUE,
@@ -104,18 +118,17 @@ class Commitment:
                 return LinkLost(str(error))
         return None
 
-    async def _ask(self) -> SourceState:
+    async def _ask(self, state: SourceState) -> SourceState:
         """What has become of the guest: asked until somebody who knows answers, the time is up, or the user is."""
-        state = SourceState.ASKING
-        self._asking.deadline = trio.current_time() + ASK_SECONDS
+        self._asking = trio.CancelScope(deadline=trio.current_time() + ASK_SECONDS)
         with self._asking:
-            while state is SourceState.ASKING:
+            while state in _ASKED:
                 try:
                     state = self._move(await self._destination.ask())
                 except (TvmmError, OSError):
                     self._move(SourceEvent.LOST)
                     await trio.sleep(ASK_AGAIN_SECONDS)
-        return self._move(SourceEvent.OVERDUE) if state is SourceState.ASKING else state
+        return self._move(SourceEvent.OVERDUE) if state in _ASKED else state
 
     def _take_back(self, error: LinkLost | Ended) -> Ended:
         """The destination has abandoned the guest: it goes on here, if its disks are still to be had."""

@@ -98,6 +98,12 @@ class LeavingGuest(Guest, Protocol):
     def keep_paused(self) -> None:
         """It may be somebody else's: when it is not held any more it stays paused, for the user's `resume`."""
 
+    def serve_pages(self, peer: str) -> None:
+        """The guest runs at `peer`, and pages of it are here alone: nobody lets it go on here, nor touches its memory.
+
+        After `keep_paused`. Undone by `keep_paused`, `go_on` or `end`.
+        """
+
     def go_on(self) -> None:
         """Undo `keep_paused`."""
 

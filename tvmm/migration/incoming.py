@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
+from tvmm.kvm.pages import PAGE
 from tvmm.migration.descriptors import is_trusted
-from tvmm.migration.destination import DestinationEvent, DestinationState, after
+from tvmm.migration.destination import INCOMPLETE, MAY_RUN, DestinationEvent, DestinationState, after
 from tvmm.migration.disk_arrival import ArrivingDisks
 from tvmm.migration.guest import blocks_of
 from tvmm.migration.hand_over import MEMFD, MemoryArrival, close_all
 from tvmm.migration.link import Link, LinkLost
 from tvmm.migration.messages import (
+    Absent,
+    Absentees,
     Answer,
     Cancel,
     Commit,
@@ -31,8 +34,10 @@ from tvmm.migration.messages import (
     Hello,
     ImageHashes,
     Images,
+    Partial,
     Query,
     Ready,
+    Recover,
     Refuse,
     RoundDone,
     Running,
@@ -42,7 +47,7 @@ from tvmm.migration.messages import (
     Welcome,
 )
 from tvmm.migration.receivers import ReceiverLanes
-from tvmm.migration.reception import Reception, same
+from tvmm.migration.reception import Doors, Reception, same
 from tvmm.migration.status import COMPRESSIONS, MigrationStatus, RamProgress
 from tvmm.migration.threads import attentive, run_together, the_cause
 from tvmm.migration.wire import MAX_LANES, MAX_MESSAGE, TOKEN_BYTES, Opening, common_version, readable
@@ -51,6 +56,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvmm.migration.guest import ArrivingGuest
+    from tvmm.migration.link import Address
+    from tvmm.migration.postcopy_destination import PartialArrival
+    from tvmm.migration.postcopy_service import PageService
     from tvmm.migration.secure import Securer
 
 __all__ = ["Incoming"]
@@ -76,6 +84,12 @@ MAX_FEATURES = 32
 """Names of features that a source may want."""
 MAX_TEXTS = 4096
 """Pairs in the description of a machine: a peer does not make this side compare for ever."""
+_WORDS = {
+    DestinationState.RUNNING: "completed",
+    DestinationState.FETCHING: "postcopy-active",
+    DestinationState.SEVERED: "postcopy-paused",
+    DestinationState.REJOINING: "postcopy-recover",
+}
 
 
 class Incoming:
@@ -107,6 +121,7 @@ class Incoming:
         """Features that this migration has."""
         self._lanes: ReceiverLanes
         self._wanted_lanes = 0
+        self._compress = "off"
         self._lanes_news = trio.Event()
         self._arrivals: dict[int, Any] = {}
         self._memory = MemoryArrival()
@@ -115,6 +130,13 @@ class Incoming:
         self._decided = trio.Event()
         self._answered = trio.Event()
         self._screen_came = trio.Event()
+        self._whole = trio.Event()
+        """All pages are here, or no guest is."""
+        self._populated = trio.Event()
+        self._doors = Doors()
+        self._partial: PartialArrival | None = None
+        """Set where the source may go on before all pages are here."""
+        self._service: PageService | None = None
         self._watched = False
         self._in_doubt = False
         self._abandon: trio.CancelScope | None = None
@@ -132,24 +154,40 @@ class Incoming:
 
     # --- the user's side ---
 
+    def _postcopy(self) -> PageService:
+        if self._service is None or self.state not in INCOMPLETE:
+            raise UserError("there is no post-copy under way")
+        return self._service
+
+    def pause(self) -> None:
+        """Cut the connections of a post-copy; the source is not let in before `recover`."""
+        self._postcopy().pause()
+
+    async def recover(self, address: Address | None) -> None:
+        """Let the source in again, at `address` too. Raises `UserError`."""
+        await self._postcopy().allow(address)
+
     @property
     def status(self) -> MigrationStatus:
         """As it is now."""
+        partial = self._partial if self._partial is not None and self._partial.begun else None
         return MigrationStatus(
             state=self._word,
             incoming=True,
             peer=self._peer,
             error=self._error,
-            guest="destination" if self.state is DestinationState.RUNNING else "source",
+            guest="destination" if self.state in MAY_RUN else "source",
             total_ms=(time.perf_counter() - self._begun) * 1e3 if self._begun else None,
             ram=RamProgress(
                 total=sum(block.size for block in self._guest.ram.blocks.values()),
                 transferred=self._lanes.bytes_moved if self._begun else 0,
                 rounds=self._rounds,
+                remaining=partial.remaining * PAGE if partial is not None else 0,
             ),
             disks=self._disks.progress(),
             connections=self._wanted_lanes,
             listening=self.listening,
+            postcopy=partial.progress() if partial is not None else None,
         )
 
     async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -159,6 +197,8 @@ class Incoming:
                 with collapse():
                     await self._serve(listeners)
             finally:
+                if self._partial is not None:
+                    await self._partial.close()
                 # No task is left that could let another one in.
                 self._disks.close()
                 for stream in self._arrivals.values():
@@ -173,10 +213,10 @@ class Incoming:
             # Before anybody is let in: later a guest would wait for it.
             await self._guest.rehearse()
             reception = Reception(self, self._security, self._say)
-            for listener in listeners:
-                nursery.start_soon(reception.accept, listener, nursery)
+            nursery.start_soon(self._doors.keep, reception, listeners, nursery)
             nursery.start_soon(self._watch_code)
             await self._decided.wait()
+            await self._whole.wait()
             # A source that lost the connection may come back and ask; any other one is told why.
             limit = ANSWER_SECONDS if self.state is DestinationState.RUNNING or self._in_doubt else FAREWELL_SECONDS
             with trio.move_on_after(limit):
@@ -194,6 +234,7 @@ class Incoming:
             await self._copies.wait()
         if self._guest.has_room():
             await run_together([self._lanes.populate], self._lanes.waker)
+        self._populated.set()
 
     async def _watch_code(self) -> None:
         """A pairing code that is of no use any more: say so, instead of waiting for ever."""
@@ -249,8 +290,28 @@ class Incoming:
             if self.state is not DestinationState.STARTING:
                 self._move(DestinationEvent.QUERY, "its source has lost the connection and takes it back")
             await self._decided.wait()
-            await link.send(Answer("running" if self.state is DestinationState.RUNNING else "abandoned"))
+            await link.send(Answer("running" if self.state in MAY_RUN else "abandoned"))
             self._answered.set()
+
+    async def take_requests(self, stream: trio.abc.Stream) -> None:
+        """See `Desk`."""
+        if self._partial is None or self.state is not DestinationState.RECEIVING:
+            raise ProtocolError("a connection for page requests has no place here")
+        if self._identity and not same(self._security.identity(stream), self._identity):
+            raise ProtocolError("a connection for page requests comes from somebody else than the guest")
+        self._partial.take_requests(stream)
+
+    async def serve_recovery(self, link: Link) -> bool:
+        """See `Desk`: one that has not heard yet that all is here. While pages are missing, the service listens."""
+        with trio.move_on_after(HELLO_SECONDS):
+            message = await link.receive()
+            if not isinstance(message, Recover) or not same(message.session, self._session):
+                raise ProtocolError("a source that has come anew is not that of the guest")
+            if self._partial is None or self.state is not DestinationState.RUNNING:
+                raise ProtocolError("there is nothing to recover")
+            await link.send(self._partial.last_word())
+            await self._after_all(link)
+        return False
 
     # --- the migration ---
 
@@ -267,12 +328,18 @@ class Incoming:
             self._word = "failed"
             self._changed(self.status)
             self._decided.set()
+            self._whole.set()
+            if self._partial is not None:
+                self._partial.give_up()
             if self._abandon is not None:
                 self._abandon.cancel()
-        if following is DestinationState.RUNNING and was is not following:
-            self._word = "completed"
+        if following in MAY_RUN and was is not following:
+            self._word = _WORDS[following]
+            self._error = why if following is DestinationState.SEVERED else ""
             self._changed(self.status)
             self._decided.set()
+            if following is DestinationState.RUNNING:
+                self._whole.set()
 
     async def serve_control(self, link: Link, opening: Opening) -> None:
         wants, images = Wants(()), None
@@ -319,10 +386,18 @@ class Incoming:
         self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
         if not is_trusted(link.stream):
             self._granted -= {MEMFD}
+        if MEMFD in self._granted:
+            # Nothing has to come after the guest.
+            self._granted -= {"postcopy"}
+        if "postcopy" in self._granted:
+            from tvmm.migration.postcopy_destination import PartialArrival
+
+            self._partial = PartialArrival(self._guest.ram, self._lanes, self._lost_requests)
         self._session = hello.session
         self._identity = self._security.identity(link.stream)
         self._token = self._random(TOKEN_BYTES)
         self._wanted_lanes = hello.lanes
+        self._compress = hello.compress
         self._peer = readable(hello.name)
         self._begun = time.perf_counter()
         self._word = "active"
@@ -352,7 +427,41 @@ class Incoming:
                     await self._start(link)
         finally:
             self._abandon = None
-        await self._after_all(link)
+        if self._service is not None and self.state in INCOMPLETE:
+            await self._fetch_the_rest(link)
+        else:
+            await self._after_all(link)
+
+    def _lost_requests(self, why: str) -> None:
+        """Before Commit: nobody waits for a page any more, and nothing may run on what they got in place of it."""
+        if self.state in (DestinationState.RECEIVING, DestinationState.LOADING, DestinationState.READY):
+            self._move(DestinationEvent.LOST, why)
+
+    async def _fetch_the_rest(self, link: Link) -> None:
+        """The guest runs, and pages are missing: the service sees to them, until none is."""
+        assert self._service is not None
+        assert self._partial is not None
+        try:
+            await self._service.wait()
+        finally:
+            self._doors.open()
+        self._partial.whole()
+        self._move(DestinationEvent.COMPLETE)
+        final = self._service.final
+        if final is None:
+            return
+        try:
+            with trio.move_on_after(FAREWELL_SECONDS), suppress(LinkLost):
+                await final.send(self._partial.last_word())
+            await self._after_all(final)
+        finally:
+            if final is not link:
+                await final.close()
+
+    def _news_of_service(self, event: DestinationEvent, why: str) -> None:
+        """Told by the service some time ago; that all is here may be known already."""
+        if after(self.state, event) is not None:
+            self._move(event, why)
 
     def _break(self, why: str) -> None:
         if after(self.state, DestinationEvent.BROKEN) is not None:
@@ -438,7 +547,11 @@ class Incoming:
                 self._state_news.set()
             elif isinstance(message, ImageHashes):
                 self._disks.take_hashes(message)
+            elif self._partial is not None and type(message) in (Absent, Absentees, Partial):
+                await self._partial.take(message, link, self._populated.wait)
             elif isinstance(message, Commit):
+                if self._partial is not None and not self._partial.keep():
+                    raise LinkLost("the connection for page requests broke")
                 self._committed_ns = time.perf_counter_ns()
                 self._move(DestinationEvent.COMMIT)
                 self._commit_news.set()
@@ -475,13 +588,24 @@ class Incoming:
         """COMMIT has come: nothing but a failure of our own keeps the guest from running."""
         state = self._state_message
         assert state is not None
+        partial = self._partial if self._partial is not None and self._partial.begun else None
         with trio.CancelScope(shield=True):
             try:
                 self._guest.take_disks()
+                if partial is not None:
+                    # First who fetches pages: what starts may be stopped by a missing one at once.
+                    await self._start_service(partial, link)
                 await self._guest.start(state.running)
             except (UserError, TvmmError) as error:
+                if self._service is not None:
+                    self._service.stop()
                 self._guest.release_disks()
                 self._move(DestinationEvent.BROKEN, str(error))
+                return
+            if self._service is not None:
+                self._move(DestinationEvent.STARTED_PARTIAL)
+                self._service.started(Running(time.perf_counter_ns() - self._committed_ns))
+                self._guest.announce()
                 return
             self._move(DestinationEvent.STARTED)
             with trio.move_on_after(FAREWELL_SECONDS):
@@ -489,6 +613,22 @@ class Incoming:
                 with suppress(LinkLost):
                     await link.send(Running(time.perf_counter_ns() - self._committed_ns))
             self._guest.announce()
+
+    async def _start_service(self, partial: PartialArrival, link: Link) -> None:
+        from tvmm.migration.postcopy_service import PageService, Session
+
+        token = trio.lowlevel.current_trio_token()
+        session = Session(self._session, self._token, self._identity, self._wanted_lanes, self._compress)
+        self._service = PageService(
+            partial,
+            self._lanes,
+            self._security,
+            session,
+            lambda event, why: token.run_sync_soon(self._news_of_service, event, why),
+            lambda line: token.run_sync_soon(self._say, line),
+            self._random,
+        )
+        await self._service.start(link, await self._doors.close())
 
     async def _after_all(self, link: Link) -> None:
         """A last word to the source, and its own."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -19,14 +20,14 @@ from tvmm.migration.disk_departure import LeavingDisks
 from tvmm.migration.guest import blocks_of
 from tvmm.migration.hand_over import MEMFD, can_be_passed, pass_memory, why_copied
 from tvmm.migration.link import LinkLost, open_connection, peer_name
-from tvmm.migration.messages import Cancel, Goodbye, Hello, Ready, RoundDone, State, Watched
+from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, RoundDone, State, Watched
 from tvmm.migration.policy import Advice, Decision, Policy, Round
 from tvmm.migration.progress import Progress
 from tvmm.migration.receivers import LAST_ROUND
 from tvmm.migration.senders import SenderLanes
-from tvmm.migration.source import TERMINAL, SourceEvent, SourceState, after
+from tvmm.migration.source import SERVES, TERMINAL, SourceEvent, SourceState, after
 from tvmm.migration.status import MigrationStatus
-from tvmm.migration.talk import Ended, Talk
+from tvmm.migration.talk import Ended, Talk, say_if_possible
 from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from tvmm.kvm.lanes import LaneGroup
     from tvmm.migration.guest import LeavingGuest
     from tvmm.migration.link import Address
+    from tvmm.migration.postcopy_source import Departure, Serving
+    from tvmm.migration.recovering import Recovery
     from tvmm.migration.secure import Securer
     from tvmm.migration.status import MigrationParameters
 
@@ -57,6 +60,12 @@ LOOK_AT_ONCE_PAGES = 16 << 30 >> 12
 
 AUTO_LANES_MAX = 4
 SESSION_BYTES = 16
+_GIVEN_UP = (
+    *(SourceState.COMMITTING, SourceState.ASKING),
+    *(SourceState.ENTRUSTING, SourceState.INQUIRING, SourceState.UNHEARD),
+    *SERVES,
+)
+"""Behind Commit: what the control connection has to say is for those who wait for it."""
 
 
 def longest_pause(parameters: MigrationParameters, hashed_bytes: int) -> float:
@@ -101,24 +110,68 @@ class Outgoing:
         self._commitment: Commitment
         self._refill = False
         self._number = 0
+        self._lane_total = 0
+        self._departure: Departure | None = None
+        self._serving: Serving | None = None
+        self._wants_postcopy = parameters.postcopy == "now"
 
     # --- the user's side ---
 
     @property
     def status(self) -> MigrationStatus:
         """As it is now."""
-        return self.progress.status()._replace(disks=self._disks.progress())
+        status = self.progress.status()._replace(disks=self._disks.progress())
+        return status if self._serving is None else status._replace(postcopy=self._serving.progress())
 
     def cancel(self) -> None:
         """The guest is to stay. Too late once it has been given up."""
-        if self.state in (*TERMINAL, SourceState.COMMITTING):
+        if self.state in (*TERMINAL, SourceState.COMMITTING, SourceState.ENTRUSTING):
             return
-        if self.state is SourceState.ASKING:
+        if self.state in (SourceState.ASKING, SourceState.INQUIRING):
             self._commitment.stop_asking()
+            return
+        if self._serving is not None:
+            self._serving_or_refuse().give_up()
             return
         if self.progress.state in ("setup", "active", "device"):
             self._tell("cancelling")
         self._end(Ended(SourceEvent.CANCEL, "cancelled"))
+
+    def start_postcopy(self) -> None:
+        """Let the guest go before its memory, once the first pass is over. Raises `UserError`."""
+        if self.parameters.postcopy == "off":
+            raise UserError("the migration was begun without post-copy", "switch on the capability postcopy-ram before")
+        if self.state not in (SourceState.GREETING, SourceState.COPYING):
+            raise UserError("it is too late for post-copy: the guest is on its way already")
+        self._wants_postcopy = True
+        if self._number and self._group is not None:
+            self._group.stop_round()
+
+    def _serving_or_refuse(self) -> Serving:
+        if self._serving is None or self.state in TERMINAL:
+            raise UserError("there is no post-copy under way")
+        if self.state is not SourceState.UNHEARD:
+            raise UserError(
+                f"the guest runs at {self.progress.peer} and cannot be taken back: part of its memory is there alone",
+                "it gets the rest from here: keep this process alive",
+            )
+        return self._serving
+
+    def pause(self) -> None:
+        """Cut a post-copy. Raises `UserError` if there is none."""
+        if self._serving is None or self.state not in SERVES:
+            raise UserError("there is no post-copy under way")
+        self._serving.pause()
+
+    def recover(self, address: Address | None) -> None:
+        """Go on with a post-copy, at `address` from now on if there is one. Raises `UserError`."""
+        if self._serving is None or self.state not in (SourceState.CUT, SourceState.UNHEARD):
+            raise UserError("there is no post-copy that is paused")
+        if address is not None:
+            self._address = address
+            self.progress.peer = peer_name(address)
+            self._commitment.look_at(Destination(address, self._security, self._session))
+        self._serving.go_on()
 
     def set_parameters(self, parameters: MigrationParameters) -> None:
         """Bandwidth and longest pause may change on the way."""
@@ -198,7 +251,7 @@ class Outgoing:
             stack.callback(self.progress.freeze)
             # Before the lanes are closed: the destination is to hear why, and not to find out that they are gone.
             stack.push_async_exit(self._say_why)
-            await self._open_lanes()
+            await self._open_lanes(self._token)
             await self._disks.open(stack, self._talk, self._open_storage, self._security, self._lanes.group)
             await self._copy_disks()
             await trio.to_thread.run_sync(self._tracker.start)
@@ -213,7 +266,11 @@ class Outgoing:
             if not self.parameters.verify:
                 # What is free may differ over there, and with it the hashes.
                 self._guest.begin_hints(self._spare)
-            await self._while_listening(self._copy_and_commit)
+            try:
+                await self._while_listening(self._copy_and_commit)
+            finally:
+                if self._departure is not None:
+                    await self._departure.close()
 
     async def _copy_disks(self) -> None:
         """Before RAM's first pass."""
@@ -244,8 +301,9 @@ class Outgoing:
             nursery.start_soon(self._disks.keep_up)
             first = await self._one_round()
             with attentive():
-                await self._converge(*first)
-                await self._switch_over(self._hand_over)
+                leaves = await self._converge(*first)
+                await self._switch_over(self._hand_over, leaves=leaves)
+            await self._serve_pages()
             nursery.cancel_scope.cancel()
 
     async def _hand_memory_over(self) -> None:
@@ -277,7 +335,7 @@ class Outgoing:
         try:
             await self._talk.listen()
         except (TvmmError, Ended):
-            if self.state not in (*TERMINAL, SourceState.COMMITTING, SourceState.ASKING):
+            if self.state not in (*TERMINAL, *_GIVEN_UP):
                 raise
 
     # --- setup ---
@@ -304,13 +362,21 @@ class Outgoing:
 
     async def _ask_in(self, hello: Hello) -> bytes:
         """The token. Memory is handed over where that is possible, without being asked for."""
-        if self._disks.is_wanted or not self._talk.is_trusted:
-            return await self._talk.greet(hello, self._disks.wants, await self._disks.details())
-        self.progress.advice = why_copied(self._guest.ram)
-        if not can_be_passed(self._guest.ram):
-            return await self._talk.greet(hello)
+        wants = ("postcopy",) if self.parameters.postcopy != "off" else ()
+        if self._talk.is_trusted:
+            self.progress.advice = why_copied(self._guest.ram)
+        if self._disks.is_wanted or not self._talk.is_trusted or not can_be_passed(self._guest.ram):
+            token = await self._talk.greet(hello, (*self._disks.wants, *wants), await self._disks.details())
+        else:
+            token = await self._ask_for_hand_over(hello, wants)
+        if self.parameters.postcopy == "now" and not self._talk.granted & {MEMFD, "postcopy"}:
+            raise Ended(SourceEvent.BROKEN, "the destination's host does not let it wait for single pages of memory",
+                        "'tvmm doctor' there says why; migrate without post-copy")  # fmt: skip
+        return token
+
+    async def _ask_for_hand_over(self, hello: Hello, wants: tuple[str, ...]) -> bytes:
         try:
-            token = await self._talk.greet(hello, (MEMFD,))
+            token = await self._talk.greet(hello, (MEMFD, *wants))
         except Ended as ended:
             if ended.event is not SourceEvent.LOST:
                 raise
@@ -323,19 +389,21 @@ class Outgoing:
         return token
 
     def _lane_count(self) -> int:
+        if self._lane_total:
+            return self._lane_total
         if self.parameters.connections:
             return self.parameters.connections
         # One fills a path on which both ends have a processor to spare; sender and receiver here share them.
         processors = os.cpu_count() or 1
         return max(1, min(AUTO_LANES_MAX, processors // 4 if self._address.is_local else processors // 2))
 
-    async def _open_lanes(self) -> None:
-        count = self._lane_count()
+    async def _open_lanes(self, token: bytes) -> None:
+        count = self._lane_total = self._lane_count()
         streams: list[trio.SocketStream] = []
         try:
             # All of them before the first handshake: the destination begins with those when all are there.
             for number in range(count):
-                opening = Opening(Kind.LANE, self._security.kind, token=self._token, lane=number)
+                opening = Opening(Kind.LANE, self._security.kind, token=token, lane=number)
                 streams.append(await open_connection(self._address, opening))
             while streams:
                 await self._add_lane(streams.pop(0))
@@ -357,28 +425,46 @@ class Outgoing:
 
     # --- rounds ---
 
-    async def _converge(self, done: Round, advice: Advice) -> None:
-        """Rounds after the first pass, until it is time to stop the guest. They have `timeout_s`: the first pass takes
-        what it takes.
+    def _leaves(self) -> bool:
+        """Whether it is time for post-copy: the user wants it, or rounds do not get the guest there."""
+        if "postcopy" not in self._talk.granted or not self._disks.is_ready:
+            return False
+        return self._wants_postcopy or self._policy.hopeless
+
+    async def _converge(self, done: Round, advice: Advice) -> bool:
+        """Rounds after the first pass, until it is time to stop the guest; whether it leaves pages behind then.
+
+        They have `timeout_s`: the first pass takes what it takes.
         """
         with trio.move_on_after(self.parameters.timeout_s or math.inf) as patience:
             while True:
-                while advice.decision is not Decision.SWITCH or not self._disks.is_ready:
+                while self._leaves() or advice.decision is not Decision.SWITCH or not self._disks.is_ready:
+                    if self._leaves():
+                        await self._disks.rest()
+                        await self._announce_departure()
+                        return True
                     if advice.decision is Decision.THROTTLE:
                         self._guest.throttle(advice.throttle)
                     elif advice.decision is Decision.SWITCH:
                         await self._disks.wait_turn()
                     done, advice = await self._one_round()
                 if not await self._disks.rest():
-                    return
+                    return False
                 # Meanwhile the guest has written to its RAM.
                 done, advice = await self._one_round()
                 if advice.expected_ns <= self._policy.max_downtime_ns and self._disks.is_ready:
-                    return
+                    return False
                 self._disks.go_on()
         if patience.cancelled_caught:
             late = self._did_not_converge(done, advice) if self._disks.is_ready else self._disks.did_not_converge()
             raise Ended(SourceEvent.OVERDUE, *late)
+        return False
+
+    async def _announce_departure(self) -> None:
+        from tvmm.migration.postcopy_source import Departure
+
+        self._departure = Departure(self._lanes)
+        await self._departure.announce(self._talk, self._address, self._security, self._token)
 
     async def _one_round(self) -> tuple[Round, Advice]:
         self.progress.begin_round(self._number)
@@ -431,13 +517,13 @@ class Outgoing:
     def _ram_bytes(self) -> int:
         return sum(block.size for block in self._guest.ram.blocks.values())
 
-    async def _switch_over(self, hand_over: Callable[[bool], Awaitable[None]]) -> None:
+    async def _switch_over(self, hand_over: Callable[[bool], Awaitable[None]], *, leaves: bool = False) -> None:
         limit = longest_pause(self.parameters, self._ram_bytes + self._disks.total)
         parts = self.progress.pause
         self._tell("device")
         parts.begin()
         async with self._guest.held() as was_running:
-            self._move(SourceEvent.PAUSED)
+            self._move(SourceEvent.PARTED if leaves else SourceEvent.PAUSED)
             parts.stopped()
             with trio.move_on_after(limit if was_running else math.inf) as patience:
                 async with self._disks.finishing():
@@ -464,9 +550,14 @@ class Outgoing:
         self._sync()
         self._lanes.group.log = None
         hashes = await self._guest.hashes() if self.parameters.verify else ()
+        if self._departure is not None:
+            await self._departure.leave_behind(self._talk)
         # Before the pages, so that it is taken apart there while they come.
         await self._talk.say(State(sections, was_running, self._number, hashes))
         await self._lanes.send_round(self._number | LAST_ROUND)
+        self._number += 1
+        if self._departure is not None:
+            self._departure.serve()
         parts.pages_sent()
 
     async def _hand_state_over(self, was_running: bool) -> None:
@@ -479,13 +570,45 @@ class Outgoing:
 
     async def _commit(self) -> None:
         self._ended = await self._commitment.run()
+        if self.state in (*SERVES, SourceState.UNHEARD):
+            self._guest.serve_pages(self.progress.peer)
+        await self._end_if_done(self._talk.say_if_possible)
+
+    async def _serve_pages(self) -> None:
+        """The guest is elsewhere, and pages of it are here: until it has them all."""
+        if self.state not in (*SERVES, SourceState.UNHEARD):
+            return
+        from tvmm.migration.postcopy_source import Serving
+
+        assert self._departure is not None
+        self.progress.pause.ensure_resumed()
+        self._serving = Serving(
+            self._departure, self._lanes, self.progress, self._move, lambda: self.state, self._tell
+        )
+        hear = partial(self._talk.expect, Complete, math.inf, "say that all is there")
+        # A machine that ends by force does not lose its guest without a word: see `Moves`.
+        await self._serving.run(self._number, hear, self._commitment, self._recovery)
+        self._ended = self._serving.ended
+        if self.state is SourceState.UNCERTAIN:
+            self._guest.keep_paused()
+        link = self._serving.link
+        await self._end_if_done(self._talk.say_if_possible if link is None else partial(say_if_possible, link))
+        if link is not None:
+            await link.close()
+
+    def _recovery(self) -> Recovery:
+        from tvmm.migration.recovering import Recovery
+
+        return Recovery(self._address, self._security, self._session, self._token, self._open_lanes)
+
+    async def _end_if_done(self, say: Callable[[Any], Awaitable[None]]) -> None:
         if self.state is SourceState.DONE:
             # Told before the machine ends for it: who watches is never in doubt.
             self._tell("completed")
             viewers = self._guest.end(self.progress.peer, self._open_screen)
             if viewers:
-                await self._talk.say_if_possible(Watched(viewers))
-            await self._talk.say_if_possible(Goodbye())
+                await say(Watched(viewers))
+            await say(Goodbye())
 
     async def _open_screen(self) -> trio.abc.Stream:
         """See `LeavingGuest.end`: secured like all connections, and known by the token."""
@@ -498,6 +621,6 @@ class Outgoing:
 
     async def _say_why(self, kind: object, error: BaseException | None, trace: object) -> None:
         """A word to a destination that still expects something."""
-        if self.state is not SourceState.DONE:
+        if self.state is not SourceState.DONE and self.state not in SERVES:
             why = self._ended or error
             await self._talk.say_if_possible(Cancel(str(why) if isinstance(why, Ended | TvmmError) else ""))

@@ -82,8 +82,12 @@ class EngineThread:
             if stop == "WOKEN":
                 continue
             with self._news:
-                if self._end is end:
+                replaced = self._end is not end
+                if not replaced:
                     self._end = None
+            if replaced and stop == "LOST":
+                # Of a connection that nobody counts on any more.
+                continue
             if end is not None:
                 end.close()
                 end = None

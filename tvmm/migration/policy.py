@@ -77,6 +77,8 @@ class Policy:
         self._braked = 0
         self._speed = ASSUMED_SPEED
         self._measured = False
+        self.hopeless = False
+        """Rounds do not shrink any more, and what is left is more than the pause allowed."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -98,6 +100,7 @@ class Policy:
             self._best, self._stale = done.dirty_after, 0
         else:
             self._stale += 1
+        self.hopeless = not allowed and self._stale >= STALE_ROUNDS
         if allowed and self._may_brake(left_ns):
             return self._slow_down(BRAKES[self._braked - 1], expected)
         if allowed and (left_ns <= WORTH_NS or self._stale >= STALE_ROUNDS or self._rounds >= MAX_ROUNDS):

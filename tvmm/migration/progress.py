@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["PauseClock", "Progress"]
 
 
+_PHASES = {
+    "postcopy-active": "post-copy",
+    "postcopy-paused": "connection lost",
+    "postcopy-recover-setup": "connecting again",
+    "postcopy-recover": "recovering",
+}
+
+
 class PauseClock:
     """When what happened in the pause, in the source's clock."""
 
@@ -46,6 +54,10 @@ class PauseClock:
     def resumed(self, running: Running) -> None:
         """It runs there."""
         self._resumed = time.perf_counter()
+
+    def ensure_resumed(self) -> None:
+        """It runs there, and its word was lost: not later than now."""
+        self._resumed = self._resumed or time.perf_counter()
 
     def parts(self) -> DowntimeParts:
         """One after the other. Their sum is `total_ms`: what the destination says of itself is no more than the time in
@@ -99,6 +111,7 @@ class Progress:
             self.phase = "switchover"
             if self._lanes is not None:
                 self._sent_before_pause = self._lanes.bytes_moved
+        self.phase = _PHASES.get(state, self.phase)
         if state in ("completed", "failed", "cancelled"):
             self._ended = time.perf_counter()
             self.phase = "done" if state == "completed" else ""
@@ -139,15 +152,16 @@ class Progress:
         if lanes is None:
             return self._ram
         counted = [lane.counters for lane in lanes.lanes]
-        sent = sum(each.bytes for each in counted)
+        total = [lanes.dropped, *counted]
+        sent = sum(each.bytes for each in total)
         elapsed = time.perf_counter() - self._begun - (self._setup_ms or 0) / 1e3
         return RamProgress(
             total=lanes.pages.total * lanes.page_size,
             transferred=sent,
             remaining=lanes.bitmap.count() * lanes.page_size,
-            normal=sum(each.normal for each in counted),
-            zero=sum(each.zero for each in counted),
-            unchanged=sum(each.unchanged for each in counted),
+            normal=sum(each.normal for each in total),
+            zero=sum(each.zero for each in total),
+            unchanged=sum(each.unchanged for each in total),
             spared=lanes.spared,
             rounds=self._rounds,
             dirty_pages_rate=self._dirty_rate,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import trio
 
     from tvmm.kvm.lanes import LaneCounters
+    from tvmm.kvm.pager import Pager
     from tvmm.memory.ram import GuestRam
 
 __all__ = ["LAST_ROUND", "Decoder", "ReceiverLanes"]
@@ -46,6 +47,9 @@ class Receiver(Protocol):
     def receive_round(self) -> None:
         """On its thread: up to the end of a round. Raises `LinkLost` or `ProtocolError`."""
 
+    def pass_through(self, pager: Pager | None) -> None:
+        """Where pages of its blocks go, in place of RAM. Between rounds."""
+
     @property
     def round(self) -> int:
         """The number of the round that ended last."""
@@ -71,6 +75,10 @@ class PlainReceiver:
     def round(self) -> int:
         """See `Receiver`."""
         return self._receiver.round
+
+    def pass_through(self, pager: Pager | None) -> None:
+        """See `Receiver`."""
+        self._receiver.pager = pager
 
     def receive_round(self) -> None:
         """See `Receiver`."""
@@ -105,6 +113,10 @@ class BufferedReceiver:
     def round(self) -> int:
         """See `Receiver`."""
         return self._unpacker.round
+
+    def pass_through(self, pager: Pager | None) -> None:
+        """See `Receiver`."""
+        self._unpacker.pager = pager
 
     def receive_round(self) -> None:
         """See `Receiver`."""
@@ -143,14 +155,28 @@ class ReceiverLanes(Lanes[Receiver]):
     def __init__(self, ram: GuestRam) -> None:
         super().__init__(RamPages(((name, block.view) for name, block in ram.blocks.items()), fresh=True))
         self._last = -1
+        self._pager: Pager | None = None
+
+    @property
+    def pager(self) -> Pager | None:
+        """Through which pages go, in place of straight into RAM. Set between rounds, for lanes to come too."""
+        return self._pager
+
+    @pager.setter
+    def pager(self, pager: Pager | None) -> None:
+        self._pager = pager
+        for lane in self.lanes:
+            lane.pass_through(pager)
 
     def add_plain(self, stream: trio.SocketStream) -> None:
         """A lane over `stream`, which is its own from now on."""
         self.lanes.append(PlainReceiver(stream, self.pages, self.waker))
+        self.lanes[-1].pass_through(self._pager)
 
     def add_buffered(self, stream: ThreadStream, decoder: Decoder | None) -> None:
         """A lane through a buffer."""
         self.lanes.append(BufferedReceiver(stream, self.pages, decoder))
+        self.lanes[-1].pass_through(self._pager)
 
     def populate(self) -> None:
         """On a thread: have the host allocate all RAM. If it does not, pages are allocated as they come."""

@@ -13,11 +13,11 @@ from tvmm.migration.messages import FROM_SOURCE
 from tvmm.migration.wire import Kind, Opening, Reply, Security, common_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tvmm.migration.secure import Securer
 
-__all__ = ["Desk", "Reception", "same"]
+__all__ = ["Desk", "Doors", "Reception", "same"]
 
 MAX_STRANGERS = 32
 """Connections at a time beside those for pages: one carries the guest that arrives, one may ask for it, and all others
@@ -39,7 +39,7 @@ class Desk(Protocol):
     """Who serves a connection that has said what it is for. All may raise what `Link` raises, and `UserError`."""
 
     def knows(self, token: bytes) -> bool:
-        """Whether a lane, or a connection for the screen, belongs to the migration that is under way."""
+        """Whether a connection with that token belongs to the migration that is under way."""
 
     async def take_lane(self, stream: trio.SocketStream, number: int) -> None:
         """Keep it: it is the desk's from now on."""
@@ -52,6 +52,12 @@ class Desk(Protocol):
 
     async def take_memory(self, stream: trio.abc.Stream) -> None:
         """Take descriptors from it: it is the desk's then."""
+
+    async def take_requests(self, stream: trio.abc.Stream) -> None:
+        """Keep it, for requests of missing pages: it is the desk's from now on."""
+
+    async def serve_recovery(self, link: Link) -> bool:
+        """A source that has lost its connections has come anew; whether the desk keeps this one."""
 
     async def serve_query(self, link: Link) -> None:
         """Answer a question."""
@@ -104,8 +110,11 @@ class Reception:
                 await self._desk.serve_query(Link(secured, FROM_SOURCE))
             elif opening.kind is Kind.CONTROL:
                 await self._desk.serve_control(Link(secured, FROM_SOURCE), opening)
+            elif opening.kind is Kind.REQUESTS:
+                await self._desk.take_requests(secured)
+                kept = True
             else:
-                raise ProtocolError("a connection of this kind has no place here")
+                kept = await self._desk.serve_recovery(Link(secured, FROM_SOURCE))
         except (LinkLost, ProtocolError, UserError) as error:
             self._say(f"a connection was refused: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -145,6 +154,37 @@ class Reception:
         if opening.kind in _WITH_TOKEN and not self._desk.knows(opening.token):
             return Reply.NO_SUCH_TOKEN
         return Reply.GO
+
+
+class Doors:
+    """Where connections come in, which somebody else may serve for a while."""
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self._closed, self._opened = trio.Event(), trio.Event()
+        self._listeners: Sequence[trio.SocketListener] = ()
+
+    async def keep(self, reception: Reception, listeners: Sequence[trio.SocketListener], nursery: trio.Nursery) -> None:
+        """Let connections in, in `nursery`, except between `close` and `open`."""
+        self._listeners = listeners
+        while True:
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as doors:
+                    for listener in listeners:
+                        doors.start_soon(reception.accept, listener, nursery)
+            self._closed.set()
+            await self._opened.wait()
+            self._closed, self._opened = trio.Event(), trio.Event()
+
+    async def close(self) -> Sequence[trio.SocketListener]:
+        """The listeners: nobody here uses them until `open`."""
+        self._scope.cancel()
+        await self._closed.wait()
+        return self._listeners
+
+    def open(self) -> None:
+        """Undo `close`."""
+        self._opened.set()
 
 
 def same(ours: bytes, theirs: bytes) -> bool:

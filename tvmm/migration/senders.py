@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import trio
 
-from tvmm.kvm.lanes import LaneGroup, LanePacker, LaneSender, LaneStop, set_lane_buffers
+from tvmm.kvm.lanes import LaneCounters, LaneGroup, LanePacker, LaneSender, LaneStop, set_lane_buffers
 from tvmm.kvm.pages import PAGE, PageBitmap, RamPages
 from tvmm.kvm.serve import Waker
 from tvmm.migration.link import LinkLost
@@ -17,7 +17,6 @@ from tvmm.migration.threads import run_together, yielding
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tvmm.kvm.lanes import LaneCounters
     from tvmm.memory.ram import GuestRam
 
 __all__ = ["BUFFER_BYTES", "STALL_MS", "Codec", "Sender", "SenderLanes", "ThreadStream"]
@@ -185,6 +184,8 @@ class Lanes(Generic[L]):
         self.pages = pages
         self.waker = Waker()
         self.lanes: list[L] = []
+        self.dropped = LaneCounters(0, 0, 0, 0, 0)
+        """What lanes had moved that are gone."""
 
     def __enter__(self) -> Self:
         return self
@@ -198,10 +199,19 @@ class Lanes(Generic[L]):
         self.waker.close()
         self.pages.close()
 
+    def drop(self) -> None:
+        """Close all lanes; others may be added. No lane may be in a round."""
+        for lane in self.lanes:
+            lane.close()
+            pairs = zip(self.dropped, lane.counters, strict=True)
+            self.dropped = LaneCounters(*(before + more for before, more in pairs))
+        self.lanes.clear()
+        self.waker.clear()
+
     @property
     def bytes_moved(self) -> int:
         """By all lanes, so far."""
-        return sum(lane.counters.bytes for lane in self.lanes)
+        return self.dropped.bytes + sum(lane.counters.bytes for lane in self.lanes)
 
 
 class SenderLanes(Lanes[Sender]):

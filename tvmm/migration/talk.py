@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tvmm.migration.link import Address
     from tvmm.migration.secure import Securer
 
-__all__ = ["Ended", "Talk", "ask"]
+__all__ = ["Ended", "Talk", "ask", "say_if_possible"]
 
 T = TypeVar("T")
 
@@ -157,15 +157,20 @@ class Talk:
 
     async def say_if_possible(self, message: Any) -> None:
         """A word that may be lost, for a moment."""
-        with trio.move_on_after(FAREWELL_SECONDS, shield=True):
-            try:
-                await self._link.send(message)
-            except TvmmError:
-                return
+        await say_if_possible(self._link, message)
 
     async def close(self) -> None:
         """At once."""
         await self._link.close()
+
+
+async def say_if_possible(link: Link, message: Any) -> None:
+    """A word that may be lost, for a moment."""
+    with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+        try:
+            await link.send(message)
+        except TvmmError:
+            return
 
 
 async def ask(address: Address, security: Securer, session: bytes) -> SourceEvent:

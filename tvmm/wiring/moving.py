@@ -15,6 +15,7 @@ from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.dirty_log import make_tracker
 from tvmm.kvm.pages import PAGE, ram_hash
 from tvmm.kvm.remap import adopt_file, borrow_file
+from tvmm.kvm.uffd import can_wait_for_pages
 from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
 from tvmm.outcome import STATUS_MIGRATED, Outcome
@@ -232,6 +233,17 @@ class LeavingMachine(_MovingMachine):
                 await trio.sleep(LINGER_POLL_S)
         self._machine.supervisor.post(outcome)
 
+    def serve_pages(self, peer: str) -> None:
+        """See `LeavingGuest`."""
+
+        def refuse() -> None:
+            raise UserError(
+                f"the guest runs at {peer} and gets its memory from here",
+                "'tvmm info' shows how far it is; 'tvmm migrate --recover' goes on after a broken connection",
+            )
+
+        self._machine.before_resume = refuse
+
     def keep_paused(self) -> None:
         """See `LeavingGuest`."""
         self._kept = True
@@ -289,7 +301,8 @@ class ArrivingMachine(_MovingMachine):
 
     def features(self) -> frozenset[str]:
         """See `ArrivingGuest`."""
-        return self._features | ({"storage"} if self._fills_disks else set())
+        postcopy = {"postcopy"} if can_wait_for_pages(self.ram.blocks[MAIN_BLOCK]) else set()
+        return self._features | ({"storage"} if self._fills_disks else set()) | postcopy
 
     @property
     def _fills_disks(self) -> bool:

@@ -1,0 +1,174 @@
+"""Post-copy over real sockets and a real userfaultfd, with guests that are no more than RAM: cuts at every point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.migration.test_both_ends import Ends, check_one_guest, connected
+from tests.support.moving_guests import World
+from tvmm.config.incoming import MigrationAddress
+from tvmm.errors import UserError
+from tvmm.kvm.uffd import can_wait_for_pages
+from tvmm.migration import commit, incoming, outgoing, postcopy_source, senders, talk
+from tvmm.migration.destination import DestinationState
+from tvmm.migration.source import SourceState
+from tvmm.migration.status import MigrationParameters, MigrationStatus
+
+NOW = MigrationParameters(max_downtime_ms=2000, connections=2, postcopy="now")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds for a real peer takes a moment here."""
+    for name in ("RUNNING_SECONDS", "ASK_AGAIN_SECONDS"):
+        monkeypatch.setattr(commit, name, 0.3)
+    monkeypatch.setattr(outgoing, "ROUND_SECONDS", 0.5)
+    monkeypatch.setattr(talk, "GREETING_SECONDS", 0.5)
+    monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
+    for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(incoming, name, 2.0)
+    monkeypatch.setattr(senders, "STALL_MS", 300)
+    monkeypatch.setattr(postcopy_source, "LAST_WORD_SECONDS", 0.1)
+    monkeypatch.setattr(postcopy_source, "AGAIN_SECONDS", 0.02)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A guest at its source."""
+    made = World()
+    if not can_wait_for_pages(made.source.ram.blocks["pc.ram"]):
+        pytest.skip("needs userfaultfd")
+    yield made
+    made.close()
+
+
+def check_moved(world: World, ends: Ends) -> None:
+    """The guest runs there alone, with every byte."""
+    assert ends.out.state is SourceState.DONE
+    assert ends.incoming.state is DestinationState.RUNNING
+    assert world.running == {"destination"}
+    assert world.disk.holder is world.destination
+    assert bytes(world.destination.ram.blocks["pc.ram"].view) == bytes(world.source.ram.blocks["pc.ram"].view)
+
+
+async def test_a_guest_goes_before_its_memory(world: World, tmp_path: Path) -> None:
+    """At once after the first pass, if that is wanted."""
+    async with connected(world, tmp_path, parameters=NOW) as ends:
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        check_moved(world, ends)
+        status = ends.out.status
+        assert status.state == "completed"
+        assert status.postcopy is not None
+        await ends.incoming_over.wait()
+
+
+
+BEFORE_COMMIT = ("Absent", "Absentees", "Discarded", "Partial", "State", "Ready")
+BEHIND_COMMIT = ("Commit", "Running", "Complete")
+
+
+class Cutter:
+    """Cuts the wire the first time that a message goes by, and lets connections in again afterwards."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wire: object = None
+        self.seen: list[str] = []
+        self.done = False
+
+    def __call__(self, name: str) -> bool:
+        self.seen.append(name)
+        if name == self.name and not self.done:
+            self.done = True
+            self.wire.cut()  # type: ignore[attr-defined]
+            return False
+        return True
+
+
+@pytest.mark.parametrize("name", BEFORE_COMMIT)
+async def test_a_cut_before_commit_leaves_the_guest_here(world: World, tmp_path: Path, name: str) -> None:
+    """As without post-copy, whatever is missing there by then."""
+    cutter = Cutter(name)
+    async with connected(world, tmp_path, cutter, NOW) as ends:
+        cutter.wire = ends.wire
+        assert await ends.out.run(trio.Event()) is SourceState.FAILED
+        assert cutter.done
+        check_one_guest(world, ends)
+        await ends.incoming_over.wait()
+        assert ends.incoming.state is DestinationState.ABANDONED
+
+
+@pytest.mark.parametrize("name", BEHIND_COMMIT)
+async def test_a_cut_behind_commit_is_mended(world: World, tmp_path: Path, name: str) -> None:
+    """By the source itself; a lost Commit is found out, and the guest stays here."""
+    cutter = Cutter(name)
+    async with connected(world, tmp_path, cutter, NOW) as ends:
+        cutter.wire = ends.wire
+        state = await ends.out.run(trio.Event())
+        assert cutter.done, ends.out.status.reason
+        if name == "Commit":
+            assert state is SourceState.FAILED
+            check_one_guest(world, ends)
+            return
+        check_moved(world, ends)
+        assert ends.out.status.postcopy is not None
+        assert ends.out.status.downtime_ms is not None
+        await ends.incoming_over.wait()
+
+
+@pytest.mark.parametrize("name", ["Recover", "Received", "Rejoin", "Resumed"])
+async def test_a_cut_while_it_is_mended(world: World, tmp_path: Path, name: str) -> None:
+    """The next attempt does it."""
+    first, second = Cutter("Running"), Cutter(name)
+
+    def both(message: str) -> bool:
+        return first(message) and second(message)
+
+    async with connected(world, tmp_path, both, NOW) as ends:
+        first.wire = second.wire = ends.wire
+        await ends.out.run(trio.Event())
+        assert second.done
+        check_moved(world, ends)
+
+
+async def test_a_pause_waits_for_the_user(world: World, tmp_path: Path) -> None:
+    """Both sides say so, nothing is connected by itself, and cancelling is refused."""
+    states: list[str] = []
+    async with connected(world, tmp_path, parameters=NOW) as ends, trio.open_nursery() as nursery:
+        told = ends.out._changed
+
+        def changed(status: MigrationStatus) -> None:
+            states.append(status.state)
+            told(status)
+            if status.state == "postcopy-active" and states.count("postcopy-active") == 1:
+                ends.out.pause()
+
+        ends.out._changed = changed
+        nursery.start_soon(ends.out.run, trio.Event())
+        while not (ends.out.status.postcopy and ends.out.status.postcopy.waiting):
+            await trio.sleep(0.01)
+        while ends.incoming.state is not DestinationState.SEVERED:
+            await trio.sleep(0.01)
+        assert ends.out.status.state == ends.incoming.status.state == "postcopy-paused"
+        assert world.running == {"destination"}
+        with pytest.raises(UserError, match="cannot be taken back"):
+            ends.out.cancel()
+        with pytest.raises(UserError, match="cannot create the socket"):
+            await ends.incoming.recover(MigrationAddress("unix", path="/nowhere/at/all"))
+        ends.out.recover(None)
+        await ends.incoming_over.wait()
+        while ends.out.state is not SourceState.DONE:
+            await trio.sleep(0.01)
+        check_moved(world, ends)
+    changes = [state for state, before in zip(states, ["", *states], strict=False) if state != before]
+    assert [state for state in changes if state.startswith("postcopy")] == [
+        "postcopy-active",
+        "postcopy-paused",
+        "postcopy-recover-setup",
+        "postcopy-recover",
+        "postcopy-active",
+    ]
