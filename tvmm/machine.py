@@ -353,6 +353,9 @@ class Machine:
     async def reset(self) -> None:
         """Pull the reset line: all hardware as after power-on, the kernel loaded anew."""
         self._refuse_without_guest()
+        if self.motion.stage == "postmigrate":
+            # Its memory may be wanted at the destination.
+            self.moves.refuse_if_incomplete("reset here")
         async with self.motion.lock:
             await self.motion.hold()
             await self.reset_board()

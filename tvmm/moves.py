@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Moves"]
 
 
+POSTCOPY_STATES = ("postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover")
+"""As `tvmm.migration.status.POSTCOPY`, which is not imported for machines that do not move."""
 PASSES_TOLD = 32
 """After so many passes over RAM only every so many is announced, so that no client's queue fills with them."""
 
@@ -93,6 +95,7 @@ class Moves:
 
     def _refuse_to_move(self) -> None:
         machine = self._machine
+        self.refuse_if_incomplete("moved")
         if machine.outcome is not None:
             raise UserError(f"the machine has ended ({machine.outcome.kind})")
         if self.leaving:
@@ -115,15 +118,38 @@ class Moves:
 
     def start_postcopy(self) -> None:
         """See `MigrationTarget`."""
-        raise UserError("there is no migration under way")
+        if self._out is None or not self._out.status.under_way:
+            raise UserError("there is no migration under way")
+        self._out.start_postcopy()
 
     def pause_migration(self) -> None:
         """See `MigrationTarget`."""
-        raise UserError("there is no post-copy under way")
+        side = self._out or self._in
+        if side is None:
+            raise UserError("there is no post-copy under way")
+        side.pause()
 
     async def recover_migration(self, uri: str) -> None:
         """See `MigrationTarget`."""
-        raise UserError("there is no post-copy to go on with")
+        from tvmm.config.incoming import MigrationAddress
+
+        address = MigrationAddress.parse(uri, "uri", listen=self._out is None) if uri else None
+        if self._out is not None:
+            self._out.recover(address)
+        elif self._in is not None:
+            await self._in.recover(address)
+        else:
+            raise UserError("there is no post-copy to go on with")
+
+    def refuse_if_incomplete(self, what: str) -> None:
+        """Raise `UserError` while memory of the guest is on the other side, or wanted there: it cannot be `what`."""
+        status = self.migration_status()
+        if status.state in POSTCOPY_STATES:
+            where = "is still to come" if status.incoming else "is wanted at the destination"
+            raise UserError(
+                f"memory of the guest {where}: it cannot be {what} before that has ended",
+                "'tvmm info' shows how far it is",
+            )
 
     @property
     def leaving(self) -> bool:
