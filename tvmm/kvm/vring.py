@@ -92,6 +92,7 @@ class MemoryMap:
         """
         self._absent = absent
         self._log = log
+        self._ram = ram
         self._buffers = {name: ffi.from_buffer("uint8_t[]", block.view) for name, block in ram.blocks.items()}
         runs: list[Region] = []
         for region in ram.regions:
@@ -119,6 +120,27 @@ class MemoryMap:
         """Wait, without the interpreter lock, until the buffers of a batch are here, while memory may be absent."""
         if self._absent():
             lib.tvmm_batch_touch(batch.raw)
+
+    def missing(self, pieces: Iterable[memoryview]) -> list[tuple[str, int, int]]:
+        """Which of these pieces of guest memory are still on their way, for `bring`; none of a guest that is whole."""
+        has = getattr(self._ram, "has", None)
+        if has is None:
+            return []
+        found = []
+        for piece in pieces:
+            address = int(ffi.cast("uintptr_t", ffi.from_buffer(piece)))
+            for name, buffer in self._buffers.items():
+                offset = address - int(ffi.cast("uintptr_t", buffer))
+                if 0 <= offset < len(buffer) and not has(name, offset, len(piece)):
+                    found.append((name, offset, len(piece)))
+        return found
+
+    def bring(self, missing: Iterable[tuple[str, int, int]]) -> None:
+        """Return when they are here, on a thread that may wait for long; without the interpreter lock."""
+        for name, offset, length in missing:
+            fetch = getattr(self._ram, "fetch", None)
+            if fetch is not None:
+                fetch(name, offset, length)
 
     def fill(self, pieces: Iterable[memoryview], data: bytes) -> int:
         """Write `data` into pieces of guest memory, as `Batch.writable` gives them, in their order, and mark it.
@@ -247,10 +269,13 @@ class Vring:
         """Why it stopped, in words; empty if it did not."""
         return self.error.sentence(int(self.raw.error_value)) if self.raw.error else ""
 
-    def pop(self, batch: Batch) -> int:
-        """Take what the driver offers, as far as there is room in `batch`. How many chains that were."""
+    def pop(self, batch: Batch, *, wait: bool = True) -> int:
+        """Take what the driver offers, as far as there is room in `batch`. How many chains that were.
+
+        `wait`, while memory may be absent, for their buffers; else see `MemoryMap.missing`.
+        """
         count = int(lib.tvmm_vring_pop(self.raw, batch.raw))
-        if count:
+        if count and wait:
             # For Python that looks at them; a server in C waits without the interpreter lock anyway.
             self.memory.fetch(batch)
         return count

@@ -106,6 +106,8 @@ class GuestRam:
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
         """Hears of each write through this object, after it."""
+        self.has: Callable[[str, int, int], bool] | None = None
+        """Whether these bytes of a block are here, set along with `fetch`."""
         self.let_go: Callable[[], None] | None = None
         """Told before all of it is zeroed: what is still on its way is not needed any more."""
         self.fetch: Callable[[str, int, int], None] | None = None

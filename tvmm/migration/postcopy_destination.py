@@ -15,7 +15,7 @@ import trio
 
 from tvmm.errors import ProtocolError
 from tvmm.kvm.pager import Pager
-from tvmm.kvm.pages import PageBitmap
+from tvmm.kvm.pages import PAGE, PageBitmap
 from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.migration.absent import difference, take_piece
 from tvmm.migration.engine_end import engine_end
@@ -128,6 +128,7 @@ class PartialArrival:
         if self._requests is None:
             raise LinkLost("its connection for page requests did not come")
         self.thread = EngineThread(self.pager, self._on_end, idle=True)
+        self._ram.has = self._has
         self._ram.fetch = self.pager.touch
         self._ram.let_go = self.release
         self.thread.connect(engine_end(self._requests))
@@ -135,6 +136,13 @@ class PartialArrival:
         self._patience = threading.Timer(PATIENCE_SECONDS, self._ended_early, ("LOST", "it does not go on"))
         self._patience.daemon = True
         self._patience.start()
+
+    def _has(self, name: str, offset: int, length: int) -> bool:
+        pager = self.pager
+        if pager is None or not length:
+            return True
+        pages = range(offset // PAGE, (offset + length - 1) // PAGE + 1)
+        return all(pager.received.test(name, page) for page in pages)
 
     # --- the end of it, one way or another ---
 
@@ -176,12 +184,12 @@ class PartialArrival:
 
     def whole(self) -> None:
         """No page is missing: the memory is the guest's, as any."""
-        self._ram.fetch = self._ram.let_go = None
+        self._ram.fetch = self._ram.has = self._ram.let_go = None
         self.release()
 
     async def close(self) -> None:
         """Give everything back. The guest is whole, or abandoned, or will not run again."""
-        self._ram.fetch = self._ram.let_go = None
+        self._ram.fetch = self._ram.has = self._ram.let_go = None
         if self._patience is not None:
             self._patience.cancel()
         self.release()

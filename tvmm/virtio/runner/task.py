@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from contextlib import suppress
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -210,12 +211,37 @@ class TaskRunner:
         if not self.serves(index):
             return []
         ring = self._rings[index]
-        if ring.pop(self.batch):
+        if ring.pop(self.batch, wait=False):
             ring.disable_kicks()
+            if self._bring(index):
+                self.put_back(index, len(self.batch.chains))
+                return []
             return self.batch.chains
         if not self._report_error(index) and not ring.enable_kicks():
             self.look(index)
         return []
+
+    def _bring(self, index: int) -> bool:
+        """Whether buffers of the batch are still on their way from where the guest has come from. Then nobody looks at
+        them here, under the bus lock: a thread waits for them, and has the queue looked at again.
+        """
+        memory = self.ends.memory
+        missing = [
+            piece
+            for chain in self.batch.chains
+            for pieces in (self.batch.readable(chain), self.batch.writable(chain))
+            for piece in memory.missing(pieces)
+        ]
+        if missing:
+
+            def bring() -> None:
+                memory.bring(missing)
+                # The machine may have ended meanwhile.
+                with suppress(OSError):
+                    self.look(index)
+
+            threading.Thread(target=bring, name=f"tvmm {self.name} memory", daemon=True).start()
+        return bool(missing)
 
     def put_back(self, index: int, count: int) -> None:
         """The last `count` chains of `batch` are to be offered again."""
