@@ -1,0 +1,81 @@
+"""What `tvmm save` and `tvmm restore` say and ask, without a machine."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.snapshot_files import write_small
+from tvmm.cli import main
+from tvmm.cli.save_display import progress_rows, summary_lines
+from tvmm.cli.snapshot_secret import answer, new_secret
+from tvmm.control.save_info import save_info, save_status_of
+from tvmm.errors import ConfigError, UserError
+from tvmm.snapshot.format import KeySource
+from tvmm.snapshot.status import NO_SAVE, SaveParameters, SaveStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DONE = SaveStatus("completed", "/a.snap", 1 << 30, 1 << 30, 64 << 20, 65 << 20, 500.0, 450.0)
+
+
+def test_a_status_goes_to_clients_and_back() -> None:
+    """As JSON; hostile answers are errors."""
+    assert save_status_of(json.loads(json.dumps(save_info(DONE)))) == DONE
+    assert save_status_of(save_info(NO_SAVE)) == NO_SAVE
+    failed = DONE._replace(state="failed", error="the disk is full", error_hint="buy one")
+    assert save_status_of(save_info(failed)).error == "the disk is full; buy one"
+    for info in ({}, {"status": "odd"}, {"status": "active", "done": "many"}):
+        with pytest.raises(ValueError, match="the machine tells"):
+            save_status_of(info)
+
+
+def test_what_is_shown() -> None:
+    """While it goes on, and at the end."""
+    rows = dict(progress_rows(DONE._replace(state="active", done=1 << 29)))
+    assert rows["phase"] == "writing memory"
+    assert rows["RAM"] == "512M of 1G"
+    assert summary_lines("web", DONE)[0] == "web was saved in /a.snap in 500ms; the guest was paused for 450ms"
+    assert "it has ended" in summary_lines("web", DONE._replace(stopped=True))[0]
+    assert "encrypted" in summary_lines("web", DONE._replace(encrypted=True))[1]
+
+
+def test_secrets_come_from_files(tmp_path: Path) -> None:
+    """The first line of one, the bytes of another; and what is wrong with them."""
+    words, key, short = tmp_path / "words", tmp_path / "key", tmp_path / "short"
+    words.write_text("open sesame\nand more\n")
+    key.write_bytes(bytes(range(32)))
+    short.write_bytes(b"1")
+    assert new_secret({}) == {}
+    assert new_secret({"passphrase_file": str(words)}) == {"passphrase": "open sesame"}
+    assert new_secret({"key_file": str(key)}) == {"key": bytes(range(32)).hex()}
+    assert answer({"passphrase_file": str(words)})(KeySource(1)).data == b"open sesame"
+    with pytest.raises(UserError, match="has 1 bytes"):
+        new_secret({"key_file": str(short)})
+    with pytest.raises(UserError, match="encrypted with a key file"):
+        answer({})(KeySource(2))
+    with pytest.raises(ConfigError, match="a passphrase and a key file"):
+        SaveParameters(passphrase="a", key=b"b").check()
+
+
+def test_a_file_is_described_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people and for programs; a damaged one in a line."""
+    path = tmp_path / "a.snap"
+    write_small(str(path))
+    assert main(["restore", str(path), "--info"]) == 0
+    out = capsys.readouterr().out
+    assert "name       golden" in out
+    assert "disk       /a.img (disk0, 1M)" in out
+    assert main(["restore", str(path), "--verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verified"]
+    assert found["options"] == {"memory": "2M", "disk": ["/a.img", "/b.img,readonly=on"]}
+    with path.open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"damage")
+    assert main(["restore", str(path), "--verify"]) == 2
+    assert "checksum of chunk 0 of pc.ram differs" in capsys.readouterr().err
+    assert main(["restore", str(path), "--json"]) == 2
