@@ -33,6 +33,7 @@ _EXAMPLES = """\
   tvmm run --serial file=boot.log,append=on --device isa-debug-exit
   tvmm run --config web.toml --memory 2G        the file's machine, with other memory
   tvmm run --memory 1G --incoming tcp:127.0.0.1:4444   wait for a guest with these options
+  tvmm run --disk b.img,copy=on --incoming tcp:0.0.0.0:4444 --pair   and its disk (--copy-storage)
   tvmm run --incoming tcp:0.0.0.0:4444 --pair   from another host; prints a code for 'tvmm migrate --pair'
   tvmm run --device help                        what devices there are; also --disk help, --net help
 """
