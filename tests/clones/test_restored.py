@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.cli.conftest import plain_environment, registry  # noqa: F401  # fixt
 from tvmm import Machine, MachineConfig
 from tvmm.control.client import QmpClient
 from tvmm.control.registry import machines
+from tvmm.snapshot.status import SaveParameters
 
 pytestmark = pytest.mark.guest
 
@@ -220,3 +223,52 @@ def test_what_is_wrong_with_all_is_said_once(snapshot: Path, tmp_path: Path) -> 
         status, words = found.wait()
     assert status == 2
     assert "3 of 3 clones did not start" in words
+
+
+def test_disks_that_are_laid_over_one(tmp_path: Path) -> None:
+    """Each clone writes to its own; the image below, which a snapshot without `{n}` in it refuses, stays as it is."""
+    if not shutil.which("qemu-img") or not shutil.which("qemu-nbd"):
+        pytest.skip("qemu-img or qemu-nbd is not installed: apt-get install qemu-utils")
+    base, path = tmp_path / "base.img", tmp_path / "disk.snap"
+    with base.open("wb") as file:
+        file.truncate(8 << 20)
+
+    async def make() -> None:
+        async with Machine(MachineConfig.parse(name="d", memory="64M", disk=[str(base)])) as vm:
+            await vm.resume()
+            await vm.wait_serial(PROMPT)
+            await vm.send_serial("blkfill 0 1 7 0\n")
+            await vm.wait_serial(PROMPT)
+            await vm.save(str(path), SaveParameters(stop=True))
+
+    trio.run(make)
+    before = base.read_bytes()
+    for number in (1, 2):
+        over = f"{tmp_path}/over-{number}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", over], check=True)
+    assert "would be that of several clones; give each an image" in refusal(path, "--clones", "2")
+    with clones(path, "--disk", f"{tmp_path}/over-{{n}}.qcow2", count=2) as found:
+        for clone in found.by_name.values():
+            assert "256 blocks, 0 errors, 0 unreadable" in ask(clone, "blkcheck 0 1 7")
+        assert "256 blocks" in ask(found.by_name["d-1"], "blkfill 0 1 9 0")
+        assert "256 blocks, 0 errors, 0 unreadable" in ask(found.by_name["d-1"], "blkcheck 0 1 9")
+        assert "256 blocks, 0 errors, 0 unreadable" in ask(found.by_name["d-2"], "blkcheck 0 1 7")
+        status, _ = found.end()
+    assert status == 0
+    assert base.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_fifty(snapshot: Path) -> None:
+    """Within 10 s, in less memory than three guests of 256 MiB have."""
+    begun = time.perf_counter()
+    with clones(snapshot, count=50) as found:
+        for clone in found.by_name.values():
+            assert "here" in ask(clone, "echo here")
+        assert time.perf_counter() - begun < 10
+        proportional = 0
+        for clone in found.by_name.values():
+            rollup = Path(f"/proc/{clone['pid']}/smaps_rollup").read_text()
+            proportional += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1])  # type: ignore[index]
+        assert len(found.by_name) == 50
+        assert proportional < 768 << 10
