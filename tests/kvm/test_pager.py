@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import time
+from concurrent.futures import Future
 
 import pytest
 
 from tests.kvm.pager_rig import SIZES, PostCopy, needs_userfaultfd
+from tvmm.kvm.discard import discard
 from tvmm.kvm.lanes import LaneStop
 from tvmm.kvm.page_server import PageServerStop
 from tvmm.kvm.pager import PagerStop
@@ -80,6 +84,48 @@ def test_a_cut_is_gone_on_from() -> None:
         assert server.result(TIMEOUT) is PageServerStop.WOKEN
         both.pager.release()
         assert both.differing() == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_cuts(seed: int) -> None:
+    """Cut at random moments again and again, with threads that wait across cuts: nothing is lost or put there twice.
+
+    While it lasts, pages that are here are written and given back to the host, as a guest does.
+    """
+    dice = random.Random(seed)
+    with PostCopy(seed, shared=bool(seed & 1)) as both:
+        both.pager.expect(both.absent)
+        memory = both.blocks[0].view
+        changed: dict[int, bytes] = {}
+        touches: list[Future[None]] = []
+        cuts = 0
+        while both.pager.remaining:
+            both.group.bandwidth = dice.choice([0, 10 << 20]) if cuts > 5 else 10 << 20
+            both.connect()
+            both.push(dice.choice([1, 2]))
+            touches = [touch for touch in touches if not touch.done()]
+            touches += [both.touch(dice.randrange(PAGES)) for _ in range(8 - len(touches))]
+            for _ in range(20):
+                page = dice.randrange(PAGES)
+                if both.pager.received.test("pc.ram", page):
+                    changed[page] = dice.randbytes(4096) if dice.random() < 0.7 else bytes(4096)
+                    if any(changed[page]):
+                        # It may have been given back: as everybody does who holds the interpreter lock.
+                        both.pager.touch("pc.ram", page * 4096, 4096)
+                        memory[page * 4096 : (page + 1) * 4096] = changed[page]
+                    else:
+                        discard(both.blocks[0], [(page, 1)])
+            time.sleep(dice.random() * 0.005)
+            both.cut()
+            both.recover()
+            cuts += 1
+        for touch in touches:
+            touch.result(TIMEOUT)
+        both.pager.release()
+        for page in both.differing():
+            assert bytes(memory[page * 4096 : (page + 1) * 4096]) == changed[page]
+        for page, data in changed.items():
+            assert bytes(memory[page * 4096 : (page + 1) * 4096]) == data
 
 
 def test_release_lets_all_go() -> None:

@@ -40,7 +40,8 @@ static enum verdict check_header(struct tvmm_intake *intake)
 
     if (magic != TVMM_LANE_MAGIC)
         return refuse(intake, TVMM_LANE_BAD_MAGIC, magic, TVMM_LANE_MAGIC);
-    if (kind < TVMM_LANE_PAGES || kind > TVMM_LANE_ROUND_END)
+    /* Where somebody waits for pages there are no rounds. */
+    if (kind < TVMM_LANE_PAGES || kind > (intake->urgent ? TVMM_LANE_ZEROS : TVMM_LANE_ROUND_END))
         return refuse(intake, TVMM_LANE_BAD_KIND, kind, 0);
     if (at[5])
         return refuse(intake, TVMM_LANE_BAD_ENCODING, at[5], 0);
