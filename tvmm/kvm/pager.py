@@ -109,8 +109,10 @@ class Pager:
     def expect(self, bitmap: PageBitmap) -> None:
         """These pages were never sent, or are stale: take them out of memory, and have whoever touches them wait.
 
-        More may be expected later, also pages that have come meanwhile. No lane may be in a round. Takes some
-        milliseconds for each 100,000 pages. Raises `ValueError` for pages of a block that has none to wait for, and
+        More may be expected later, also pages that have come meanwhile. No lane may be in a round. What it
+        takes grows with the runs of pages and not with their number: all of 1 GiB some milliseconds, 100,000 pages
+        scattered in it 0.14 s where it is anonymous and 1.7 s where it is a file, on a busy host. So most of it belongs
+        before the pause. Raises `ValueError` for pages of a block that has none to wait for, and
         `HostError` if the host does not take them: then memory is neither old nor new.
         """
         if (bitmap.names, bitmap.pages) != (self._ram.names, self._ram.pages):
