@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.migration.rig import Group
 from tests.migration.test_both_ends import Ends, check_one_guest, connected
 from tests.support.moving_guests import World
 from tvmm.config.incoming import MigrationAddress
-from tvmm.errors import UserError
+from tvmm.errors import ProtocolError, UserError
+from tvmm.kvm.pages import PageBitmap
 from tvmm.kvm.uffd import can_wait_for_pages
-from tvmm.migration import commit, incoming, outgoing, postcopy_source, senders, talk
+from tvmm.migration import commit, incoming, outgoing, postcopy_source, senders, talk, tls
+from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
+from tvmm.migration.link import Link, LinkLost, open_connection
+from tvmm.migration.messages import FROM_DESTINATION, Absent, Recover
+from tvmm.migration.secure import Tls
 from tvmm.migration.source import SourceState
 from tvmm.migration.status import MigrationParameters, MigrationStatus
+from tvmm.migration.wire import Kind, Opening, Security
 
 NOW = MigrationParameters(max_downtime_ms=2000, connections=2, postcopy="now")
 
@@ -172,3 +179,81 @@ async def test_a_pause_waits_for_the_user(world: World, tmp_path: Path) -> None:
         "postcopy-recover",
         "postcopy-active",
     ]
+
+
+async def test_certificates(world: World, tmp_path: Path) -> None:
+    """Requests and their pages are encrypted like all else, through a thread that no event loop holds up."""
+    group = Group(tmp_path / "keys")
+    beta = group.join("beta", "localhost")
+    near = Tls(tls.source(group.alpha), Security.TLS, "localhost")
+    far = Tls(tls.destination(beta), Security.TLS)
+    parameters = NOW._replace(tls=True, max_downtime_ms=10_000)
+    async with connected(world, tmp_path, parameters=parameters, secured=(near, far)) as ends:
+        told = ends.out._changed
+        cuts: list[str] = []
+
+        def changed(status: MigrationStatus) -> None:
+            told(status)
+            if status.state == "postcopy-active" and not cuts:
+                cuts.append(status.state)
+                ends.out.pause()
+            elif status.postcopy is not None and status.postcopy.waiting and len(cuts) == 1:
+                cuts.append(status.state)
+                trio.lowlevel.current_trio_token().run_sync_soon(ends.out.recover, None)
+
+        ends.out._changed = changed
+        assert await ends.out.run(trio.Event()) is SourceState.DONE
+        assert cuts == ["postcopy-active", "postcopy-paused"]
+        check_moved(world, ends)
+
+
+async def test_strangers_recover_nothing(world: World, tmp_path: Path) -> None:
+    """Not with a wrong token, nor with a wrong session, nor before there is anything to recover."""
+    async with connected(world, tmp_path, parameters=NOW) as ends:
+        there = MigrationAddress("unix", path=str(tmp_path / "there"))
+        with pytest.raises(UserError, match="does not know this migration"):
+            await open_connection(there, Opening(Kind.RECOVER, token=bytes(16)))
+        told = ends.out._changed
+
+        def changed(status: MigrationStatus) -> None:
+            told(status)
+            if status.state == "postcopy-active" and not ends.out.status.postcopy.cuts:  # type: ignore[union-attr]
+                ends.out.pause()
+
+        ends.out._changed = changed
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.out.run, trio.Event())
+            while ends.incoming.state is not DestinationState.SEVERED:
+                await trio.sleep(0.01)
+            with pytest.raises(UserError, match="does not know this migration"):
+                await open_connection(there, Opening(Kind.RECOVER, token=b"t" * 16))
+            link = Link(await open_connection(there, Opening(Kind.RECOVER, token=ends.out._token)), FROM_DESTINATION)
+            await link.send(Recover(b"s" * 16))
+            with pytest.raises(LinkLost):
+                await link.receive()
+            assert ends.incoming.state is DestinationState.SEVERED
+            ends.out.recover(None)
+        check_moved(world, ends)
+
+
+LIES = [(9, 0, b"\1"), (0, 4, b"\1"), (0, 0, b""), (0, 512, b"\1"), (0, -8, b"\1")]
+
+
+@pytest.mark.parametrize("message", [Absent(*fields) for fields in LIES])
+def test_bitmaps_of_a_liar(message: Absent) -> None:
+    """Blocks and pages that there are not, and pages that are no multiple of 8, change nothing."""
+    bitmap = PageBitmap(("pc.ram",), (512,))
+    with pytest.raises(ProtocolError):
+        take_piece(message, bitmap)
+    assert not bitmap.count()
+
+
+def test_bitmaps_there_and_back() -> None:
+    """Also of a block whose last word is not full."""
+    bitmap = PageBitmap(("pc.ram", "vga.vram"), (200_000, 70))
+    for page in (0, 7, 8, 131_071, 131_072, 199_999):
+        bitmap.mark("pc.ram", page)
+    bitmap.mark("vga.vram", 69)
+    other = PageBitmap(bitmap.names, bitmap.pages)
+    assert sum(take_piece(piece, other) for piece in pieces_of(Absent, bitmap)) == 7
+    assert all(bytes(other.words(name)) == bytes(bitmap.words(name)) for name in bitmap.names)

@@ -13,6 +13,7 @@ from tvmm.cli.output import say
 from tvmm.config.units import format_duration, parse_duration
 from tvmm.control.registry import is_process, machines
 from tvmm.errors import HostError, UserError
+from tvmm.migration.status import POSTCOPY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +75,11 @@ def _stop(client: QmpClient, entry: MachineEntry, deadline: float, seconds: floa
 def _power_off(client: QmpClient, entry: MachineEntry, deadline: float, seconds: float) -> None:
     """Press the power button and wait until the machine hangs up."""
     status = client.execute("query-status")["status"]
+    if status == "postmigrate" and client.execute("query-migrate").get("status") in POSTCOPY:
+        raise UserError(
+            f"the guest of {entry.name} runs elsewhere, and part of its memory is here alone: it would die with this",
+            f"'tvmm info {entry.name}' shows how far it is; 'tvmm stop {entry.name} --force' ends it all the same",
+        )
     if status in ("finish-migrate", "postmigrate"):
         raise UserError(
             f"the guest of {entry.name} is on its way to another tvmm or has arrived there",
