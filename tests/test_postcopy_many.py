@@ -94,6 +94,30 @@ async def test_a_few_moves(tmp_path: Path) -> None:
     await travel(tmp_path, 3, 1)
 
 
+@pytest.mark.timeout(60)
+async def test_a_guest_that_never_rests(tmp_path: Path) -> None:
+    """It writes flat out over a slow network: post-copy begins by itself, where pre-copy would have slowed it down."""
+    config = MachineConfig.parse(memory="64M")
+    uri = f"unix:{tmp_path}/there"
+    way = MigrationParameters(30, postcopy="allow", bandwidth=24 << 20)
+    async with Machine(config) as here, Machine(config._replace(incoming=IncomingConfig(uri))) as there:
+        await here.resume()
+        await here.wait_serial(PROMPT)
+        await here.send_serial("dirty 0 16M 60 spin\n")
+        await trio.sleep(0.2)
+        status = await here.migrate(uri, way)
+        assert status.postcopy is not None
+        assert not status.throttle_percent
+        await there.wait_arrival()
+        while there.moves.migration_status().state != "completed":
+            await trio.sleep(0.01)
+        progress = there.moves.migration_status().postcopy
+        assert progress is not None
+        print(status.total_ms, status.downtime_ms, progress)
+        await there.pause()
+        await there.resume()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_a_hundred_moves(tmp_path: Path) -> None:

@@ -436,15 +436,18 @@ class Outgoing:
 
         They have `timeout_s`: the first pass takes what it takes.
         """
+        slowed = 0
         with trio.move_on_after(self.parameters.timeout_s or math.inf) as patience:
             while True:
                 while self._leaves() or advice.decision is not Decision.SWITCH or not self._disks.is_ready:
                     if self._leaves():
+                        self.progress.leave(slowed)
                         await self._disks.rest()
                         await self._announce_departure()
                         return True
                     if advice.decision is Decision.THROTTLE:
-                        self._guest.throttle(advice.throttle)
+                        slowed = advice.throttle
+                        self._guest.throttle(slowed)
                     elif advice.decision is Decision.SWITCH:
                         await self._disks.wait_turn()
                     done, advice = await self._one_round()

@@ -142,6 +142,10 @@ class Progress:
         self._speed = speed
         self._pages_rate = done.pages / max(done.nanoseconds, 1) * 1e9
 
+    def leave(self, throttle: int) -> None:
+        """The guest goes before its memory, in place of being slowed down more than by `throttle` percent."""
+        self._throttle = throttle
+
     def freeze(self) -> None:
         """The lanes are about to go: keep what they have counted."""
         self._ram = self._measure()
