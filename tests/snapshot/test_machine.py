@@ -199,3 +199,43 @@ async def test_another_machine_is_refused_with_all_differences(tmp_path: Path) -
     copy.write_bytes(bytes(1 << 20))
     async with restored(path, options={"disk": [str(copy)]}):
         pass
+
+
+@pytest.mark.parametrize("memory", ["128M", "128M,shared=on"])
+async def test_a_disk_under_load_goes_on(tmp_path: Path, memory: str) -> None:
+    """Requests that are on their way, pages and clocks: nothing is lost, wrong or twice; in private and in shared
+    RAM."""
+    path, image = tmp_path / "guest.snap", tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    config = MachineConfig.parse(memory=memory, disk=[str(image)], device=["virtio-console", "virtio-rng"])
+    with trio.fail_after(100):
+        async with Machine(config) as vm:
+            await running(vm)
+            await vm.send_serial("churn 2 rate=5000 pages=32M iops=0\n")
+            await vm.wait_serial("churning")
+            await vm.save(str(path), SaveParameters(stop=True))
+            assert (await vm.wait()).status == 5
+        async with restored(path) as vm:
+            await vm.resume()
+            told = (await vm.wait_serial(PROMPT)).decode()
+            assert " 0 page errors" in told, told
+            assert " 0 disk errors" in told, told
+            assert "clock 0 backward" in told, told
+
+
+async def test_a_restored_guest_migrates(tmp_path: Path) -> None:
+    """Pages that are still in the file arrive as well."""
+    path, socket = tmp_path / "guest.snap", f"unix:{tmp_path}/s"
+    async with Machine(MachineConfig.parse(memory=MEMORY)) as vm:
+        await running(vm)
+        await vm.send_serial("dirty 0 8M 1\n")
+        await vm.wait_serial(PROMPT)
+        await vm.save(str(path))
+    there = Machine(MachineConfig.parse(memory=MEMORY, incoming=socket))
+    async with restored(path, load="demand") as vm, there:
+        await vm.resume()
+        await vm.migrate(socket)
+        await there.wait_arrival()
+        await there.send_serial("check\n")
+        assert b"checked 2048 pages: 0 errors" in await there.wait_serial(PROMPT)
