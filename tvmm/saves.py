@@ -11,6 +11,7 @@ from tvmm.errors import UserError
 if TYPE_CHECKING:
     from tvmm.machine import Machine
     from tvmm.snapshot.status import SaveParameters, SaveStatus
+    from tvmm.wiring.live_saving import LiveSaving
     from tvmm.wiring.saving import Saving
 
 __all__ = ["Saves"]
@@ -30,6 +31,11 @@ class Saves:
     def under_way(self) -> bool:
         """Whether the machine is being saved."""
         return self._beginning or (self._saving is not None and self._saving.status.under_way)
+
+    @property
+    def live(self) -> LiveSaving | None:
+        """The last one, if it was live."""
+        return self._saving.live if self._saving is not None else None
 
     def save_status(self) -> SaveStatus:
         """See `SaveTarget`, as all of these."""

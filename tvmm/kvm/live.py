@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.kvm.pages import RamPages
+    from tvmm.kvm.snapshot import SnapshotPages
 
 __all__ = ["CHUNK", "CHUNK_BYTES", "Frozen", "LiveCounters", "Piece"]
 
@@ -96,6 +97,16 @@ class Frozen:
             if not self._check(lib.tvmm_live_take(self.raw, room, piece)):
                 return None
         return Piece(piece.block, piece.first, piece.pages, tuple(piece.data))
+
+    def write(self, snapshot: SnapshotPages) -> None:
+        """Take chunks and put them into a file until there are none, beside other threads that do the same. The blocks
+        are the first ones of `snapshot`.
+
+        Returns early when another thread has failed, or after `abandon`. Raises `HostError`: then nobody goes on.
+        """
+        error = -int(lib.tvmm_live_write(self.raw, snapshot.raw))
+        if error and error != errno.ECANCELED:
+            raise HostError(os.strerror(error))
 
     def secure(self, name: str, offset: int, length: int) -> None:
         """Bytes of a block are about to be dropped, past all protection: return when nothing of them is needed."""

@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvmm.errors import HostError, ImageError
 from tvmm.kvm.calls import ffi, lib
@@ -95,6 +95,16 @@ class SnapshotPages:
             "struct tvmm_snapshot *",
             {"ram": self._ram, "blocks": self._places, "key": self._key, "fd": fd, "direct_fd": direct_fd},
         )
+
+    @property
+    def raw(self) -> Any:
+        """``struct tvmm_snapshot *``, for others that put pages."""
+        return self._raw
+
+    def leave(self, count: int) -> None:
+        """`write` leaves the first `count` blocks to others. Before it."""
+        for index in range(count):
+            self._places[index].skip = True
 
     @property
     def pages_done(self) -> int:

@@ -114,6 +114,9 @@ class GuestRam:
         """Waits, without the interpreter lock, until these bytes of a block are here, while memory is still to come."""
         self.watchers: dict[str, Callable[[int, int], None]] = {}
         """By block: whoever else hears of these writes, by offset and length."""
+        self.before_drop: Callable[[str, int, int], None] | None = None
+        """Asked before bytes of a block are given back to the host, on the thread that is about to: returns when nobody
+        needs them any more."""
         block = RamBlock(MAIN_BLOCK, config.size, shared=config.shared, huge_page=config.hugepages)
         self.blocks[MAIN_BLOCK] = block
         offset = 0
@@ -145,6 +148,7 @@ class GuestRam:
         if self.let_go is not None:
             self.let_go()
         for block in self.blocks.values():
+            self.about_to_drop(block.name, 0, block.size)
             block.zero()
         for block in self.blocks.values() if self._prealloc else ():
             block.populate()
@@ -202,6 +206,11 @@ class GuestRam:
         if fetch is not None:
             for region, offset, count in pieces:
                 fetch(region.block, offset, count)
+
+    def about_to_drop(self, block_name: str, offset: int, length: int) -> None:
+        """Return when these bytes may be given back to the host, which no protection traps. May take a second."""
+        if self.before_drop is not None:
+            self.before_drop(block_name, offset, length)
 
     def _mark(self, block_name: str, offset: int, length: int) -> None:
         if self.dirty_log is not None and self.dirty_log.on:

@@ -16,16 +16,22 @@ MAX_KEY_BYTES = 4096
 
 class SaveParameters(NamedTuple):
     """`force`: a file that is no snapshot may be replaced. `stop`: the machine ends when the file is safe.
-    `passphrase` or `key`, the bytes of a key file, encrypt it.
+    `live`: the guest runs while it is written, and is held for some milliseconds. `passphrase` or `key`, the bytes of a
+    key file, encrypt it.
     """
 
     force: bool = False
     stop: bool = False
+    live: bool = False
     passphrase: str = ""
     key: bytes = b""
 
     def check(self) -> SaveParameters:
         """The same record. Raises `ConfigError`."""
+        if self.live and self.stop:
+            raise ConfigError("a machine that is to stop is not saved live", "leave out one of live and stop")
+        if self.live and (self.passphrase or self.key):
+            raise ConfigError("a live snapshot cannot be encrypted", "save without live, or encrypt it later")
         if self.passphrase and self.key:
             raise ConfigError("a passphrase and a key file are given", "a snapshot is encrypted with one of them")
         if len(self.passphrase) > MAX_PASSPHRASE or len(self.key) > MAX_KEY_BYTES:

@@ -120,7 +120,7 @@ class SnapshotWriter:
         except InterruptedError:
             return
         except HostError as error:
-            raise self._cannot(error.message) from error
+            raise self.cannot(error.message) from error
 
     def finish(self, description: Description) -> None:
         """All pages have been written. `description` gets `blocks` and `images` here. Raises `HostError`: then there is
@@ -143,11 +143,12 @@ class SnapshotWriter:
             _write(self.file.fd, table + text, table_at)
             _write(self.file.fd, pack_header(header), 0)
         except OSError as error:
-            raise self._cannot(error.strerror) from error
+            raise self.cannot(error.strerror) from error
         self.file.keep()
         self.file_bytes = header.file_bytes
 
-    def _cannot(self, reason: str | None) -> HostError:
+    def cannot(self, reason: str | None) -> HostError:
+        """The error for a write that failed."""
         hint = "give it more room, or another place" if reason == os.strerror(28) else ""
         return HostError(f"{self.file.path} cannot be written: {reason}", hint)
 

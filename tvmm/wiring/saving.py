@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tvmm.snapshot.sealing import Secret
     from tvmm.snapshot.status import SaveParameters
     from tvmm.state import Section
+    from tvmm.wiring.live_saving import LiveSaving
 
 __all__ = ["Saving", "SavingMachine", "describe_machine"]
 
@@ -83,6 +84,7 @@ class Saving:
         self._held_at: float | None = None
         self._pause = 0.0
         self._writer: SnapshotWriter | None = None
+        self.live: LiveSaving | None = None
         self._figures = (0, 0, 0)
         self._file_bytes = 0
         self._error = ("", "")
@@ -147,6 +149,9 @@ class Saving:
 
     async def _write(self, writer: SnapshotWriter) -> None:
         self._enter("active")
+        if self.parameters.live:
+            await self._write_live(writer)
+            return
         async with self._guest.held() as was_running:
             self._held_at = time.perf_counter()
             try:
@@ -163,6 +168,18 @@ class Saving:
                 self._pause, self._held_at = time.perf_counter() - self._held_at, None
         if not self.parameters.stop:
             await self._finish(writer, description)
+
+    async def _write_live(self, writer: SnapshotWriter) -> None:
+        from tvmm.wiring.live_saving import LiveSaving
+
+        self.live = LiveSaving(self._machine, writer, self._hold)
+        await self._finish(writer, await self.live.write())
+
+    def _hold(self, held: bool) -> None:
+        if held:
+            self._held_at = time.perf_counter()
+        elif self._held_at is not None:
+            self._pause, self._held_at = time.perf_counter() - self._held_at, None
 
     async def _finish(self, writer: SnapshotWriter, description: Description) -> None:
         self._enter("finishing")

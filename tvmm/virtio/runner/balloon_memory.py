@@ -65,6 +65,8 @@ class BalloonMemory:
 
     def give_back(self, runs: Sequence[tuple[int, int]]) -> None:
         """To the host, on any thread. Raises `HostError`; migration learns of the pages in any case."""
+        for first, count in runs:
+            self._ram.about_to_drop(MAIN_BLOCK, first * PAGE_BYTES, count * PAGE_BYTES)
         try:
             discard(self._block, runs)
         finally:
