@@ -252,6 +252,7 @@ class LeavingMachine(_MovingMachine):
     def let_go_of_memory(self) -> None:
         """See `LeavingGuest`. Viewers see what the guest shows for as long as they are here."""
         for block in self.ram.blocks.values():
+            block.forget_pages()
             borrow_file(block, block.fd)
 
     def go_on(self) -> None:
