@@ -15,17 +15,22 @@ import trio
 
 from tests.migration.test_both_ends import check_one_guest, connected, paired
 from tests.support.moving_guests import PAGE, World
+from tvmm.migration import commit
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.source import SourceState
 from tvmm.migration.status import MigrationParameters
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 MESSAGES = (
     *("Hello", "Grants", "Welcome", "Descriptors", "RoundDone", "State", "Ready", "Commit", "Running", "Goodbye"),
 )
 LATE = ("Running", "Goodbye")
 """The guest is the destination's before these."""
+
+
+@pytest.fixture(autouse=True)
+def patience(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A destination that is there answers in the end, also on a busy host."""
+    monkeypatch.setattr(commit, "ASK_SECONDS", 10.0)
 
 
 @pytest.fixture
@@ -73,6 +78,7 @@ async def test_memory_is_handed_over(world: World, tmp_path: Path, verify: bool)
         status = ends.out.status
         assert (status.ram.handed_over, status.ram.total) == (2 << 20, 2 << 20)
         assert (status.ram.transferred, status.ram.normal, status.ram.rounds, status.connections) == (0, 0, 0, 0)
+        assert ends.incoming.status.ram.handed_over == 2 << 20
         assert status.advice == ""
         assert status.downtime_ms is not None
         assert not world.source.hints

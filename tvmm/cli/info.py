@@ -108,6 +108,7 @@ def _migration(info: dict[str, Any]) -> dict[str, Any]:
         "status": info["status"],
         "phase": info.get("x-phase"),
         "from" if info.get("x-incoming") else "to": info.get("x-peer"),
+        "memory": "handed over" if info.get("ram", {}).get("x-handed-over") else "",
         "listening": info.get("x-listening"),
         "disks": _disks(info.get("disk")),
         "error": info.get("error-desc"),

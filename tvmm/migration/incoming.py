@@ -125,6 +125,7 @@ class Incoming:
         self._lanes_news = trio.Event()
         self._arrivals: dict[int, Any] = {}
         self._memory = MemoryArrival()
+        self._handed_over = 0
         self._copies = trio.Event()
         """Memory is to be filled with copies, and is not another one's."""
         self._decided = trio.Event()
@@ -181,7 +182,8 @@ class Incoming:
             ram=RamProgress(
                 total=sum(block.size for block in self._guest.ram.blocks.values()),
                 transferred=self._lanes.bytes_moved if self._begun else 0,
-                rounds=self._rounds,
+                rounds=0 if MEMFD in self._granted else self._rounds,
+                handed_over=self._handed_over,
                 remaining=partial.remaining * PAGE if partial is not None else 0,
             ),
             disks=self._disks.progress(),
@@ -495,6 +497,7 @@ class Incoming:
             await self._guest.borrow_memory(files)
         finally:
             close_all(files)
+        self._handed_over = sum(block.size for block in self._guest.ram.blocks.values())
         self._rounds = 1
         self._confirmed_ns = time.perf_counter_ns()
         await link.send(RoundDone(0, self._confirmed_ns - begun))
