@@ -43,6 +43,8 @@ makes the pause shorter. With --postcopy a guest that never comes to rest goes b
 it needs both ends and cannot be taken back, and a network that breaks stops it until --recover.
 Disks are shared with the other end; those that it was started with copy=on for
 (--disk FILE,copy=on) are copied first, with --copy-storage.
+To unix:PATH, with --memory ...,shared=on on both sides, it is handed over as it is
+and nothing is copied: for a new tvmm under a running guest.
 
 exit status:
   0    the guest has moved
