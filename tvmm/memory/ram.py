@@ -7,7 +7,6 @@ huge pages, it is a memfd mapped shared, so that a successor process or a vhost-
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import time
@@ -29,8 +28,10 @@ HUGE_SHIFT = 26
 """Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
 MADV_POPULATE_WRITE = 23
 PIECE = 4 << 20
-SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-"""Of every memfd: who has it mapped as well dies of SIGBUS when it is cut short, so nobody can do that."""
+SEALS = 0x1 | 0x2 | 0x4
+"""F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW of fcntl(2), of every memfd.
+
+Who has it mapped as well dies of SIGBUS when it is cut short, so nobody can do that."""
 
 
 class DirtyLog(Protocol):
@@ -61,6 +62,9 @@ class RamBlock:
                 if huge_page:
                     flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << HUGE_SHIFT
                 self.fd = os.memfd_create(f"tvmm-{name}", flags)
+                # Not needed by a machine with private memory.
+                import fcntl
+
                 os.ftruncate(self.fd, size)
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
                 self.map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
