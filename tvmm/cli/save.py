@@ -22,6 +22,7 @@ __all__ = ["add_arguments", "run"]
 
 _EXAMPLES = """\
   tvmm save web web.snap                the guest is paused while it is written, and goes on
+  tvmm save web web.snap --live         it goes on while it is written, after a pause of some milliseconds
   tvmm save web web.snap --stop         it ends here; 'tvmm restore web.snap' goes on with it
   tvmm save web web.snap --encrypt --passphrase-file secret.txt
   tvmm save web web.snap --json         an object per line while it goes on
@@ -53,6 +54,7 @@ def add_arguments(parser: Parser) -> None:
     add_name(parser)
     parser.add_argument("file", metavar="FILE", help="the snapshot; one that is there is replaced")
     parser.add_argument("--stop", action="store_true", help="end the machine when it is safely in the file")
+    parser.add_argument("--live", action="store_true", help="write it while the guest runs (needs userfaultfd)")
     parser.add_argument("--force", action="store_true", help="replace FILE also if it is something else")
     add_secret_options(parser, new=True)
     output = parser.add_mutually_exclusive_group()
@@ -71,7 +73,7 @@ def run(options: Mapping[str, Any]) -> int:
     entry = named(options)
     # The machine may have another directory.
     arguments: dict[str, Any] = {"path": os.path.abspath(options["file"]), **new_secret(options)}
-    arguments |= {name: True for name in ("force", "stop") if options.get(name)}
+    arguments |= {name: True for name in ("force", "stop", "live") if options.get(name)}
     display = choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
     with control(entry) as client, Interrupts() as interrupts:
         follower = _Saving(client)

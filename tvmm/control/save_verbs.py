@@ -22,11 +22,12 @@ SAVE = (
     Argument("path", "string"),
     Argument("force", "boolean", required=False),
     Argument("stop", "boolean", required=False),
+    Argument("live", "boolean", required=False),
     Argument("passphrase", "string", required=False),
     Argument("key", "string", required=False),
 )
 """`path` is one of the machine's process. `force` replaces a file that is no snapshot; `stop`: the machine ends when
-the file is safe; `passphrase`, or `key` in hexadecimal digits, encrypts it."""
+the file is safe; `live`: the guest runs meanwhile; `passphrase`, or `key` in hexadecimal digits, encrypts it."""
 
 MAX_PATH = 4096
 
@@ -43,6 +44,7 @@ async def save(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     parameters = SaveParameters(
         force=arguments.get("force", False),
         stop=arguments.get("stop", False),
+        live=arguments.get("live", False),
         passphrase=arguments.get("passphrase", ""),
         key=key,
     )

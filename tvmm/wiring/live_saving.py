@@ -171,7 +171,7 @@ async def frozen_ram(ram: GuestRam) -> AsyncIterator[Frozen]:
     if lazily:
         raise UserError(
             f"{lazily[0]} is still mapped from the snapshot that the machine was restored from",
-            "save without --live, or restore with --load eager",
+            "save without --live, or restore with --eager",
         )
     files = {name: block.fd for name, block in ram.blocks.items() if block.fd >= 0}
     grains = [os.fstatvfs(block.fd).f_bsize if block.fd >= 0 else 0 for block in ram.blocks.values()]
