@@ -1,4 +1,4 @@
-"""Every part of a machine does its work whatever its guest has been through: booted here, migrated, handed over.
+"""Every part of a machine does its work whatever its guest has been through: booted here, moved, handed over, restored.
 
 One machine per history with a device of every kind, and one check after the other on it, so that it stays cheap.
 """

@@ -13,7 +13,8 @@ and in a test, with pytest-trio::
 
 `vm` is a running machine, `vm_pair` a running one and one that waits for its guest, `migrated` a machine whose guest
 was started elsewhere and moved here, and `any_vm` runs its test on a machine of each of the `HISTORIES` that a guest
-can have: booted here, migrated here, handed over with its memory. The marker has the options of `tvmm run`, with
+can have: booted here, migrated here, gone before its memory (post-copy), handed over with its memory, restored from a
+file, and a clone of another one. The marker has the options of `tvmm run`, with
 underscores. Without a kernel it is the built-in guest, at its prompt.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -34,11 +36,26 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from tvmm.migration.status import MigrationParameters
+
     History = Callable[[MachineConfig, MachineConfig | None], AbstractAsyncContextManager[Machine]]
 
 T = TypeVar("T")
 
-__all__ = ["HISTORIES", "VmPair", "any_vm", "booted", "handed_over", "migrated", "moved", "pair", "vm", "vm_pair"]
+__all__ = [
+    "HISTORIES",
+    "VmPair",
+    "any_vm",
+    "booted",
+    "from_file",
+    "handed_over",
+    "migrated",
+    "moved",
+    "pair",
+    "postcopied",
+    "vm",
+    "vm_pair",
+]
 
 _fixture: Callable[[T], T] = trio_fixture
 
@@ -53,9 +70,9 @@ class VmPair(NamedTuple):
     destination: Machine
     uri: str
 
-    async def migrate(self) -> Machine:
+    async def migrate(self, parameters: MigrationParameters | None = None) -> Machine:
         """Move the guest; the machine that has it now. Raises `UserError` if that failed."""
-        await self.source.migrate(self.uri)
+        await self.source.migrate(self.uri, parameters)
         await self.destination.wait_arrival()
         return self.destination
 
@@ -109,7 +126,49 @@ async def handed_over(config: MachineConfig, there: MachineConfig | None = None)
         yield here
 
 
-HISTORIES: Mapping[str, History] = {"booted": booted, "migrated": moved, "handed-over": handed_over}
+@asynccontextmanager
+async def postcopied(config: MachineConfig, there: MachineConfig | None = None) -> AsyncIterator[Machine]:
+    """A machine whose guest went before its memory. `there`: as `pair`. Skips where the host has no userfaultfd."""
+    from tvmm.kvm.uffd import can_wait_for_pages
+    from tvmm.memory.ram import MAIN_BLOCK
+    from tvmm.migration.status import MigrationParameters
+
+    async with pair(config, there) as machines:
+        if not can_wait_for_pages(machines.destination.board.ram.blocks[MAIN_BLOCK]):
+            pytest.skip("this host does not let a process wait for single pages of memory (userfaultfd)")
+        yield await machines.migrate(MigrationParameters(postcopy="now"))
+
+
+@asynccontextmanager
+async def from_file(
+    config: MachineConfig, there: MachineConfig | None = None, *, clone: bool = False
+) -> AsyncIterator[Machine]:
+    """A machine whose guest was booted in another one, which is gone, and was a file since then; a `clone`: one that
+    another one came from before. It has `there` if that is given.
+    """
+    from tvmm.wiring.restoring import restored
+
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory:
+        path = Path(directory) / "machine.snap"
+        async with booted(config, there) as before:
+            await before.save(str(path))
+        if clone:
+            async with restored(path, load="demand") as sibling:
+                await sibling.resume()
+        # A sibling may have written to a disk.
+        async with restored(path, load="demand" if clone else "lazy", force=clone) as machine:
+            await machine.resume()
+            yield machine
+
+
+HISTORIES: Mapping[str, History] = {
+    "booted": booted,
+    "migrated": moved,
+    "postcopied": postcopied,
+    "handed-over": handed_over,
+    "restored": from_file,
+    "cloned": partial(from_file, clone=True),
+}
 """What a guest can have been through, by name: each makes a running machine of a configuration.
 
 A second configuration is for the last one of the guest's machines, if that has to have other paths and names.
