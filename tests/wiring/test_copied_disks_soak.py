@@ -74,6 +74,8 @@ class Chain:
                 destination.quit()
             source.moves.cancel_migration()
             await source.moves.wait_migration()
+            # One that had not even heard of it would go on waiting.
+            destination.quit()
             await destination.wait()
             raise IncomingFailed("it was ended")
 

@@ -110,7 +110,7 @@ def _migration(info: dict[str, Any]) -> dict[str, Any]:
         "from" if info.get("x-incoming") else "to": info.get("x-peer"),
         "memory": "handed over" if info.get("ram", {}).get("x-handed-over") else "",
         "listening": info.get("x-listening"),
-        "disks": _disks(info.get("disk")),
+        "disks": _disks(info.get("disk"), incoming=bool(info.get("x-incoming"))),
         "error": info.get("error-desc"),
         **_postcopy(info),
     }
@@ -131,10 +131,12 @@ def _postcopy(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _disks(stats: dict[str, Any] | None) -> str:
+def _disks(stats: dict[str, Any] | None, *, incoming: bool) -> str:
     """How far the copies of disks are."""
     if stats is None:
         return ""
+    if incoming:
+        return f"{format_size(stats['total'])}, {stats['transferred'] >> 20}M received"
     return f"{format_size(stats['total'])}, {stats['remaining'] >> 20}M left, {stats['transferred'] >> 20}M sent"
 
 

@@ -70,7 +70,7 @@ class LeavingDisks:
         self._number = 0
         self._stored: Stored | None = None
         self._news = trio.Event()
-        self._dirty_rate = self._throughput = 0.0
+        self._dirty_rate = self._throughput = self._begun = 0.0
 
     # --- what others ask ---
 
@@ -117,7 +117,7 @@ class LeavingDisks:
             copied=sender.copied,
             zeroed=sender.zeroed,
             rounds=self._number + 1,
-            throughput=self._throughput,
+            throughput=self._throughput or sender.sent / max(trio.current_time() - self._begun, 1e-3),
             dirty_rate=self._dirty_rate,
             slowed_to=self._policy.slow,
         )
@@ -241,6 +241,7 @@ class LeavingDisks:
         sender = self._sender
         assert sender is not None
         begun, sent = trio.current_time(), sender.sent
+        self._begun = self._begun or begun
         self._stored, self._news = None, trio.Event()
         call = partial(sender.send_round, self._number)
         # The first one leaves the processors to the guest, as RAM's does.
