@@ -191,31 +191,6 @@ int64_t tvmm_live_freeze(struct tvmm_live *live)
     return done < 0 ? done : sum;
 }
 
-/* Of a chunk of a file: what is not in memory may be a hole. Asked page by page, since SEEK_HOLE looks at all the file
- * until it finds one. */
-static void live_holes(const struct tvmm_live_block *block, const struct tvmm_live_chunk *chunk, uint64_t *absent)
-{
-    unsigned char resident[TVMM_LIVE_CHUNK];
-    if (mincore(block->base + chunk->first * TVMM_PAGE, chunk->pages * (size_t)TVMM_PAGE, resident) < 0)
-        return;
-    for (uint32_t page = 0; page < chunk->pages;) {
-        uint64_t at = chunk->first + page, until = chunk->pages;
-        off_t data;
-        if (resident[page] & 1) {
-            page++;
-            continue;
-        }
-        data = lseek(block->fd, (off_t)(at * TVMM_PAGE), SEEK_DATA);
-        if (data < 0 && errno != ENXIO)
-            return;
-        if (data >= 0 && (uint64_t)data / TVMM_PAGE < chunk->first + until)
-            until = (uint64_t)data / TVMM_PAGE - chunk->first;
-        if (until > page)
-            tvmm_bits_set(absent, page, until - page);
-        page = until > page ? (uint32_t)until : page + 1;
-    }
-}
-
 /* Which pages of a claimed chunk are not there, so that reading them would be in vain, or even allocate them. */
 static void live_absent(const struct tvmm_live *live, const struct tvmm_live_chunk *chunk, uint64_t *absent)
 {
@@ -224,7 +199,7 @@ static void live_absent(const struct tvmm_live *live, const struct tvmm_live_chu
     ssize_t size = (ssize_t)(chunk->pages * sizeof entries[0]);
     memset(absent, 0, TVMM_LIVE_WORDS * sizeof *absent);
     if (block->fd >= 0) {
-        live_holes(block, chunk, absent);
+        tvmm_file_holes(block->base, block->fd, chunk->first, chunk->pages, absent);
         return;
     }
     if (live->pagemap_fd < 0 ||

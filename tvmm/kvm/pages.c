@@ -8,11 +8,13 @@
 #include <immintrin.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define POPULATE_BYTES (2u << 20) /* at once: one huge page, which takes up to 10 ms where the host has to find it */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#define HOLE_PAGES 512u /* asked about at once */
 #define AVX2 __attribute__((target("avx2")))
 
 uint64_t tvmm_bits_count(const uint64_t *words, uint64_t count)
@@ -103,4 +105,32 @@ int tvmm_ram_populate(const struct tvmm_ram_pages *ram, const struct tvmm_waker 
         }
     }
     return 0;
+}
+
+/* Which of `count` pages from `first` on of a file that is mapped at `base` as a whole were never written, as bits from the
+ * first one on; others are left alone. What is in memory is no hole. SEEK_HOLE would tell the end of all data that follows,
+ * each time anew. */
+void tvmm_file_holes(uint8_t *base, int fd, uint64_t first, uint32_t count, uint64_t *holes)
+{
+    unsigned char resident[HOLE_PAGES];
+    for (uint32_t done = 0; done < count; done += HOLE_PAGES) {
+        uint32_t pages = count - done < HOLE_PAGES ? count - done : HOLE_PAGES;
+        if (mincore(base + (first + done) * TVMM_PAGE, pages * (size_t)TVMM_PAGE, resident) < 0)
+            return;
+        for (uint32_t page = 0; page < pages;) {
+            if (resident[page] & 1) {
+                page++;
+                continue;
+            }
+            uint64_t at = first + done + page, until = pages;
+            off_t data = lseek(fd, (off_t)(at * TVMM_PAGE), SEEK_DATA);
+            if (data < 0 && errno != ENXIO)
+                return;
+            if (data >= 0 && (uint64_t)data / TVMM_PAGE < first + done + until)
+                until = (uint64_t)data / TVMM_PAGE - first - done;
+            if (until > page)
+                tvmm_bits_set(holes, done + page, until - page);
+            page = until > page ? (uint32_t)until : page + 1;
+        }
+    }
 }

@@ -38,6 +38,7 @@ struct tvmm_bitmap {
 uint64_t tvmm_bits_count(const uint64_t *words, uint64_t count);
 uint64_t tvmm_bits_merge(uint64_t *into, const uint64_t *from, uint64_t count);
 void tvmm_bits_set(uint64_t *words, uint64_t first, uint64_t count);
+void tvmm_file_holes(uint8_t *base, int fd, uint64_t first, uint32_t count, uint64_t *holes);
 int tvmm_page_is_zero(const uint8_t *page);
 uint64_t tvmm_page_hash(const uint8_t *page, const uint64_t *key);
 int tvmm_ram_populate(const struct tvmm_ram_pages *ram, const struct tvmm_waker *waker);

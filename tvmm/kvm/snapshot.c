@@ -143,21 +143,7 @@ static void snapshot_holes(const struct tvmm_snapshot *snapshot, int pagemap, ui
 {
     const struct tvmm_page_block *ram = &snapshot->ram->blocks[block];
     if (ram->fd >= 0) {
-        uint64_t page = first, end = first + count;
-        while (page < end) {
-            off_t data = lseek(ram->fd, (off_t)(page * TVMM_PAGE), SEEK_DATA);
-            if (data < 0 && errno != ENXIO)
-                return;
-            uint64_t until = data < 0 || (uint64_t)data / TVMM_PAGE > end ? end : (uint64_t)data / TVMM_PAGE;
-            if (until > page)
-                tvmm_bits_set(holes, page - first, until - page);
-            if (until == end)
-                return;
-            off_t hole = lseek(ram->fd, data, SEEK_HOLE);
-            if (hole < 0)
-                return;
-            page = ((uint64_t)hole + TVMM_PAGE - 1) / TVMM_PAGE;
-        }
+        tvmm_file_holes(ram->base, ram->fd, first, count, holes);
         return;
     }
     if (!snapshot->blocks[block].sparse || pagemap < 0)
