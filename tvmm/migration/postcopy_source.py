@@ -326,7 +326,9 @@ class Serving:
                 self._move(SourceEvent.LOST)
                 self._progress.error = str(error)
                 if asked:
-                    patient_until = 0.0
+                    # What says no is told at once; a connection that broke may be the next moment's.
+                    patience = AUTO_RECOVER_SECONDS if isinstance(error, LinkLost) else 0.0
+                    patient_until = trio.current_time() + patience
                     self._pause(str(error))
                 continue
             if isinstance(recovered, Complete):
