@@ -130,15 +130,21 @@ def result_of(report: Report, base: Mark, during: Mark) -> Result:
 
 def run(monitor: Monitor, case: Case, spin: bool) -> Result | None:
     """One migration from start to end; None if it did not finish in `MIGRATE_SECONDS`."""
+    found = moved(monitor, case, spin)
+    return None if found is None else result_of(*found)
+
+
+def moved(monitor: Monitor, case: Case, spin: bool) -> tuple[Report, Mark, Mark] | None:
+    """The same: what the monitor told, and what the guest did in the second before and while it was migrated."""
     with tempfile.TemporaryDirectory(prefix="tvmm-bench-") as scratch:
         try:
-            return migrated(monitor, case, spin, Path(scratch))
+            return moved_in(monitor, case, spin, Path(scratch))
         except SystemExit:
             print(monitor.words(Path(scratch)), file=sys.stderr)
             raise
 
 
-def migrated(monitor: Monitor, case: Case, spin: bool, folder: Path) -> Result | None:
+def moved_in(monitor: Monitor, case: Case, spin: bool, folder: Path) -> tuple[Report, Mark, Mark] | None:
     """The same with a place for sockets."""
     with monitor.pair(folder) as (source, target):
         touch(source)
@@ -155,7 +161,7 @@ def migrated(monitor: Monitor, case: Case, spin: bool, folder: Path) -> Result |
         target.expect("tvmm> ")
         target.send("check\n")
         target.expect(r"checked \d+ pages: 0 errors")
-        return result_of(report, base, during)
+        return report, base, during
 
 
 def print_case(case: Case, names: Sequence[str], rows: Sequence[Sequence[Result | None]]) -> None:
