@@ -20,6 +20,7 @@ from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.migration.absent import difference, take_piece
 from tvmm.migration.engine_end import engine_end
 from tvmm.migration.link import LinkLost
+from tvmm.migration.loop_thread import LoopThread
 from tvmm.migration.messages import Absent, Absentees, Complete, Discarded, Partial
 from tvmm.migration.page_threads import EngineThread
 from tvmm.migration.status import PostcopyProgress
@@ -64,6 +65,7 @@ class PartialArrival:
         self._kept = self._given_up = False
         self._patience: threading.Timer | None = None
         self._final = PostcopyProgress()
+        self._loop_thread: LoopThread | None = None
 
     # --- messages, on the event loop ---
 
@@ -100,6 +102,7 @@ class PartialArrival:
         elif isinstance(message, Absentees):
             if message.pages != self._pages_named:
                 raise ProtocolError(f"the source has named {self._pages_named} pages and says {message.pages}")
+            self._prepare()
             await self._discard()
             await link.send(Discarded(self.pager.remaining))
         else:
@@ -107,6 +110,18 @@ class PartialArrival:
             if message.pages != self.pager.remaining:
                 raise ProtocolError(f"{self.pager.remaining} pages are missing, and the source says {message.pages}")
             await self._begin()
+
+    def _prepare(self) -> None:
+        """While the guest runs at its source: what would take its time in the pause."""
+        import tvmm.migration.postcopy_service  # noqa: F401
+
+        self.loop_thread()
+
+    def loop_thread(self) -> LoopThread:
+        """That of the service, which comes with Commit."""
+        if self._loop_thread is None:
+            self._loop_thread = LoopThread("tvmm post-copy")
+        return self._loop_thread
 
     async def _discard(self) -> None:
         """What was named and is not missing yet is thrown away."""
@@ -196,6 +211,8 @@ class PartialArrival:
         if self.thread is not None:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.thread.close)
+        if self._loop_thread is not None:
+            self._loop_thread.close()
         self._lanes.pager = None
         if self.pager is not None:
             self._final = self.progress()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -87,7 +88,6 @@ class PageService:
         self._say = say
         self._random = random
         self._ready = threading.Event()
-        self._thread: threading.Thread | None = None
         self._loop: trio.lowlevel.TrioToken | None = None
         self._rejoining = self._on_purpose = self._whole = False
         self._cut_because = ""
@@ -101,17 +101,13 @@ class PageService:
         over = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
-        def run() -> None:
-            try:
-                trio.run(self._main, link, listeners)
-            finally:
-                self._ready.set()
-                with suppress(trio.RunFinishedError):
-                    token.run_sync_soon(over.set)
+        def ended() -> None:
+            self._ready.set()
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(over.set)
 
         self._over = over
-        self._thread = threading.Thread(target=run, name="tvmm post-copy", daemon=True)
-        self._thread.start()
+        await self._arrival.loop_thread().give(partial(self._main, link, listeners), ended)
         await trio.to_thread.run_sync(self._ready.wait)
 
     def started(self, running: Running) -> None:
