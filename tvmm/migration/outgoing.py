@@ -17,8 +17,10 @@ import trio
 from tvmm.errors import ProtocolError, TvmmError, UserError
 from tvmm.migration.commit import Commitment, Destination
 from tvmm.migration.disk_departure import LeavingDisks
+from tvmm.migration.greeting import Greeting
 from tvmm.migration.guest import blocks_of
-from tvmm.migration.hand_over import MEMFD, can_be_passed, pass_memory, why_copied
+from tvmm.migration.hand_over import MEMFD, pass_memory
+from tvmm.migration.lane_opening import lane_count, open_lanes
 from tvmm.migration.link import LinkLost, open_connection, peer_name
 from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, RoundDone, State, Watched
 from tvmm.migration.policy import Advice, Decision, Policy, Round
@@ -58,7 +60,6 @@ VERIFY_BYTES_PER_SECOND = 100e6
 LOOK_AT_ONCE_PAGES = 16 << 30 >> 12
 """RAM whose dirty log is read within half a millisecond: a change of threads takes longer."""
 
-AUTO_LANES_MAX = 4
 SESSION_BYTES = 16
 _GIVEN_UP = (
     *(SourceState.COMMITTING, SourceState.ASKING),
@@ -341,87 +342,32 @@ class Outgoing:
     # --- setup ---
 
     async def _greet(self, stack: AsyncExitStack) -> None:
-        self._talk = await Talk.open(self._address, self._security)
-        stack.push_async_callback(lambda: self._talk.close())
+        greeting = Greeting(self._address, self._security, self.parameters.postcopy, self.progress)
+        await greeting.open()
+        stack.push_async_callback(greeting.close)
+        self._lane_total = lane_count(self.parameters, self._address)
         hello = Hello(
             self._session,
             self._guest.name,
             await self._guest.description(),
             self._guest.cpu(),
             blocks_of(self._guest.ram),
-            self._lane_count(),
+            self._lane_total,
             self.parameters.compress,
             self.parameters.verify,
         )
-        self._token = await self._ask_in(hello)
+        self._token = await greeting.ask_in(hello, self._guest.ram, self._disks)
+        self._talk = greeting.talk
         destination = Destination(self._address, self._security, self._session)
         self._commitment = Commitment(
             self._guest, self._talk, destination, self._move, self.progress.pause.resumed
         )
         self._move(SourceEvent.WELCOME)
 
-    async def _ask_in(self, hello: Hello) -> bytes:
-        """The token. Memory is handed over where that is possible, without being asked for."""
-        wants = ("postcopy",) if self.parameters.postcopy != "off" else ()
-        if self._talk.is_trusted:
-            self.progress.advice = why_copied(self._guest.ram)
-        if self._disks.is_wanted or not self._talk.is_trusted or not can_be_passed(self._guest.ram):
-            token = await self._talk.greet(hello, (*self._disks.wants, *wants), await self._disks.details())
-        else:
-            token = await self._ask_for_hand_over(hello, wants)
-        if self.parameters.postcopy == "now" and not self._talk.granted & {MEMFD, "postcopy"}:
-            raise Ended(SourceEvent.BROKEN, "the destination's host does not let it wait for single pages of memory",
-                        "'tvmm doctor' there says why; migrate without post-copy")  # fmt: skip
-        return token
-
-    async def _ask_for_hand_over(self, hello: Hello, wants: tuple[str, ...]) -> bytes:
-        try:
-            token = await self._talk.greet(hello, (MEMFD, *wants))
-        except Ended as ended:
-            if ended.event is not SourceEvent.LOST:
-                raise
-            # A tvmm that is too old to know the wish: it gets a copy.
-            await self._talk.close()
-            self._talk = await Talk.open(self._address, self._security)
-            token = await self._talk.greet(hello)
-        if MEMFD in self._talk.granted:
-            self.progress.advice = ""
-        return token
-
-    def _lane_count(self) -> int:
-        if self._lane_total:
-            return self._lane_total
-        if self.parameters.connections:
-            return self.parameters.connections
-        # One fills a path on which both ends have a processor to spare; sender and receiver here share them.
-        processors = os.cpu_count() or 1
-        return max(1, min(AUTO_LANES_MAX, processors // 4 if self._address.is_local else processors // 2))
-
     async def _open_lanes(self, token: bytes) -> None:
-        count = self._lane_total = self._lane_count()
-        streams: list[trio.SocketStream] = []
-        try:
-            # All of them before the first handshake: the destination begins with those when all are there.
-            for number in range(count):
-                opening = Opening(Kind.LANE, self._security.kind, token=token, lane=number)
-                streams.append(await open_connection(self._address, opening))
-            while streams:
-                await self._add_lane(streams.pop(0))
-        finally:
-            for stream in streams:
-                stream.socket.close()
-        self.progress.connections = count
-
-    async def _add_lane(self, stream: trio.SocketStream) -> None:
-        if self.parameters.compress == "off" and self._security.lanes_are_plain:
-            self._lanes.add_plain(stream)
-            return
-        codec = None
-        if self.parameters.compress == "zstd":
-            from tvmm.migration.zstd import Compressor
-
-            codec = Compressor()
-        self._lanes.add_buffered(await self._security.wrap_lane(stream, self._lanes.waker), codec)
+        compress = self.parameters.compress
+        await open_lanes(self._lanes, self._lane_total, self._address, self._security, token, compress=compress)
+        self.progress.connections = self._lane_total
 
     # --- rounds ---
 
