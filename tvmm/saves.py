@@ -79,6 +79,7 @@ class Saves:
             raise UserError(f"the machine has ended ({machine.outcome.kind})")
         if self.under_way:
             raise UserError("the machine is being saved already", "QMP's x-query-save shows it, x-save-cancel ends it")
+        machine.moves.refuse_if_incomplete("saved")
         if machine.moves.leaving:
             raise UserError("a migration is under way", "save the machine when it is over")
         if machine.farewell is not None:
