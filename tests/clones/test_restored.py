@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,10 @@ def clones(snapshot: Path, *options: str, count: int = 3) -> Iterator[Clones]:
                 depth = text.count(b"{") - text.count(b"}")
             yield Clones(process, json.loads(text or b'{"clones": []}'))
         finally:
-            # What it has forked ends with it.
+            # It waits for what it has forked, which takes its names out of the registry.
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S)
             process.kill()
 
 

@@ -20,7 +20,8 @@ class Nets:
         self.motion = SimpleNamespace(stage="")
         self.name = "a"
         devices = SimpleNamespace(nets={"net0": self})
-        self.board: Any = SimpleNamespace(ram=None, devices=devices)
+        ram = SimpleNamespace(blocks={"pc.ram": SimpleNamespace(fd=-1)})
+        self.board: Any = SimpleNamespace(ram=ram, devices=devices)
         self._nursery = nursery
 
     def start_task(self, run: Any, name: str) -> None:
