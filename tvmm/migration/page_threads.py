@@ -33,7 +33,8 @@ class EngineThread:
     """Serves on the connection that it is given, and on the next one.
 
     `on_end` is called on this thread with the name of what `serve` came back with, LOST also for what was refused, and
-    why; for COMPLETE and RELEASED the thread ends with that. `idle`: without a connection it serves too.
+    why; for COMPLETE and RELEASED the thread ends with that. `idle`: once it has had a connection, it serves
+    without one too.
     """
 
     def __init__(self, engine: Engine, on_end: Callable[[str, str], None], *, idle: bool) -> None:
@@ -43,7 +44,7 @@ class EngineThread:
         self._waker = Waker()
         self._news = threading.Condition()
         self._end: EngineEnd | None = None
-        self._stopping = False
+        self._stopping = self._begun = False
         self._thread = threading.Thread(target=self._run, name="tvmm pages on request", daemon=True)
         self._thread.start()
 
@@ -51,6 +52,7 @@ class EngineThread:
         """Go on with this connection, or with none. The last one is closed; this one is the thread's."""
         with self._news:
             before, self._end = self._end, end
+            self._begun = True
             self._waker.wake()
             self._news.notify()
         if before is not None:
@@ -70,7 +72,7 @@ class EngineThread:
         end: EngineEnd | None = None
         while True:
             with self._news:
-                while not self._stopping and self._end is None and not self._idle:
+                while not self._stopping and self._end is None and not (self._idle and self._begun):
                     self._news.wait()
                 self._waker.clear()
                 if end is not None and end is not self._end:

@@ -38,7 +38,7 @@ PARTIAL_MESSAGES = (Absent, Absentees, Partial)
 ABSENT_MESSAGES_MAX = 1 << 16
 """Of one migration: 128 TiB of RAM. A source does not keep this side at it for ever."""
 PATIENCE_SECONDS = 120.0
-"""From State to Commit. A source that is stopped in between keeps its connections, and all who wait."""
+"""From Absentees to Commit. A source that is stopped in between keeps its connections, and all who wait."""
 NANOSECONDS_PER_MS = 1e6
 
 
@@ -62,7 +62,7 @@ class PartialArrival:
         self._messages = 0
         self._pages_named = 0
         self._lock = threading.Lock()
-        self._kept = self._given_up = False
+        self._begun = self._kept = self._given_up = False
         self._patience: threading.Timer | None = None
         self._final = PostcopyProgress()
         self._loop_thread: LoopThread | None = None
@@ -72,7 +72,7 @@ class PartialArrival:
     @property
     def begun(self) -> bool:
         """Pages are missing, and fetched when they are touched."""
-        return self.thread is not None
+        return self._begun
 
     def take_requests(self, stream: trio.abc.Stream) -> None:
         """The connection for requests: it is this object's. Raises `ProtocolError` if there is one already."""
@@ -111,11 +111,19 @@ class PartialArrival:
                 raise ProtocolError(f"{self.pager.remaining} pages are missing, and the source says {message.pages}")
             await self._begin()
 
-    def _prepare(self) -> None:
-        """While the guest runs at its source: what would take its time in the pause."""
+    def _prepare(self) -> EngineThread:
+        """While the guest runs at its source: what would take time in the pause. Starting a thread waits for it."""
         import tvmm.migration.postcopy_service  # noqa: F401
 
+        assert self.pager is not None
+        if self.thread is not None:
+            return self.thread
         self.loop_thread()
+        self.thread = EngineThread(self.pager, self._on_end, idle=True)
+        self._patience = threading.Timer(PATIENCE_SECONDS, self._ended_early, ("LOST", "it does not go on"))
+        self._patience.daemon = True
+        self._patience.start()
+        return self.thread
 
     def loop_thread(self) -> LoopThread:
         """That of the service, which comes with Commit."""
@@ -142,15 +150,12 @@ class PartialArrival:
             await self._requests_news.wait()
         if self._requests is None:
             raise LinkLost("its connection for page requests did not come")
-        self.thread = EngineThread(self.pager, self._on_end, idle=True)
+        self._begun = True
         self._ram.has = self._has
         self._ram.fetch = self.pager.touch
         self._ram.let_go = self.release
-        self.thread.connect(engine_end(self._requests))
+        self._prepare().connect(engine_end(self._requests))
         self._requests = None
-        self._patience = threading.Timer(PATIENCE_SECONDS, self._ended_early, ("LOST", "it does not go on"))
-        self._patience.daemon = True
-        self._patience.start()
 
     def _has(self, name: str, offset: int, length: int) -> bool:
         pager = self.pager
