@@ -72,6 +72,13 @@ def test_relative_paths_become_absolute() -> None:
     assert str(options["vsock"]).startswith("/home/anna/v")
 
 
+def test_how_an_image_was_filled_is_of_one_start() -> None:
+    """A machine that a guest has come to is a machine like others."""
+    config = MachineConfig.parse(disk=["a.img,copy=on,overwrite=on"], incoming="unix:/tmp/there")
+    assert options_of(config, "/home/anna")["disk"] == ["/home/anna/a.img,id=disk0,queues=1"]
+    assert "incoming" not in options_of(config, "/home/anna")
+
+
 @pytest.mark.parametrize("nameless", [True, False])
 def test_a_file_takes_its_place_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, nameless: bool

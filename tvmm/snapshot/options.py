@@ -15,8 +15,10 @@ from tvmm.config.properties import spelled
 from tvmm.config.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
+    from tvmm.config.disk import DiskConfig
     from tvmm.config.memory import MemoryConfig
     from tvmm.config.serial import SerialConfig
 
@@ -37,7 +39,8 @@ HOST_OPTIONS = (
 def options_of(config: MachineConfig, directory: str) -> Options:
     """The options of a checked `config`, without those that have their defaults. Relative paths begin in `directory`.
 
-    Not saved are `paused` and `incoming`, which are of one start, and descriptors (a network's `fd`).
+    Not saved are `paused`, `incoming` and how an image is filled (a disk's `copy`), which are of one start, and
+    descriptors (a network's `fd`).
     """
 
     def absolute(path: str) -> str:
@@ -58,9 +61,7 @@ def options_of(config: MachineConfig, directory: str) -> Options:
         "reboot": "on" if config.reboot else "off",
         "powerdown_timeout": str(config.powerdown_timeout_s),
         "assist": config.assist,
-        "disk": [
-            (disk if disk.is_nbd else disk._replace(file=absolute(disk.file))).spelling() for disk in config.disks
-        ],
+        "disk": [_disk(disk, absolute).spelling() for disk in config.disks],
         "net": [net._replace(fd=None).spelling() for net in config.nets],
         "device": _devices(config, directory),
     }
@@ -76,6 +77,11 @@ def options_of(config: MachineConfig, directory: str) -> Options:
         vsock = config.vsocks[0]._replace(path=absolute(config.vsocks[0].path))
         options["vsock"] = join_options(spelled(vsock, VSOCK_OPTIONS), first="path")
     return {name: value for name, value in options.items() if value}
+
+
+def _disk(disk: DiskConfig, absolute: Callable[[str], str]) -> DiskConfig:
+    disk = disk._replace(copy=False, overwrite=False)
+    return disk if disk.is_nbd else disk._replace(file=absolute(disk.file))
 
 
 def _memory(memory: MemoryConfig) -> str:
