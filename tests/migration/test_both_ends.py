@@ -21,7 +21,7 @@ from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
 from tvmm.kvm.pages import PAGE
-from tvmm.migration import commit, incoming, outgoing, pairing, senders, talk, tls
+from tvmm.migration import commit, hand_over, incoming, outgoing, pairing, rounds, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen, open_connection
@@ -39,7 +39,8 @@ BEFORE_COMMIT = ("Hello", "Welcome", "RoundDone", "State", "Ready")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds for a real peer takes a moment here."""
-    monkeypatch.setattr(outgoing, "ROUND_SECONDS", 0.3)
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.3)
+    monkeypatch.setattr(hand_over, "TAKEN_SECONDS", 0.3)
     for name in ("RUNNING_SECONDS", "ASK_AGAIN_SECONDS"):
         monkeypatch.setattr(commit, name, 0.3)
     monkeypatch.setattr(talk, "GREETING_SECONDS", 0.3)

@@ -15,7 +15,7 @@ from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.pages import PageBitmap
 from tvmm.kvm.uffd import can_wait_for_pages
-from tvmm.migration import commit, incoming, outgoing, postcopy_source, senders, talk, tls
+from tvmm.migration import commit, incoming, postcopy_source, rounds, senders, talk, tls
 from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost, open_connection
@@ -33,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds for a real peer takes a moment here."""
     for name in ("RUNNING_SECONDS", "ASK_AGAIN_SECONDS"):
         monkeypatch.setattr(commit, name, 0.3)
-    monkeypatch.setattr(outgoing, "ROUND_SECONDS", 0.5)
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.5)
     monkeypatch.setattr(talk, "GREETING_SECONDS", 0.5)
     monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
     for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):

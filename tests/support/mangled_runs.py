@@ -12,7 +12,7 @@ from tests.support.mangling import MangledWire
 from tests.support.moving_guests import World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
-from tvmm.migration import commit, incoming, link, outgoing, plain_thread, reception, senders, talk, tls
+from tvmm.migration import commit, hand_over, incoming, link, plain_thread, reception, rounds, senders, talk, tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen
@@ -44,7 +44,8 @@ class Ending(NamedTuple):
 
 def hurry(put: Callable[[Any, str, Any], None]) -> None:
     """What takes seconds for a real peer takes a moment: `put(module, name, value)` sets a limit."""
-    put(outgoing, "ROUND_SECONDS", 0.5)
+    put(rounds, "ROUND_SECONDS", 0.5)
+    put(hand_over, "TAKEN_SECONDS", 0.5)
     put(commit, "RUNNING_SECONDS", 0.5)
     put(commit, "ASK_SECONDS", 1.0)
     put(commit, "ASK_AGAIN_SECONDS", 0.1)

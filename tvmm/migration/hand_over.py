@@ -19,18 +19,22 @@ import trio
 from tvmm.errors import ProtocolError
 from tvmm.migration.descriptors import check_memory, is_trusted, receive_descriptors, send_descriptors
 from tvmm.migration.link import LinkLost, open_connection
+from tvmm.migration.messages import RoundDone
 from tvmm.migration.wire import Kind, Opening
 
 if TYPE_CHECKING:
     from tvmm.memory.ram import GuestRam
     from tvmm.migration.link import Address
     from tvmm.migration.secure import Securer
+    from tvmm.migration.talk import Talk
 
 __all__ = ["MEMFD", "MemoryArrival", "can_be_passed", "pass_memory", "why_copied"]
 
 MEMFD = "memfd"
 MEMORY_SECONDS = 30.0
 """For the connection with the descriptors to come."""
+TAKEN_SECONDS = 120.0
+"""For the word that the destination has mapped all of it."""
 
 
 def can_be_passed(ram: GuestRam) -> bool:
@@ -44,8 +48,8 @@ def why_copied(ram: GuestRam) -> str:
     return f"{where} memory is not shared: with --memory ...,shared=on on both sides none of it would have been copied"
 
 
-async def pass_memory(ram: GuestRam, address: Address, security: Securer, token: bytes) -> None:
-    """At the source: have the destination get all blocks. Raises as `open_connection`."""
+async def pass_memory(ram: GuestRam, address: Address, security: Securer, token: bytes, talk: Talk) -> None:
+    """At the source: have the destination map all blocks. Raises as `open_connection` and `Talk.expect`."""
     stream = await open_connection(address, Opening(Kind.RAM, security.kind, token=token))
     try:
         if not is_trusted(stream):
@@ -54,6 +58,7 @@ async def pass_memory(ram: GuestRam, address: Address, security: Securer, token:
         await send_descriptors(stream, list(blocks), [block.fd for block in blocks.values()])
     finally:
         await trio.aclose_forcefully(stream)
+    await talk.expect(RoundDone, TAKEN_SECONDS, "take over the guest's memory")
 
 
 class MemoryArrival:

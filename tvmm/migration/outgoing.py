@@ -22,10 +22,10 @@ from tvmm.migration.guest import blocks_of
 from tvmm.migration.hand_over import MEMFD, pass_memory
 from tvmm.migration.lane_opening import lane_count, open_lanes
 from tvmm.migration.link import LinkLost, open_connection, peer_name
-from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, RoundDone, State, Watched
-from tvmm.migration.policy import Advice, Decision, Policy, Round
+from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, State, Watched
 from tvmm.migration.progress import Progress
 from tvmm.migration.receivers import LAST_ROUND
+from tvmm.migration.rounds import Rounds
 from tvmm.migration.senders import SenderLanes
 from tvmm.migration.source import SERVES, TERMINAL, SourceEvent, SourceState, after
 from tvmm.migration.status import MigrationStatus
@@ -34,7 +34,7 @@ from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.kvm.lanes import LaneGroup
@@ -47,18 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Outgoing", "longest_pause"]
 
-ROUND_SECONDS = 120.0
-"""For the word that a round is in place, after its last byte went into a buffer: on a slow path some megabytes of it
-are still under way then."""
 OVERRUN = 1.2
 """Times the longest pause allowed, after which the guest is taken back."""
 LEAST_PAUSE_SECONDS = 0.05
 """A limit below this still gives the last step that long, or no migration would ever succeed."""
 VERIFY_BYTES_PER_SECOND = 100e6
 """Slower than any host hashes RAM. Both sides do it in the pause, one after the other, for whoever asks for it."""
-
-LOOK_AT_ONCE_PAGES = 16 << 30 >> 12
-"""RAM whose dirty log is read within half a millisecond: a change of threads takes longer."""
 
 SESSION_BYTES = 16
 _GIVEN_UP = (
@@ -101,20 +95,14 @@ class Outgoing:
         self._session = random(SESSION_BYTES)
         self._scope = trio.CancelScope()
         self._ended: Ended | None = None
-        self._policy = Policy(
-            int(parameters.max_downtime_ms * 1e6), max_throttle=parameters.max_throttle_percent
-        )
-        self._tracker: DirtyTracker
+        self._rounds = Rounds(guest, self._disks, self.progress, parameters, lambda: self._changed(self.status))
         self._lanes: SenderLanes
         self._group: LaneGroup | None = None
         self._talk: Talk
         self._commitment: Commitment
-        self._refill = False
-        self._number = 0
         self._lane_total = 0
         self._departure: Departure | None = None
         self._serving: Serving | None = None
-        self._wants_postcopy = parameters.postcopy == "now"
 
     # --- the user's side ---
 
@@ -144,9 +132,7 @@ class Outgoing:
             raise UserError("the migration was begun without post-copy", "switch on the capability postcopy-ram before")
         if self.state not in (SourceState.GREETING, SourceState.COPYING):
             raise UserError("it is too late for post-copy: the guest is on its way already")
-        self._wants_postcopy = True
-        if self._number and self._group is not None:
-            self._group.stop_round()
+        self._rounds.leave_soon()
 
     def _serving_or_refuse(self) -> Serving:
         if self._serving is None or self.state in TERMINAL:
@@ -177,7 +163,7 @@ class Outgoing:
     def set_parameters(self, parameters: MigrationParameters) -> None:
         """Bandwidth and longest pause may change on the way."""
         self.parameters = parameters
-        self._policy.max_downtime_ns = int(parameters.max_downtime_ms * 1e6)
+        self._rounds.set_parameters(parameters)
         self._disks.set_parameters(parameters)
         if self._group is not None:
             self._group.bandwidth = parameters.bandwidth
@@ -244,7 +230,7 @@ class Outgoing:
                 await self._while_listening(self._hand_memory_over)
                 return
             # The tracker before the lanes: no lane reads a page that nobody watches.
-            self._tracker = self._guest.tracker()
+            tracker = self._guest.tracker()
             self._lanes = stack.enter_context(
                 SenderLanes(self._guest.ram, self.parameters.bandwidth)
             )
@@ -255,18 +241,18 @@ class Outgoing:
             await self._open_lanes(self._token)
             await self._disks.open(stack, self._talk, self._open_storage, self._security, self._lanes.group)
             await self._copy_disks()
-            await trio.to_thread.run_sync(self._tracker.start)
-            stack.push_async_callback(self._stop_tracking)
-            self._lanes.group.log = self._tracker.log
+            await trio.to_thread.run_sync(tracker.start)
+            stack.push_async_callback(_stop_tracking, tracker)
+            self._lanes.group.log = tracker.log
             stack.callback(self._guest.throttle, 0)
-            await stack.enter_async_context(self._guest.on_reset(self._ram_was_reset))
-            self._lanes.bitmap.fill()
+            await stack.enter_async_context(self._guest.on_reset(self._rounds.ram_was_reset))
+            self._rounds.begin(self._talk, self._lanes, tracker)
             self.progress.begin_copying(self._lanes)
             self._tell("active")
             stack.callback(self._guest.end_hints)
             if not self.parameters.verify:
                 # What is free may differ over there, and with it the hashes.
-                self._guest.begin_hints(self._spare)
+                self._guest.begin_hints(self._rounds.spare)
             try:
                 await self._while_listening(self._copy_and_commit)
             finally:
@@ -283,11 +269,6 @@ class Outgoing:
     async def _open_storage(self) -> trio.SocketStream:
         return await open_connection(self._address, Opening(Kind.STORAGE, self._security.kind, token=self._token))
 
-    async def _stop_tracking(self) -> None:
-        """On a thread: KVM takes up to 25 ms, and most of it for a guest that is gone."""
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._tracker.stop)
-
     async def _while_listening(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             async with trio.open_nursery() as nursery:
@@ -300,9 +281,9 @@ class Outgoing:
     async def _copy_and_commit(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._disks.keep_up)
-            first = await self._one_round()
+            first = await self._rounds.one()
             with attentive():
-                leaves = await self._converge(*first)
+                leaves = await self._rounds.converge(*first, self._announce_departure)
                 await self._switch_over(self._hand_over, leaves=leaves)
             await self._serve_pages()
             nursery.cancel_scope.cancel()
@@ -310,26 +291,13 @@ class Outgoing:
     async def _hand_memory_over(self) -> None:
         """The memory itself in place of copies, and all else as ever."""
         with attentive():
-            await pass_memory(self._guest.ram, self._address, self._security, self._token)
-            await self._talk.expect(RoundDone, ROUND_SECONDS, "take over the guest's memory")
+            await pass_memory(self._guest.ram, self._address, self._security, self._token, self._talk)
             self.progress.pass_memory(self._ram_bytes)
             self._tell("active")
             await self._switch_over(self._hand_state_over)
         if self.state is SourceState.DONE:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._guest.let_go_of_memory)
-
-    def _spare(self, block_name: str, runs: Sequence[tuple[int, int]]) -> int:
-        """Pages that are free need not be sent, unless they were written since."""
-        try:
-            spared = self._tracker.spare(self._lanes.bitmap, block_name, runs)
-        except OSError:
-            return 0
-        self._lanes.spared += spared
-        return spared
-
-    def _ram_was_reset(self) -> None:
-        self._refill = True
 
     async def _listen(self) -> None:
         """Bad news end all at once, unless the guest is given up already: then they are for `_commit`."""
@@ -369,97 +337,6 @@ class Outgoing:
         await open_lanes(self._lanes, self._lane_total, self._address, self._security, token, compress=compress)
         self.progress.connections = self._lane_total
 
-    # --- rounds ---
-
-    def _leaves(self) -> bool:
-        """Whether it is time for post-copy: the user wants it, or rounds do not get the guest there."""
-        if "postcopy" not in self._talk.granted or not self._disks.is_ready:
-            return False
-        return self._wants_postcopy or self._policy.hopeless
-
-    async def _converge(self, done: Round, advice: Advice) -> bool:
-        """Rounds after the first pass, until it is time to stop the guest; whether it leaves pages behind then.
-
-        They have `timeout_s`: the first pass takes what it takes.
-        """
-        slowed = 0
-        with trio.move_on_after(self.parameters.timeout_s or math.inf) as patience:
-            while True:
-                while self._leaves() or advice.decision is not Decision.SWITCH or not self._disks.is_ready:
-                    if self._leaves():
-                        self.progress.leave(slowed)
-                        await self._disks.rest()
-                        await self._announce_departure()
-                        return True
-                    if advice.decision is Decision.THROTTLE:
-                        slowed = advice.throttle
-                        self._guest.throttle(slowed)
-                    elif advice.decision is Decision.SWITCH:
-                        await self._disks.wait_turn()
-                    done, advice = await self._one_round()
-                if not await self._disks.rest():
-                    return False
-                # Meanwhile the guest has written to its RAM.
-                done, advice = await self._one_round()
-                if advice.expected_ns <= self._policy.max_downtime_ns and self._disks.is_ready:
-                    return False
-                self._disks.go_on()
-        if patience.cancelled_caught:
-            late = self._did_not_converge(done, advice) if self._disks.is_ready else self._disks.did_not_converge()
-            raise Ended(SourceEvent.OVERDUE, *late)
-        return False
-
-    async def _announce_departure(self) -> None:
-        from tvmm.migration.postcopy_source import Departure
-
-        self._departure = Departure(self._lanes)
-        await self._departure.announce(self._talk, self._address, self._security, self._token)
-
-    async def _one_round(self) -> tuple[Round, Advice]:
-        self.progress.begin_round(self._number)
-        self._policy.extra_ns = self._disks.expected_ns
-        self._changed(self.status)
-        done = await self._round(self._number)
-        advice = self._policy.after(done)
-        self.progress.end_round(done, advice, self._policy.bytes_per_second)
-        self._number += 1
-        return done, advice
-
-    async def _round(self, number: int) -> Round:
-        """One round while the guest runs."""
-        begun = trio.current_time()
-        lanes = self._lanes
-        result = await lanes.send_round(number)
-        answer = await self._talk.expect(RoundDone, ROUND_SECONDS, f"confirm round {number}")
-        if answer.number != number:
-            raise ProtocolError(f"the destination confirms round {answer.number} in place of {number}")
-        elapsed = trio.current_time() - begun
-        # Before it is looked at what was written: a page that was told of before that may have been written since.
-        self._guest.stop_hints()
-        await self._look()
-        return Round(result.pages, result.bytes, int(elapsed * 1e9), lanes.bitmap.count())
-
-    async def _look(self) -> None:
-        if self._lanes.pages.total <= LOOK_AT_ONCE_PAGES:
-            self._sync()
-        else:
-            await trio.to_thread.run_sync(self._sync)
-
-    def _sync(self) -> None:
-        if self._refill:
-            self._refill = False
-            self._lanes.bitmap.fill()
-        self._tracker.sync(self._lanes.bitmap)
-
-    def _did_not_converge(self, done: Round, advice: Advice) -> tuple[str, str]:
-        speed = self.status.ram.throughput
-        reason = (
-            f"the guest did not come to rest within {self.parameters.timeout_s:g} s: "
-            f"{done.dirty_after} pages dirty after round {self._number}, {speed / 1e6:.0f} MB/s, "
-            f"a pause of {advice.expected_ns / 1e6:.0f} ms where {self.parameters.max_downtime_ms:g} ms are allowed"
-        )
-        return reason, "allow a longer pause with --max-downtime, or more time with --timeout"
-
     # --- switchover ---
 
     @property
@@ -496,15 +373,15 @@ class Outgoing:
         sections = await self._guest.save()
         parts.saved()
         # The log is read last: reading a vCPU's state may have made KVM write to the guest's memory.
-        self._sync()
+        self._rounds.sync()
         self._lanes.group.log = None
         hashes = await self._guest.hashes() if self.parameters.verify else ()
         if self._departure is not None:
             await self._departure.leave_behind(self._talk)
         # Before the pages, so that it is taken apart there while they come.
-        await self._talk.say(State(sections, was_running, self._number, hashes))
-        await self._lanes.send_round(self._number | LAST_ROUND)
-        self._number += 1
+        await self._talk.say(State(sections, was_running, self._rounds.number, hashes))
+        await self._lanes.send_round(self._rounds.number | LAST_ROUND)
+        self._rounds.number += 1
         if self._departure is not None:
             self._departure.serve()
         parts.pages_sent()
@@ -516,6 +393,12 @@ class Outgoing:
         hashes = await self._guest.hashes() if self.parameters.verify else ()
         await self._talk.say(State(sections, was_running, 0, hashes))
         self.progress.pause.pages_sent()
+
+    async def _announce_departure(self) -> None:
+        from tvmm.migration.postcopy_source import Departure
+
+        self._departure = Departure(self._lanes)
+        await self._departure.announce(self._talk, self._address, self._security, self._token)
 
     async def _commit(self) -> None:
         self._ended = await self._commitment.run()
@@ -536,7 +419,7 @@ class Outgoing:
         )
         hear = partial(self._talk.expect, Complete, math.inf, "say that all is there")
         # A machine that ends by force does not lose its guest without a word: see `Moves`.
-        await self._serving.run(self._number, hear, self._commitment, self._recovery)
+        await self._serving.run(self._rounds.number, hear, self._commitment, self._recovery)
         self._ended = self._serving.ended
         if self.state is SourceState.UNCERTAIN:
             self._guest.keep_paused()
@@ -573,3 +456,9 @@ class Outgoing:
         if self.state is not SourceState.DONE and self.state not in SERVES:
             why = self._ended or error
             await self._talk.say_if_possible(Cancel(str(why) if isinstance(why, Ended | TvmmError) else ""))
+
+
+async def _stop_tracking(tracker: DirtyTracker) -> None:
+    """On a thread: KVM takes up to 25 ms, and most of it for a guest that is gone."""
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(tracker.stop)
