@@ -230,13 +230,28 @@ class Machine:
 
     async def _wind_down(self) -> None:
         """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
-        await self.motion.hold()
+        await self.hold_for_good()
         self._serial_end.finish()
         by_itself = self.outcome is not None and self.outcome.kind != "quit"
         at_most = math.inf if by_itself else DRAIN_SECONDS
         await self.hub.drain(at_most)
         for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
             await console.drain(at_most)
+
+    async def hold_for_good(self) -> None:
+        """Return when no vCPU runs, even if one waits for a page that nobody brings.
+
+        The kernel waits for some pages, such as the guest's page tables, in a way that only a fatal signal ends.
+        """
+        patience_seconds = self.moves.pause_seconds
+        if patience_seconds < math.inf:
+            # What is cancelled below is not to let the others go on.
+            self.motion.end()
+        with trio.move_on_after(patience_seconds) as patience:
+            await self.motion.hold()
+        if patience.cancelled_caught and self.board.ram.let_go is not None:
+            self.board.ram.let_go()
+            await self.motion.hold()
 
     async def vsock(self, port: int) -> trio.SocketStream:
         """A stream to what the guest has at `port` of its vsock. Raises `UserError` if nobody listens there."""
@@ -283,9 +298,18 @@ class Machine:
             self.motion.start()
 
     async def pause(self) -> None:
-        """Return when no vCPU runs, no access of one is half done, and no device touches memory."""
+        """Return when no vCPU runs, no access of one is half done, and no device touches memory.
+
+        Raises `UserError`, and the machine runs on, if a device waits for a page that is on the other side.
+        """
         async with self.motion.lock:
-            await self.motion.stop()
+            with trio.move_on_after(self.moves.pause_seconds) as patience:
+                await self.motion.stop()
+        if patience.cancelled_caught:
+            raise UserError(
+                "a vCPU or a device waits for memory that is still to come: the guest cannot be paused before",
+                "'tvmm migrate --recover' at the source goes on; 'tvmm stop --force' ends this machine",
+            )
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -21,6 +22,8 @@ __all__ = ["Moves"]
 
 POSTCOPY_STATES = ("postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover")
 """As `tvmm.migration.status.POSTCOPY`, which is not imported for machines that do not move."""
+PAUSE_SECONDS = 3.0
+"""A vCPU or a device may wait for a page that nobody can bring. Clients hear of that in their time."""
 PASSES_TOLD = 32
 """After so many passes over RAM only every so many is announced, so that no client's queue fills with them."""
 
@@ -150,6 +153,13 @@ class Moves:
                 f"memory of the guest {where}: it cannot be {what} before that has ended",
                 "'tvmm info' shows how far it is",
             )
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long vCPUs and devices may take to come to rest."""
+        if self._in is None or self._in.status.state not in POSTCOPY_STATES:
+            return math.inf
+        return PAUSE_SECONDS
 
     @property
     def leaving(self) -> bool:

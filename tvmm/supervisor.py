@@ -70,7 +70,7 @@ class Supervisor:
     async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
         machine = self._machine
         async with machine.motion.lock:
-            await machine.motion.hold()
+            await (machine.hold_for_good() if isinstance(request, Outcome) else machine.motion.hold())
             if isinstance(request, Outcome):
                 machine.end(request)
             elif life != self._life_number:
