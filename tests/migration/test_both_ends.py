@@ -21,7 +21,19 @@ from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
 from tvmm.kvm.pages import PAGE
-from tvmm.migration import commit, hand_over, incoming, outgoing, pairing, rounds, senders, talk, tls
+from tvmm.migration import (
+    commit,
+    hand_over,
+    incoming,
+    intake,
+    lane_arrival,
+    outgoing,
+    pairing,
+    rounds,
+    senders,
+    talk,
+    tls,
+)
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen, open_connection
@@ -45,8 +57,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(commit, name, 0.3)
     monkeypatch.setattr(talk, "GREETING_SECONDS", 0.3)
     monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
-    for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):
-        monkeypatch.setattr(incoming, name, 2.0)
+    for module, name in (
+        (incoming, "HELLO_SECONDS"),
+        (incoming, "ANSWER_SECONDS"),
+        (lane_arrival, "LANES_SECONDS"),
+        (intake, "COMMIT_SECONDS"),
+        (intake, "SILENCE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 2.0)
     monkeypatch.setattr(senders, "STALL_MS", 300)
 
 

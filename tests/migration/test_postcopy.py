@@ -15,7 +15,7 @@ from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.pages import PageBitmap
 from tvmm.kvm.uffd import can_wait_for_pages
-from tvmm.migration import commit, incoming, postcopy_source, rounds, senders, talk, tls
+from tvmm.migration import commit, incoming, intake, lane_arrival, postcopy_source, rounds, senders, talk, tls
 from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost, open_connection
@@ -36,8 +36,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.5)
     monkeypatch.setattr(talk, "GREETING_SECONDS", 0.5)
     monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
-    for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):
-        monkeypatch.setattr(incoming, name, 2.0)
+    for module, name in (
+        (incoming, "HELLO_SECONDS"),
+        (incoming, "ANSWER_SECONDS"),
+        (lane_arrival, "LANES_SECONDS"),
+        (intake, "COMMIT_SECONDS"),
+        (intake, "SILENCE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 2.0)
     monkeypatch.setattr(senders, "STALL_MS", 300)
     monkeypatch.setattr(postcopy_source, "LAST_WORD_SECONDS", 0.1)
     monkeypatch.setattr(postcopy_source, "AGAIN_SECONDS", 0.02)

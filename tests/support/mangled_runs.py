@@ -12,7 +12,20 @@ from tests.support.mangling import MangledWire
 from tests.support.moving_guests import World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
-from tvmm.migration import commit, hand_over, incoming, link, plain_thread, reception, rounds, senders, talk, tls
+from tvmm.migration import (
+    commit,
+    hand_over,
+    incoming,
+    intake,
+    lane_arrival,
+    link,
+    plain_thread,
+    reception,
+    rounds,
+    senders,
+    talk,
+    tls,
+)
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen
@@ -50,8 +63,14 @@ def hurry(put: Callable[[Any, str, Any], None]) -> None:
     put(commit, "ASK_SECONDS", 1.0)
     put(commit, "ASK_AGAIN_SECONDS", 0.1)
     put(talk, "GREETING_SECONDS", 0.5)
-    for name in ("HELLO_SECONDS", "LANES_SECONDS", "COMMIT_SECONDS", "SILENCE_SECONDS", "ANSWER_SECONDS"):
-        put(incoming, name, 0.8)
+    for module, name in (
+        (incoming, "HELLO_SECONDS"),
+        (incoming, "ANSWER_SECONDS"),
+        (lane_arrival, "LANES_SECONDS"),
+        (intake, "COMMIT_SECONDS"),
+        (intake, "SILENCE_SECONDS"),
+    ):
+        put(module, name, 0.8)
     put(incoming, "FAREWELL_SECONDS", 0.2)
     put(talk, "FAREWELL_SECONDS", 0.2)
     put(reception, "OPENING_SECONDS", 0.8)

@@ -10,47 +10,26 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
 from tvmm.kvm.pages import PAGE
+from tvmm.migration.admission import Request, read_request, why_refused
 from tvmm.migration.descriptors import is_trusted
 from tvmm.migration.destination import INCOMPLETE, MAY_RUN, DestinationEvent, DestinationState, after
 from tvmm.migration.disk_arrival import ArrivingDisks
-from tvmm.migration.guest import blocks_of
 from tvmm.migration.hand_over import MEMFD, MemoryArrival, close_all
+from tvmm.migration.intake import Intake
+from tvmm.migration.lane_arrival import NOBODY, LaneArrivals, Session
 from tvmm.migration.link import Link, LinkLost
-from tvmm.migration.messages import (
-    Absent,
-    Absentees,
-    Answer,
-    Cancel,
-    Commit,
-    Failure,
-    Goodbye,
-    Grants,
-    Hello,
-    ImageHashes,
-    Images,
-    Partial,
-    Query,
-    Ready,
-    Recover,
-    Refuse,
-    RoundDone,
-    Running,
-    State,
-    Wants,
-    Watched,
-    Welcome,
-)
+from tvmm.migration.messages import Answer, Failure, Goodbye, Grants, Query, Recover, Refuse, Running, Watched, Welcome
 from tvmm.migration.receivers import ReceiverLanes
 from tvmm.migration.reception import Doors, Reception, same
-from tvmm.migration.status import COMPRESSIONS, MigrationStatus, RamProgress
-from tvmm.migration.threads import attentive, run_together, the_cause
-from tvmm.migration.wire import MAX_LANES, MAX_MESSAGE, TOKEN_BYTES, Opening, common_version, readable
+from tvmm.migration.status import MigrationStatus, RamProgress
+from tvmm.migration.threads import attentive, run_together
+from tvmm.migration.wire import MAX_MESSAGE, TOKEN_BYTES, Opening, common_version, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,12 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Incoming"]
 
 HELLO_SECONDS = 30.0
-LANES_SECONDS = 30.0
-"""For all lanes to come."""
-SILENCE_SECONDS = 600.0
-"""A source that has said nothing for so long, and moved no page, is gone."""
-COMMIT_SECONDS = 60.0
-"""For COMMIT after READY. The source has taken the guest back long before."""
 ANSWER_SECONDS = 60.0
 """How long the source may still ask what has become of the guest, if it has not said that it knows. It gives up
 sooner by itself."""
@@ -78,13 +51,10 @@ SCREEN_SECONDS = 30.0
 FAREWELL_SECONDS = 1.0
 CODE_LOOK_SECONDS = 1.0
 
-MAX_REASONS = 32
-SESSION_BYTES, MAX_NAME = 16, 256
 MAX_FEATURES = 32
 """Names of features that a source may want."""
-MAX_TEXTS = 4096
-"""Pairs in the description of a machine: a peer does not make this side compare for ever."""
 _WORDS = {
+    DestinationState.LOADING: "device",
     DestinationState.RUNNING: "completed",
     DestinationState.FETCHING: "postcopy-active",
     DestinationState.SEVERED: "postcopy-paused",
@@ -114,16 +84,13 @@ class Incoming:
         self._security = security
         self._changed = changed
         self._say = say
-        self._session = b""
+        self._session = NOBODY
         self._random = random
-        self._token = self._identity = b""
         self._granted: frozenset[str] = frozenset()
         """Features that this migration has."""
         self._lanes: ReceiverLanes
-        self._wanted_lanes = 0
-        self._compress = "off"
-        self._lanes_news = trio.Event()
-        self._arrivals: dict[int, Any] = {}
+        self._arrivals = LaneArrivals()
+        self._intake: Intake | None = None
         self._memory = MemoryArrival()
         self._handed_over = 0
         self._copies = trio.Event()
@@ -141,17 +108,10 @@ class Incoming:
         self._watched = False
         self._in_doubt = False
         self._abandon: trio.CancelScope | None = None
-        self._committed_ns = 0
-        self._confirmed_ns = 0
-        """When the source was last told of a round: it has paused the guest after that."""
-        self._state_message: State | None = None
-        self._state_news = trio.Event()
-        self._commit_news = trio.Event()
         self._begun = 0.0
         self._peer = ""
         self._error = ""
         self._word = "none"
-        self._rounds = 0
 
     # --- the user's side ---
 
@@ -182,12 +142,12 @@ class Incoming:
             ram=RamProgress(
                 total=sum(block.size for block in self._guest.ram.blocks.values()),
                 transferred=self._lanes.bytes_moved if self._begun else 0,
-                rounds=0 if MEMFD in self._granted else self._rounds,
+                rounds=0 if MEMFD in self._granted or self._intake is None else self._intake.rounds,
                 handed_over=self._handed_over,
                 remaining=partial.remaining * PAGE if partial is not None else 0,
             ),
             disks=self._disks.progress(),
-            connections=self._wanted_lanes,
+            connections=self._session.lanes,
             listening=self.listening,
             postcopy=partial.progress() if partial is not None else None,
         )
@@ -203,8 +163,7 @@ class Incoming:
                     await self._partial.close()
                 # No task is left that could let another one in.
                 self._disks.close()
-                for stream in self._arrivals.values():
-                    stream.socket.close()
+                self._arrivals.close()
                 await self._memory.close()
         if self.state is DestinationState.ABANDONED:
             raise IncomingFailed(f"the guest did not arrive: {self._error}", "it is the source's, if that is alive")
@@ -249,15 +208,11 @@ class Incoming:
 
     def knows(self, token: bytes) -> bool:
         """Whether a lane belongs to the migration that is under way."""
-        return bool(self._token) and same(token, self._token)
+        return bool(self._session.token) and same(token, self._session.token)
 
     async def take_lane(self, stream: trio.SocketStream, number: int) -> None:
         """See `Desk`."""
-        if number >= self._wanted_lanes or number in self._arrivals:
-            raise ProtocolError(f"connection {number} for pages is one too many")
-        self._arrivals[number] = stream
-        self._lanes_news.set()
-        self._lanes_news = trio.Event()
+        self._arrivals.take(stream, number, self._session)
 
     async def take_storage(self, stream: trio.SocketStream) -> None:
         """See `Desk`."""
@@ -273,10 +228,14 @@ class Incoming:
         """See `Desk`. It may be here before the control connection's last words."""
         if self.state is not DestinationState.RUNNING or self._screen_came.is_set():
             raise ProtocolError("a connection for the screen has no place here")
-        if self._identity and not same(self._security.identity(stream), self._identity):
+        if self._is_somebody_else(stream):
             raise ProtocolError("a connection for the screen comes from somebody else than the guest")
         self._guest.show_screen(stream)
         self._screen_came.set()
+
+    def _is_somebody_else(self, stream: trio.abc.Stream) -> bool:
+        expected = self._session.identity
+        return bool(expected) and not same(self._security.identity(stream), expected)
 
     async def serve_query(self, link: Link) -> None:
         """What has become of a guest. Whoever asks before it was given up is told that it was abandoned, and then it
@@ -286,7 +245,7 @@ class Incoming:
             question = await link.receive()
             if not isinstance(question, Query):
                 raise ProtocolError("a connection for a question asks none")
-            if not self._session or not same(question.session, self._session):
+            if self._session is NOBODY or not same(question.session, self._session.session):
                 await link.send(Answer("unknown"))
                 return
             if self.state is not DestinationState.STARTING:
@@ -299,7 +258,7 @@ class Incoming:
         """See `Desk`."""
         if self._partial is None or self.state is not DestinationState.RECEIVING:
             raise ProtocolError("a connection for page requests has no place here")
-        if self._identity and not same(self._security.identity(stream), self._identity):
+        if self._is_somebody_else(stream):
             raise ProtocolError("a connection for page requests comes from somebody else than the guest")
         self._partial.take_requests(stream)
 
@@ -307,7 +266,7 @@ class Incoming:
         """See `Desk`: one that has not heard yet that all is here. While pages are missing, the service listens."""
         with trio.move_on_after(HELLO_SECONDS):
             message = await link.receive()
-            if not isinstance(message, Recover) or not same(message.session, self._session):
+            if not isinstance(message, Recover) or not same(message.session, self._session.session):
                 raise ProtocolError("a source that has come anew is not that of the guest")
             if self._partial is None or self.state is not DestinationState.RUNNING:
                 raise ProtocolError("there is nothing to recover")
@@ -335,6 +294,8 @@ class Incoming:
                 self._partial.give_up()
             if self._abandon is not None:
                 self._abandon.cancel()
+        if following is DestinationState.LOADING:
+            self._word = _WORDS[following]
         if following in MAY_RUN and was is not following:
             self._word = _WORDS[following]
             self._error = why if following is DestinationState.SEVERED else ""
@@ -344,18 +305,11 @@ class Incoming:
                 self._whole.set()
 
     async def serve_control(self, link: Link, opening: Opening) -> None:
-        wants, images = Wants(()), None
         with trio.move_on_after(HELLO_SECONDS) as patience:
-            hello = await link.receive()
-            if isinstance(hello, Wants):
-                wants, hello = hello, await link.receive()
-            if isinstance(hello, Images):
-                images, hello = hello, await link.receive()
+            request = await read_request(link)
         if patience.cancelled_caught:
             raise LinkLost("it did not say what is to be moved")
-        if not isinstance(hello, Hello):
-            raise ProtocolError("the source does not begin with a greeting")
-        refusal = await self._look_at(hello, wants, images)
+        refusal = await why_refused(request, self._guest, self._disks)
         # Looked at last: who is slow to say what it wants keeps nobody else out.
         if refusal is None and self.state is not DestinationState.WAITING:
             refusal = Refuse(("another machine is arriving, or has arrived",))
@@ -365,26 +319,11 @@ class Incoming:
             with trio.move_on_after(FAREWELL_SECONDS):
                 await link.send(refusal)
             return
-        await self._receive_guest(link, hello, common_version(opening), wants, images)
+        await self._receive_guest(link, request, common_version(opening))
 
-    async def _look_at(self, hello: Hello, wants: Wants, images: Images | None) -> Refuse | None:
-        """Why this is not the machine that can arrive here; None if it is."""
-        _check_hello(hello)
-        reasons = list(self._guest.differences(hello.description, await self._guest.description()))
-        if not reasons and hello.blocks != blocks_of(self._guest.ram):
-            reasons.append("its RAM is laid out differently")
-        reasons += self._guest.cpu_problems(hello.cpu)
-        reasons += await self._disks.problems(wants, images)
-        if hello.compress not in COMPRESSIONS:
-            reasons.append(f"compression {readable(hello.compress)!r} is not known here")
-        if not reasons:
-            return None
-        return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
-
-    async def _receive_guest(
-        self, link: Link, hello: Hello, version: int, wants: Wants, images: Images | None
-    ) -> None:
+    async def _receive_guest(self, link: Link, request: Request, version: int) -> None:
         """From here on this machine has parts of the guest: it arrives, or is abandoned."""
+        hello, wants, images = request
         self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
         if not is_trusted(link.stream):
             self._granted -= {MEMFD}
@@ -395,11 +334,11 @@ class Incoming:
             from tvmm.migration.postcopy_destination import PartialArrival
 
             self._partial = PartialArrival(self._guest.ram, self._lanes, self._lost_requests)
-        self._session = hello.session
-        self._identity = self._security.identity(link.stream)
-        self._token = self._random(TOKEN_BYTES)
-        self._wanted_lanes = hello.lanes
-        self._compress = hello.compress
+        identity = self._security.identity(link.stream)
+        self._session = Session(hello.session, self._random(TOKEN_BYTES), identity, hello.lanes, hello.compress)
+        self._intake = Intake(
+            self._guest, self._lanes, self._disks, self._partial, self._populated.wait, self._move
+        )
         self._peer = readable(hello.name)
         self._begun = time.perf_counter()
         self._word = "active"
@@ -410,23 +349,23 @@ class Incoming:
                 try:
                     if wants.features:
                         await link.send(Grants(tuple(sorted(self._granted))))
-                    await link.send(Welcome(version, self._token))
+                    await link.send(Welcome(version, self._session.token))
                     link.inbox.limit = MAX_MESSAGE
                     await self._disks.begin(link, images)
                     if MEMFD in self._granted:
-                        await self._take_memory_over(link)
+                        await self._take_memory_over(link, self._intake)
                     else:
                         self._copies.set()
-                        await self._gather_lanes(hello.compress)
-                    await self._disks.gather(self._security, self._identity, hello.compress)
-                    await self._take_in(link, hello)
+                        await self._arrivals.gather(self._lanes, self._session, self._security)
+                    await self._disks.gather(self._security, identity, hello.compress)
+                    await self._intake.run(link, verify=hello.verify)
                 except LinkLost as error:
                     self._move(DestinationEvent.LOST, str(error))
                 except (ProtocolError, UserError, HostError) as error:
                     self._break(str(error))
                 # Connected or not: after COMMIT the guest is nobody else's.
                 if self.state is DestinationState.STARTING:
-                    await self._start(link)
+                    await self._start(link, self._intake)
         finally:
             self._abandon = None
         if self._service is not None and self.state in INCOMPLETE:
@@ -469,128 +408,21 @@ class Incoming:
         if after(self.state, DestinationEvent.BROKEN) is not None:
             self._move(DestinationEvent.BROKEN, why)
 
-    async def _gather_lanes(self, compress: str) -> None:
-        lanes = self._lanes
-        with trio.move_on_after(LANES_SECONDS) as patience:
-            while len(self._arrivals) < self._wanted_lanes:
-                await self._lanes_news.wait()
-        if patience.cancelled_caught:
-            raise LinkLost("its connections for pages did not come")
-        for number in range(self._wanted_lanes):
-            stream = self._arrivals[number]
-            if compress == "off" and self._security.lanes_are_plain:
-                lanes.add_plain(stream)
-                continue
-            decoder = None
-            if compress == "zstd":
-                from tvmm.migration.zstd import Decompressor
-
-                decoder = Decompressor()
-            lanes.add_buffered(await self._security.wrap_lane(stream, lanes.waker, self._identity), decoder)
-
-    async def _take_memory_over(self, link: Link) -> None:
+    async def _take_memory_over(self, link: Link, intake: Intake) -> None:
         """In place of lanes and rounds."""
         begun = time.perf_counter_ns()
-        self._wanted_lanes = 0
+        self._session = self._session._replace(lanes=0)
         files = await self._memory.receive(self._guest.ram)
         try:
             await self._guest.borrow_memory(files)
         finally:
             close_all(files)
         self._handed_over = sum(block.size for block in self._guest.ram.blocks.values())
-        self._rounds = 1
-        self._confirmed_ns = time.perf_counter_ns()
-        await link.send(RoundDone(0, self._confirmed_ns - begun))
+        await intake.memory_is_here(link, begun)
 
-    async def _take_in(self, link: Link, hello: Hello) -> None:
-        """Pages and state, side by side; then wait for COMMIT."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen, link)
-                nursery.start_soon(self._disks.receive, link)
-                pages_ns = 0 if MEMFD in self._granted else await self._take_pages(link)
-                await self._state_news.wait()
-                state = self._state_message
-                assert state is not None
-                if state.last_round != self._rounds - 1:
-                    raise ProtocolError("the state does not belong to the last round")
-                if hello.verify:
-                    # Before the state is loaded: KVM writes clocks into memory then.
-                    await self._verify(state)
-                begun = time.perf_counter_ns()
-                await self._guest.load(state.sections, self._confirmed_ns)
-                if hello.verify and (wrong := await self._guest.loaded_otherwise(state.sections)):
-                    raise ProtocolError(f"what was loaded differs from the source's: {', '.join(wrong)}")
-                await self._disks.complete(verify=hello.verify)
-                # First the state, then the word: COMMIT may be here before `send` returns.
-                self._move(DestinationEvent.LOADED)
-                await link.send(Ready(pages_ns, time.perf_counter_ns() - begun))
-                with trio.move_on_after(COMMIT_SECONDS) as patience:
-                    await self._commit_news.wait()
-                if patience.cancelled_caught:
-                    self._move(DestinationEvent.OVERDUE, f"its source did not give it up within {COMMIT_SECONDS:g} s")
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise the_cause(group, (ProtocolError, UserError, TvmmError)) from None
-
-    async def _listen(self, link: Link) -> None:
-        """What the source says on the control connection."""
-        while True:
-            moved = self._lanes.bytes_moved + self._disks.bytes_moved
-            with trio.move_on_after(SILENCE_SECONDS) as patience:
-                message = await link.receive()
-            if patience.cancelled_caught:
-                if self._lanes.bytes_moved + self._disks.bytes_moved > moved:
-                    continue  # One round may take hours.
-                raise LinkLost(f"its source has said nothing for {SILENCE_SECONDS:g} s, and moved no page")
-            if isinstance(message, State):
-                self._move(DestinationEvent.STATE)
-                self._word = "device"
-                self._state_message = message
-                self._state_news.set()
-            elif isinstance(message, ImageHashes):
-                self._disks.take_hashes(message)
-            elif self._partial is not None and type(message) in (Absent, Absentees, Partial):
-                await self._partial.take(message, link, self._populated.wait)
-            elif isinstance(message, Commit):
-                if self._partial is not None and not self._partial.keep():
-                    raise LinkLost("the connection for page requests broke")
-                self._committed_ns = time.perf_counter_ns()
-                self._move(DestinationEvent.COMMIT)
-                self._commit_news.set()
-                return
-            elif isinstance(message, Cancel):
-                self._move(DestinationEvent.CANCEL, f"its source keeps it: {readable(message.reason) or 'cancelled'}")
-                return
-            else:
-                raise ProtocolError(f"the source sent {type(message).__name__} out of order")
-
-    async def _take_pages(self, link: Link) -> int:
-        """Until the last round is in place. Returns the nanoseconds that the last one took."""
-        last = False
-        took = 0
-        self._confirmed_ns = time.perf_counter_ns()
-        while not last:
-            begun = time.perf_counter_ns()
-            number, last = await self._lanes.receive_round()
-            took = time.perf_counter_ns() - begun
-            self._rounds = number + 1
-            if not last:
-                self._confirmed_ns = time.perf_counter_ns()
-                await link.send(RoundDone(number, took))
-        return took
-
-    async def _verify(self, state: State) -> None:
-        ours = await self._guest.hashes()
-        names = list(self._guest.ram.blocks)
-        wrong = [name for name, mine, theirs in zip(names, ours, state.hashes, strict=False) if mine != theirs]
-        if wrong or len(ours) != len(state.hashes):
-            raise ProtocolError(f"RAM block {', '.join(wrong) or '?'} differs from the source's")
-
-    async def _start(self, link: Link) -> None:
+    async def _start(self, link: Link, intake: Intake) -> None:
         """COMMIT has come: nothing but a failure of our own keeps the guest from running."""
-        state = self._state_message
-        assert state is not None
+        assert intake.state is not None
         partial = self._partial if self._partial is not None and self._partial.begun else None
         with trio.CancelScope(shield=True):
             try:
@@ -598,7 +430,7 @@ class Incoming:
                 if partial is not None:
                     # First who fetches pages: what starts may be stopped by a missing one at once.
                     await self._start_service(partial, link)
-                await self._guest.start(state.running)
+                await self._guest.start(intake.state.running)
             except (UserError, TvmmError) as error:
                 if self._service is not None:
                     self._service.stop()
@@ -607,26 +439,25 @@ class Incoming:
                 return
             if self._service is not None:
                 self._move(DestinationEvent.STARTED_PARTIAL)
-                self._service.started(Running(time.perf_counter_ns() - self._committed_ns))
+                self._service.started(Running(time.perf_counter_ns() - intake.committed_ns))
                 self._guest.announce()
                 return
             self._move(DestinationEvent.STARTED)
             with trio.move_on_after(FAREWELL_SECONDS):
                 # One that does not get the word asks for it.
                 with suppress(LinkLost):
-                    await link.send(Running(time.perf_counter_ns() - self._committed_ns))
+                    await link.send(Running(time.perf_counter_ns() - intake.committed_ns))
             self._guest.announce()
 
     async def _start_service(self, partial: PartialArrival, link: Link) -> None:
-        from tvmm.migration.postcopy_service import PageService, Session
+        from tvmm.migration.postcopy_service import PageService
 
         token = trio.lowlevel.current_trio_token()
-        session = Session(self._session, self._token, self._identity, self._wanted_lanes, self._compress)
         self._service = PageService(
             partial,
             self._lanes,
             self._security,
-            session,
+            self._session,
             lambda event, why: token.run_sync_soon(self._news_of_service, event, why),
             lambda line: token.run_sync_soon(self._say, line),
             self._random,
@@ -651,11 +482,3 @@ class Incoming:
                     return
         except (LinkLost, ProtocolError):
             return
-
-
-def _check_hello(hello: Hello) -> None:
-    """Raise `ProtocolError` for what no source says."""
-    if len(hello.session) != SESSION_BYTES or len(hello.name) > MAX_NAME or len(hello.description) > MAX_TEXTS:
-        raise ProtocolError("the source's greeting has a field of another length")
-    if not 1 <= hello.lanes <= MAX_LANES:
-        raise ProtocolError(f"the source wants {hello.lanes} connections for pages, 1 to {MAX_LANES} are possible")

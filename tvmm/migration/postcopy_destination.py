@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from tvmm.migration.link import Link
     from tvmm.migration.receivers import ReceiverLanes
 
-__all__ = ["PARTIAL_MESSAGES", "PartialArrival"]
+__all__ = ["PartialArrival"]
 
-PARTIAL_MESSAGES = (Absent, Absentees, Partial)
 ABSENT_MESSAGES_MAX = 1 << 16
 """Of one migration: 128 TiB of RAM. A source does not keep this side at it for ever."""
 PATIENCE_SECONDS = 120.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,6 +22,7 @@ from tvmm.errors import ProtocolError, TvmmError, UserError
 from tvmm.migration.absent import pieces_of
 from tvmm.migration.destination import DestinationEvent
 from tvmm.migration.engine_end import engine_end
+from tvmm.migration.lane_arrival import add_lanes
 from tvmm.migration.link import Link, LinkLost, listen
 from tvmm.migration.messages import (
     Answer,
@@ -41,28 +42,19 @@ from tvmm.migration.wire import MAX_MESSAGE, TOKEN_BYTES, Opening
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tvmm.migration.lane_arrival import Session
     from tvmm.migration.link import Address
     from tvmm.migration.postcopy_destination import PartialArrival
     from tvmm.migration.receivers import ReceiverLanes
     from tvmm.migration.secure import Securer
 
-__all__ = ["PageService", "Session"]
+__all__ = ["PageService"]
 
 HELLO_SECONDS = 30.0
 REJOIN_SECONDS = 30.0
 """For all connections of a source that has come anew."""
 FAREWELL_SECONDS = 1.0
 LISTEN_SECONDS = 10.0
-
-
-class Session(NamedTuple):
-    """What a source is known by, and how its pages come."""
-
-    session: bytes
-    token: bytes
-    identity: bytes
-    lanes: int
-    compress: str
 
 
 class PageService:
@@ -422,21 +414,3 @@ class PageService:
         if self._requests is not None:
             self._nursery.start_soon(trio.aclose_forcefully, self._requests)
             self._requests = None
-
-
-async def add_lanes(
-    lanes: ReceiverLanes, arrivals: dict[int, trio.SocketStream], session: Session, security: Securer
-) -> None:
-    """Lanes over connections that have come, which are taken out of `arrivals` one by one."""
-    for number in range(session.lanes):
-        stream = arrivals[number]
-        if session.compress == "off" and security.lanes_are_plain:
-            lanes.add_plain(arrivals.pop(number))
-            continue
-        decoder = None
-        if session.compress == "zstd":
-            from tvmm.migration.zstd import Decompressor
-
-            decoder = Decompressor()
-        lanes.add_buffered(await security.wrap_lane(stream, lanes.waker, session.identity), decoder)
-        del arrivals[number]
