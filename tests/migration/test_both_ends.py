@@ -27,8 +27,8 @@ from tvmm.migration import (
     incoming,
     intake,
     lane_arrival,
-    outgoing,
     pairing,
+    policy,
     rounds,
     senders,
     talk,
@@ -458,9 +458,9 @@ async def test_the_pause_has_a_limit(world: World, tmp_path: Path) -> None:
 def test_a_pause_in_which_memory_is_compared() -> None:
     """May be longer by the time that both sides need for it, or no guest with much RAM could be verified."""
     parameters = MigrationParameters(max_downtime_ms=100)
-    assert outgoing.longest_pause(parameters, 1 << 30) == pytest.approx(0.12)
-    assert outgoing.longest_pause(parameters._replace(max_downtime_ms=1), 1 << 30) == pytest.approx(0.05)
-    assert 10 < outgoing.longest_pause(parameters._replace(verify=True), 1 << 30) < 60
+    assert policy.longest_pause(parameters, 1 << 30) == pytest.approx(0.12)
+    assert policy.longest_pause(parameters._replace(max_downtime_ms=1), 1 << 30) == pytest.approx(0.05)
+    assert 10 < policy.longest_pause(parameters._replace(verify=True), 1 << 30) < 60
 
 
 async def test_strangers_cost_nothing(world: World, tmp_path: Path) -> None:

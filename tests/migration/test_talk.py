@@ -32,7 +32,7 @@ from tvmm.migration.messages import (
 )
 from tvmm.migration.secure import Insecure
 from tvmm.migration.source import SourceEvent
-from tvmm.migration.talk import REASONS_MAX, UNASKED_MAX, Ended, Talk, ask
+from tvmm.migration.talk import REASONS_MAX, UNASKED_MAX, Ended, Talk, ask, say_if_possible
 from tvmm.migration.wire import MAX_GREETING, Kind, Opening, Reply, pack
 
 WELCOME = Welcome(1, b"t" * 16)
@@ -152,9 +152,9 @@ async def test_a_last_word_that_cannot_be_said(monkeypatch: pytest.MonkeyPatch) 
     async with talking() as (source, destination):
         with trio.CancelScope() as scope:
             scope.cancel()
-            await source.say_if_possible(Cancel("x" * 1_000_000))
+            await say_if_possible(source.link, Cancel("x" * 1_000_000))
         await destination.close()
-        await source.say_if_possible(Cancel())
+        await say_if_possible(source.link, Cancel())
         await source.close()
 
 

@@ -10,7 +10,7 @@ import math
 import os
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,13 +23,14 @@ from tvmm.migration.hand_over import MEMFD, pass_memory
 from tvmm.migration.lane_opening import lane_count, open_lanes
 from tvmm.migration.link import LinkLost, open_connection, peer_name
 from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, State, Watched
+from tvmm.migration.policy import longest_pause
 from tvmm.migration.progress import Progress
 from tvmm.migration.receivers import LAST_ROUND
 from tvmm.migration.rounds import Rounds
 from tvmm.migration.senders import SenderLanes
 from tvmm.migration.source import SERVES, TERMINAL, SourceEvent, SourceState, after
 from tvmm.migration.status import MigrationStatus
-from tvmm.migration.talk import Ended, Talk, say_if_possible
+from tvmm.migration.talk import Ended, say_if_possible
 from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
 
@@ -39,20 +40,14 @@ if TYPE_CHECKING:
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.kvm.lanes import LaneGroup
     from tvmm.migration.guest import LeavingGuest
-    from tvmm.migration.link import Address
+    from tvmm.migration.link import Address, Link
     from tvmm.migration.postcopy_source import Departure, Serving
     from tvmm.migration.recovering import Recovery
     from tvmm.migration.secure import Securer
     from tvmm.migration.status import MigrationParameters
+    from tvmm.migration.talk import Talk
 
-__all__ = ["Outgoing", "longest_pause"]
-
-OVERRUN = 1.2
-"""Times the longest pause allowed, after which the guest is taken back."""
-LEAST_PAUSE_SECONDS = 0.05
-"""A limit below this still gives the last step that long, or no migration would ever succeed."""
-VERIFY_BYTES_PER_SECOND = 100e6
-"""Slower than any host hashes RAM. Both sides do it in the pause, one after the other, for whoever asks for it."""
+__all__ = ["Outgoing"]
 
 SESSION_BYTES = 16
 _GIVEN_UP = (
@@ -61,12 +56,6 @@ _GIVEN_UP = (
     *SERVES,
 )
 """Behind Commit: what the control connection has to say is for those who wait for it."""
-
-
-def longest_pause(parameters: MigrationParameters, hashed_bytes: int) -> float:
-    """Seconds after which a guest that was stopped is taken back. `hashed_bytes`: of RAM and disks that are copied."""
-    limit = max(parameters.max_downtime_ms / 1000 * OVERRUN, LEAST_PAUSE_SECONDS)
-    return limit + (2 * hashed_bytes / VERIFY_BYTES_PER_SECOND if parameters.verify else 0)
 
 
 class Outgoing:
@@ -404,7 +393,7 @@ class Outgoing:
         self._ended = await self._commitment.run()
         if self.state in (*SERVES, SourceState.UNHEARD):
             self._guest.serve_pages(self.progress.peer)
-        await self._end_if_done(self._talk.say_if_possible)
+        await self._end_if_done(self._talk.link)
 
     async def _serve_pages(self) -> None:
         """The guest is elsewhere, and pages of it are here: until it has them all."""
@@ -424,7 +413,7 @@ class Outgoing:
         if self.state is SourceState.UNCERTAIN:
             self._guest.keep_paused()
         link = self._serving.link
-        await self._end_if_done(self._talk.say_if_possible if link is None else partial(say_if_possible, link))
+        await self._end_if_done(self._talk.link if link is None else link)
         if link is not None:
             await link.close()
 
@@ -433,14 +422,14 @@ class Outgoing:
 
         return Recovery(self._address, self._security, self._session, self._token, self._open_lanes)
 
-    async def _end_if_done(self, say: Callable[[Any], Awaitable[None]]) -> None:
+    async def _end_if_done(self, link: Link) -> None:
         if self.state is SourceState.DONE:
             # Told before the machine ends for it: who watches is never in doubt.
             self._tell("completed")
             viewers = self._guest.end(self.progress.peer, self._open_screen)
             if viewers:
-                await say(Watched(viewers))
-            await say(Goodbye())
+                await say_if_possible(link, Watched(viewers))
+            await say_if_possible(link, Goodbye())
 
     async def _open_screen(self) -> trio.abc.Stream:
         """See `LeavingGuest.end`: secured like all connections, and known by the token."""
@@ -455,7 +444,8 @@ class Outgoing:
         """A word to a destination that still expects something."""
         if self.state is not SourceState.DONE and self.state not in SERVES:
             why = self._ended or error
-            await self._talk.say_if_possible(Cancel(str(why) if isinstance(why, Ended | TvmmError) else ""))
+            cancel = Cancel(str(why) if isinstance(why, Ended | TvmmError) else "")
+            await say_if_possible(self._talk.link, cancel)
 
 
 async def _stop_tracking(tracker: DirtyTracker) -> None:

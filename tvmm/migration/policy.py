@@ -10,9 +10,12 @@ slowed down step by step; if that does not help either, the migration ends and t
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["Advice", "Decision", "Policy", "Round"]
+if TYPE_CHECKING:
+    from tvmm.migration.status import MigrationParameters
+
+__all__ = ["Advice", "Decision", "Policy", "Round", "longest_pause"]
 
 WORTH_NS = 500_000
 """A pause that is shorter than this by sending pages first is what nobody feels."""
@@ -34,6 +37,12 @@ FIXED_NS = 3_000_000
 """What the pause has beside its pages, before any was measured: stopping, state, starting."""
 THROTTLE_FIRST, THROTTLE_STEP = 20, 15
 """Percent of the time that writing vCPUs are held, at first and more with each step, as QEMU has it."""
+OVERRUN = 1.2
+"""Times the longest pause allowed, after which the guest is taken back."""
+LEAST_PAUSE_SECONDS = 0.05
+"""A limit below this still gives the last step that long, or no migration would ever succeed."""
+VERIFY_BYTES_PER_SECOND = 100e6
+"""Slower than any host hashes RAM. Both sides do it in the pause, one after the other, for whoever asks for it."""
 
 
 class Round(NamedTuple):
@@ -131,3 +140,9 @@ class Policy:
         speed = done.bytes / done.nanoseconds
         self._speed = (self._speed + speed) / 2 if self._measured else speed
         self._measured = True
+
+
+def longest_pause(parameters: MigrationParameters, hashed_bytes: int) -> float:
+    """Seconds after which a guest that was stopped is taken back. `hashed_bytes`: of RAM and disks that are copied."""
+    limit = max(parameters.max_downtime_ms / 1000 * OVERRUN, LEAST_PAUSE_SECONDS)
+    return limit + (2 * hashed_bytes / VERIFY_BYTES_PER_SECOND if parameters.verify else 0)

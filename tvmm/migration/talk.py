@@ -47,7 +47,8 @@ class Talk:
     """The control connection. Everything raises `LinkLost` or `ProtocolError` for a peer that is gone or wrong."""
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self.link = link
+        """For last words; nothing else is said past this object."""
         self._heard, self._unasked = trio.open_memory_channel[Any](UNASKED_MAX)
         self._bad_news: Exception = ProtocolError("nobody listens")
         self.aside: dict[type[Any], Callable[[Any], None]] = {}
@@ -64,7 +65,7 @@ class Talk:
     @property
     def is_trusted(self) -> bool:
         """Whether descriptors can go there, and may."""
-        return is_trusted(self._link.stream)
+        return is_trusted(self.link.stream)
 
     async def greet(self, hello: Hello, wants: tuple[str, ...] = (), details: tuple[Any, ...] = ()) -> bytes:
         """The token for lanes. Raises `Ended` if the destination refuses or says nothing.
@@ -72,10 +73,10 @@ class Talk:
         `wants` are features that are wanted; see `granted` afterwards. `details` are messages about them.
         """
         if wants:
-            await self._link.send(Wants(wants))
+            await self.link.send(Wants(wants))
         for detail in details:
-            await self._link.send(detail)
-        await self._link.send(hello)
+            await self.link.send(detail)
+        await self.link.send(hello)
         with trio.move_on_after(GREETING_SECONDS) as patience:
             answer = await self._answer(wants)
         if patience.cancelled_caught:
@@ -93,9 +94,9 @@ class Talk:
 
     async def _answer(self, wants: tuple[str, ...]) -> Any:
         if not wants:
-            return await self._link.receive()
+            return await self.link.receive()
         try:
-            answer = await self._link.receive()
+            answer = await self.link.receive()
         except LinkLost:
             raise Ended(
                 SourceEvent.LOST,
@@ -104,13 +105,13 @@ class Talk:
             ) from None
         if isinstance(answer, Grants):
             self.granted = frozenset(wants) & frozenset(answer.features)
-            answer = await self._link.receive()
+            answer = await self.link.receive()
         return answer
 
     async def hear(self, kind: type[T], seconds: float, what: str) -> T:
         """As `expect`, before anybody listens."""
         with trio.move_on_after(seconds) as patience:
-            message = await self._link.receive()
+            message = await self.link.receive()
         if patience.cancelled_caught:
             raise Ended(SourceEvent.OVERDUE, f"the destination did not {what} within {seconds:.3g} s")
         if isinstance(message, Failure):
@@ -123,7 +124,7 @@ class Talk:
         """Hear what the destination says, for `expect`, until there is bad news: raised here, and by `expect` too."""
         try:
             while True:
-                message = await self._link.receive()
+                message = await self.link.receive()
                 if isinstance(message, Failure):
                     raise Ended(SourceEvent.FAILURE, readable(message.reason), readable(message.hint))
                 if (take := self.aside.get(type(message))) is not None:
@@ -153,15 +154,11 @@ class Talk:
 
     async def say(self, message: Any) -> None:
         """Send it."""
-        await self._link.send(message)
-
-    async def say_if_possible(self, message: Any) -> None:
-        """A word that may be lost, for a moment."""
-        await say_if_possible(self._link, message)
+        await self.link.send(message)
 
     async def close(self) -> None:
         """At once."""
-        await self._link.close()
+        await self.link.close()
 
 
 async def say_if_possible(link: Link, message: Any) -> None:
