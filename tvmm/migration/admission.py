@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.errors import ProtocolError
+from tvmm.migration.descriptors import is_trusted
 from tvmm.migration.guest import blocks_of
+from tvmm.migration.hand_over import MEMFD
 from tvmm.migration.messages import Hello, Images, Refuse, Wants
 from tvmm.migration.status import COMPRESSIONS
 from tvmm.migration.wire import MAX_LANES, readable
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     from tvmm.migration.guest import ArrivingGuest
     from tvmm.migration.link import Link
 
-__all__ = ["Request", "read_request", "why_refused"]
+__all__ = ["Request", "granted", "read_request", "why_refused"]
 
 MAX_REASONS = 32
 SESSION_BYTES, MAX_NAME = 16, 256
+MAX_FEATURES = 32
+"""Names of features that a source may want."""
 MAX_TEXTS = 4096
 """Pairs in the description of a machine: a peer does not make this side compare for ever."""
 
@@ -58,6 +62,17 @@ async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDis
     if not reasons:
         return None
     return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
+
+
+def granted(wants: Wants, guest: ArrivingGuest, link: Link) -> frozenset[str]:
+    """Features that a migration over `link` gets, of those that its source wants."""
+    features = frozenset(wants.features[:MAX_FEATURES]) & guest.features()
+    if not is_trusted(link.stream):
+        features -= {MEMFD}
+    if MEMFD in features:
+        # Nothing has to come after the guest.
+        features -= {"postcopy"}
+    return features
 
 
 def _check_hello(hello: Hello) -> None:

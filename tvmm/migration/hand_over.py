@@ -24,6 +24,7 @@ from tvmm.migration.wire import Kind, Opening
 
 if TYPE_CHECKING:
     from tvmm.memory.ram import GuestRam
+    from tvmm.migration.guest import ArrivingGuest
     from tvmm.migration.link import Address
     from tvmm.migration.secure import Securer
     from tvmm.migration.talk import Talk
@@ -94,6 +95,14 @@ class MemoryArrival:
             close_all(files)
             raise
         return files
+
+    async def lend(self, guest: ArrivingGuest) -> None:
+        """Have `guest` borrow what comes. Raises as `receive`, and `HostError`."""
+        files = await self.receive(guest.ram)
+        try:
+            await guest.borrow_memory(files)
+        finally:
+            close_all(files)
 
     async def close(self) -> None:
         """Once no task can let another one in."""

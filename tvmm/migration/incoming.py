@@ -16,11 +16,10 @@ import trio
 
 from tvmm.errors import HostError, IncomingFailed, ProtocolError, TvmmError, UserError, collapse
 from tvmm.kvm.pages import PAGE
-from tvmm.migration.admission import Request, read_request, why_refused
-from tvmm.migration.descriptors import is_trusted
+from tvmm.migration.admission import Request, granted, read_request, why_refused
 from tvmm.migration.destination import INCOMPLETE, MAY_RUN, DestinationEvent, DestinationState, after
 from tvmm.migration.disk_arrival import ArrivingDisks
-from tvmm.migration.hand_over import MEMFD, MemoryArrival, close_all
+from tvmm.migration.hand_over import MEMFD, MemoryArrival
 from tvmm.migration.intake import Intake
 from tvmm.migration.lane_arrival import NOBODY, LaneArrivals, Session
 from tvmm.migration.link import Link, LinkLost
@@ -51,8 +50,6 @@ SCREEN_SECONDS = 30.0
 FAREWELL_SECONDS = 1.0
 CODE_LOOK_SECONDS = 1.0
 
-MAX_FEATURES = 32
-"""Names of features that a source may want."""
 _WORDS = {
     DestinationState.LOADING: "device",
     DestinationState.RUNNING: "completed",
@@ -129,6 +126,10 @@ class Incoming:
         await self._postcopy().allow(address)
 
     @property
+    def _ram_bytes(self) -> int:
+        return sum(block.size for block in self._guest.ram.blocks.values())
+
+    @property
     def status(self) -> MigrationStatus:
         """As it is now."""
         partial = self._partial if self._partial is not None and self._partial.begun else None
@@ -140,7 +141,7 @@ class Incoming:
             guest="destination" if self.state in MAY_RUN else "source",
             total_ms=(time.perf_counter() - self._begun) * 1e3 if self._begun else None,
             ram=RamProgress(
-                total=sum(block.size for block in self._guest.ram.blocks.values()),
+                total=self._ram_bytes,
                 transferred=self._lanes.bytes_moved if self._begun else 0,
                 rounds=0 if MEMFD in self._granted or self._intake is None else self._intake.rounds,
                 handed_over=self._handed_over,
@@ -324,12 +325,7 @@ class Incoming:
     async def _receive_guest(self, link: Link, request: Request, version: int) -> None:
         """From here on this machine has parts of the guest: it arrives, or is abandoned."""
         hello, wants, images = request
-        self._granted = frozenset(wants.features[:MAX_FEATURES]) & self._guest.features()
-        if not is_trusted(link.stream):
-            self._granted -= {MEMFD}
-        if MEMFD in self._granted:
-            # Nothing has to come after the guest.
-            self._granted -= {"postcopy"}
+        self._granted = granted(wants, self._guest, link)
         if "postcopy" in self._granted:
             from tvmm.migration.postcopy_destination import PartialArrival
 
@@ -412,12 +408,8 @@ class Incoming:
         """In place of lanes and rounds."""
         begun = time.perf_counter_ns()
         self._session = self._session._replace(lanes=0)
-        files = await self._memory.receive(self._guest.ram)
-        try:
-            await self._guest.borrow_memory(files)
-        finally:
-            close_all(files)
-        self._handed_over = sum(block.size for block in self._guest.ram.blocks.values())
+        await self._memory.lend(self._guest)
+        self._handed_over = self._ram_bytes
         await intake.memory_is_here(link, begun)
 
     async def _start(self, link: Link, intake: Intake) -> None:
