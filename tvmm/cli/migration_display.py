@@ -12,14 +12,14 @@ from tvmm.cli.output import flush, message, say
 from tvmm.control.migration_info import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from rich.console import Console, RenderableType
 
     from tvmm.migration.status import MigrationStatus
 
-__all__ = ["Display", "JsonLines", "Lines", "Live", "Nothing", "choose", "panel"]
+__all__ = ["Display", "JsonLines", "Lines", "Live", "Nothing", "bar_and_rows", "choose", "panel"]
 
 LINE_MS = 2000.0
 """A log gets a line when the phase changes, and after this time in the same one."""
@@ -113,26 +113,31 @@ class Live(Nothing):
 
 def panel(status: MigrationStatus) -> RenderableType:
     """A bar and the rows of `progress_rows`."""
+    return bar_and_rows(arrived_share(status), progress_rows(status))
+
+
+def bar_and_rows(share: float, rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """A bar of which `share` (0 to 1) is full, and titles with their texts below it."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("", ProgressBar(total=1.0, completed=arrived_share(status), width=BAR_COLUMNS))
-    for title, text in progress_rows(status):
+    grid.add_row("", ProgressBar(total=1.0, completed=share, width=BAR_COLUMNS))
+    for title, text in rows:
         # Text and not str: what the machine says is no markup.
         grid.add_row(Text(title, style="dim"), Text(text, overflow="ellipsis", no_wrap=True))
     return grid
 
 
-def choose(*, as_json: bool, quiet: bool) -> Display:
-    """The display that fits the options and standard error."""
+def choose(*, as_json: bool, quiet: bool, lines: type[Lines] = Lines, live: type[Live] = Live) -> Display:
+    """The display that fits the options and standard error: `lines` for a log, `live` for a terminal."""
     if as_json:
         return JsonLines()
     if quiet:
         return Nothing()
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return Lines()
+        return lines()
     from rich.console import Console
 
-    return Live(Console(stderr=True))
+    return live(Console(stderr=True))

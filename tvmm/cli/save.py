@@ -66,7 +66,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Mapping[str, Any]) -> int:
     """Save it, and say how it went."""
-    from tvmm.cli.save_display import choose
+    from tvmm.cli.migration_display import choose
+    from tvmm.cli.save_display import SaveLines, SaveLive
     from tvmm.cli.snapshot_secret import new_secret
     from tvmm.control.client import CommandError
 
@@ -74,7 +75,8 @@ def run(options: Mapping[str, Any]) -> int:
     # The machine may have another directory.
     arguments: dict[str, Any] = {"path": os.path.abspath(options["file"]), **new_secret(options)}
     arguments |= {name: True for name in ("force", "stop", "live") if options.get(name)}
-    display = choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
+    as_json, quiet = bool(options.get("json")), bool(options.get("quiet"))
+    display = choose(as_json=as_json, quiet=quiet, lines=SaveLines, live=SaveLive)
     with control(entry) as client, Interrupts() as interrupts:
         follower = _Saving(client)
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-from tvmm.cli.migration_display import BAR_COLUMNS, LINE_MS, JsonLines, Lines, Live, Nothing
+from tvmm.cli.migration_display import LINE_MS, Lines, Live, bar_and_rows
 from tvmm.cli.migration_view import amount
 from tvmm.cli.output import message, printable
 from tvmm.config.units import format_duration
@@ -17,10 +15,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from tvmm.cli.migration_display import Display
     from tvmm.snapshot.status import SaveStatus
 
-__all__ = ["choose", "progress_rows", "summary_lines"]
+__all__ = ["SaveLines", "SaveLive", "progress_rows", "summary_lines"]
 
 
 class SaveLines(Lines):
@@ -43,16 +40,8 @@ class SaveLive(Live):
 
 
 def _panel(status: SaveStatus) -> RenderableType:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
     share = status.done / status.total if status.total else 0.0
-    grid.add_row("", ProgressBar(total=1.0, completed=share, width=BAR_COLUMNS))
-    for title, text in progress_rows(status):
-        grid.add_row(Text(title, style="dim"), Text(printable(text), overflow="ellipsis", no_wrap=True))
-    return grid
+    return bar_and_rows(share, [(title, printable(text)) for title, text in progress_rows(status)])
 
 
 def progress_rows(status: SaveStatus) -> list[tuple[str, str]]:
@@ -86,16 +75,3 @@ def summary_lines(name: str, status: SaveStatus) -> list[str]:
         f"{', encrypted' if status.encrypted else ''}",
     ]
     return [printable(line) for line in lines]
-
-
-def choose(*, as_json: bool, quiet: bool) -> Display:
-    """The display that fits the options and standard error."""
-    if as_json:
-        return JsonLines()
-    if quiet:
-        return Nothing()
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return SaveLines()
-    from rich.console import Console
-
-    return SaveLive(Console(stderr=True))
