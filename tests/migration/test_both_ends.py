@@ -16,22 +16,16 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from tests.migration.patience import hurry
 from tests.migration.rig import Group
 from tests.support.moving_guests import Wire, World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
 from tvmm.kvm.pages import PAGE
 from tvmm.migration import (
-    commit,
-    hand_over,
     incoming,
-    intake,
-    lane_arrival,
     pairing,
     policy,
-    rounds,
-    senders,
-    talk,
     tls,
 )
 from tvmm.migration.destination import DestinationState
@@ -51,21 +45,7 @@ BEFORE_COMMIT = ("Hello", "Welcome", "RoundDone", "State", "Ready")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds for a real peer takes a moment here."""
-    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.3)
-    monkeypatch.setattr(hand_over, "TAKEN_SECONDS", 0.3)
-    for name in ("RUNNING_SECONDS", "ASK_AGAIN_SECONDS"):
-        monkeypatch.setattr(commit, name, 0.3)
-    monkeypatch.setattr(talk, "GREETING_SECONDS", 0.3)
-    monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
-    for module, name in (
-        (incoming, "HELLO_SECONDS"),
-        (incoming, "ANSWER_SECONDS"),
-        (lane_arrival, "LANES_SECONDS"),
-        (intake, "COMMIT_SECONDS"),
-        (intake, "SILENCE_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 2.0)
-    monkeypatch.setattr(senders, "STALL_MS", 300)
+    hurry(monkeypatch, 0.3)
 
 
 @pytest.fixture

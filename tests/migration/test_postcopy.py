@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.migration.patience import hurry
 from tests.migration.rig import Group
 from tests.migration.test_both_ends import Ends, check_one_guest, connected
 from tests.support.moving_guests import World
@@ -15,7 +16,7 @@ from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.pages import PageBitmap
 from tvmm.kvm.uffd import can_wait_for_pages
-from tvmm.migration import commit, incoming, intake, lane_arrival, postcopy_source, rounds, senders, talk, tls
+from tvmm.migration import postcopy_source, tls
 from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost, open_connection
@@ -31,20 +32,7 @@ NOW = MigrationParameters(max_downtime_ms=2000, connections=2, postcopy="now")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds for a real peer takes a moment here."""
-    for name in ("RUNNING_SECONDS", "ASK_AGAIN_SECONDS"):
-        monkeypatch.setattr(commit, name, 0.3)
-    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.5)
-    monkeypatch.setattr(talk, "GREETING_SECONDS", 0.5)
-    monkeypatch.setattr(commit, "ASK_SECONDS", 1.5)
-    for module, name in (
-        (incoming, "HELLO_SECONDS"),
-        (incoming, "ANSWER_SECONDS"),
-        (lane_arrival, "LANES_SECONDS"),
-        (intake, "COMMIT_SECONDS"),
-        (intake, "SILENCE_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 2.0)
-    monkeypatch.setattr(senders, "STALL_MS", 300)
+    hurry(monkeypatch, 0.5)
     monkeypatch.setattr(postcopy_source, "LAST_WORD_SECONDS", 0.1)
     monkeypatch.setattr(postcopy_source, "AGAIN_SECONDS", 0.02)
 
