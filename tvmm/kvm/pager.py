@@ -126,8 +126,8 @@ class Pager:
 
     @property
     def remaining(self) -> int:
-        """Pages that are not here."""
-        return int(self.raw.remaining)
+        """Pages that are to come; none after `release`."""
+        return 0 if self.raw.released else int(self.raw.remaining)
 
     @property
     def overwriting(self) -> bool:

@@ -20,6 +20,7 @@ APIC_LVT_LINT1 = 0x360
 LVT_EXTINT = 0x700
 LVT_NMI = 0x400
 
+EVENT_NMI_PENDING = 13
 EVENT_FLAGS = slice(20, 24)
 """Of `struct kvm_vcpu_events`."""
 
@@ -90,9 +91,7 @@ def back_to_power_on(cpu: KvmVcpu, state: PowerOn, msrs: list[tuple[int, int]]) 
     """
     for msr in msrs:  # One by one: KVM stops at the first of several that it refuses.
         cpu.set_msrs([msr])
-    # No event waits any more; the flags that say which fields this KVM has stay.
-    events = cpu.get_structure("events")
-    cpu.set_structure("events", events[EVENT_FLAGS].rjust(EVENT_FLAGS.stop, b"\0").ljust(len(events), b"\0"))
+    _clear_events(cpu)
     cpu.set_sregs(state.sregs)
     write_registers(cpu, Registers())
     cpu.set_xcr0(XCR0_RESET)
@@ -100,6 +99,25 @@ def back_to_power_on(cpu: KvmVcpu, state: PowerOn, msrs: list[tuple[int, int]]) 
     cpu.reset_debug_registers()
     cpu.set_lapic(state.lapic)
     cpu.set_mp_state(MP_RUNNABLE if cpu.index == 0 else MP_UNINITIALIZED)
+
+
+def _clear_events(cpu: KvmVcpu) -> None:
+    """No event waits any more, and the vCPU is not halted for a page of guest memory that the host was to bring.
+
+    KVM halts a vCPU in the kernel that needs such a page, until the page is there. What was to wake it is forgotten
+    when the asynchronous page faults are switched off, as the reset values of the MSRs do, and the halt is not; no
+    ioctl tells or takes it away. An NMI does, and one that is taken back before the vCPU runs only wakes it (Linux
+    6.4 and newer).
+    """
+    # The flags that say which fields this KVM has stay.
+    events = bytearray(cpu.get_structure("events"))
+    flags = events[EVENT_FLAGS]
+    events[:] = bytes(len(events))
+    events[EVENT_FLAGS] = flags
+    events[EVENT_NMI_PENDING] = 1
+    cpu.set_structure("events", bytes(events))
+    events[EVENT_NMI_PENDING] = 0
+    cpu.set_structure("events", bytes(events))
 
 
 def _initial_xsave() -> bytes:
