@@ -326,6 +326,8 @@ async def test_a_reset_while_nobody_brings_pages(gate: Gate, tmp_path: Path) -> 
         assert "here" in await machines.shell.ask("echo here")
         machines.there.moves.pause_migration()
         await machines.until("postcopy-paused", "postcopy-paused")
+        # It waits for a page, sooner or later.
+        await machines.shell.order("check")
         await machines.there.reset()
         await machines.shell.prompt()
         assert "PVH" in await machines.shell.ask("info")
