@@ -106,7 +106,7 @@ def by_one_command(snapshot: Path, count: int) -> tuple[float, Memory]:
             ask_prompt(clone["console"])
         took = time.perf_counter() - begun
         time.sleep(SETTLE_S)
-        memory = memory_of([process.pid, *(clone["pid"] for clone in clones)], before)
+        memory = memory_of([process.pid, *{clone["pid"] for clone in clones}], before)
         process.send_signal(signal.SIGTERM)
         process.wait()
     if len(clones) != count:

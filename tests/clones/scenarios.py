@@ -1,4 +1,4 @@
-"""Families without machines, each in a process of its own: ``python -m tests.clones.scenarios NAME [ARGUMENT]``.
+"""Families without machines: ``python -m tests.clones.scenarios NAME [COUNT [PROCESSES]]``.
 
 What the listener hears is printed, a line for each thing.
 """
@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -96,6 +98,24 @@ def talkative(member: Member) -> int:
     return 0
 
 
+def together(members: Sequence[Member]) -> int:
+    """Each tells its own status but the last, and the process waits for a signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for member in members:
+        member.ready(pid=str(os.getpid()))
+    for member in members[:-1]:
+        member.ended(member.number)
+        member.ended(9)
+    signal.sigwait({signal.SIGTERM})
+    return 20
+
+
+def alone(start: Callable[[Member], int], members: Sequence[Member]) -> int:
+    """In a process of its own."""
+    (member,) = members
+    return start(member)
+
+
 STARTS = {
     "at_once": at_once,
     "until_told": until_told,
@@ -111,7 +131,10 @@ def main() -> None:
     scenario = sys.argv[1]
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     listener = Printer(scenario)
-    family = Family([f"m-{number + 1}" for number in range(count)], STARTS[scenario], listener, at_once=2)
+    processes = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    start = together if scenario == "together" else partial(alone, STARTS[scenario])
+    names = [f"m-{number + 1}" for number in range(count)]
+    family = Family(names, start, listener, processes=processes, at_once=2)
     listener.family = family
     family.run()
     print(f"over {family.signal}", flush=True)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tvmm.clones.family import shares
+
 PATIENCE_S = 60
 
 
@@ -110,6 +112,43 @@ def test_signals_stop_the_start() -> None:
     assert sorted(line for line in lines if line.startswith("ended")) == [
         f"ended m-{member} -9 True" for member in range(1, 10)
     ]
+
+
+@pytest.mark.parametrize(("count", "processes", "lengths"), [(5, 2, [2, 3]), (4, 4, [1] * 4), (3, 9, [1] * 3)])
+def test_several_in_a_process(count: int, processes: int, lengths: list[int]) -> None:
+    """Each has a status of its own, or that of the process."""
+    with family("together", str(count), str(processes)) as process:
+        lines = until(process, "all started")
+        process.send_signal(signal.SIGTERM)
+        lines += until(process, "over 15")
+    pids = [line.partition("pid=")[2] for line in sorted(lines) if line.startswith("ready")]
+    assert sorted(pids.count(pid) for pid in set(pids)) == lengths
+    statuses = {number: str(number) for number in range(1, count + 1)}
+    statuses |= {sum(lengths[: place + 1]): "20" for place in range(len(lengths))}
+    ended = sorted(line for line in lines if line.startswith("ended"))
+    assert ended == [f"ended m-{number} {status} True" for number, status in sorted(statuses.items())]
+
+
+def test_several_are_killed_together() -> None:
+    """Those that had not ended before."""
+    with family("together", "4", "2") as process:
+        lines = until(process, "all started")
+        pids = {line.partition("pid=")[2] for line in lines if line.startswith("ready")}
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+        lines += until(process, "over 0")
+    ended = sorted(line for line in lines if line.startswith("ended"))
+    assert ended == ["ended m-1 1 True", "ended m-2 -9 True", "ended m-3 3 True", "ended m-4 -9 True"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 50])
+@pytest.mark.parametrize("total", [50, 51, 99])
+def test_shares(total: int, count: int) -> None:
+    """All, in order, and as many in each as in the others, or one more."""
+    found = shares(range(total), count)
+    assert [number for share in found for number in share] == list(range(total))
+    assert {len(share) - total // count for share in found} <= {0, 1}
+    assert len(found) == count
 
 
 def test_a_parent_that_is_killed_takes_all_along() -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tvmm.errors import TvmmError
+
 __all__ = ["main"]
 
 STATUS_USAGE = 2
@@ -111,16 +113,23 @@ def _dispatch(arguments: list[str]) -> int:
 def _explain(error: Exception) -> int:
     """Say in one line what the user, the guest or a peer did wrong; raises `error` again if it is a bug."""
     from tvmm.cli.output import RED, OutputError, message
-    from tvmm.errors import GuestError, TvmmError
-    from tvmm.outcome import STATUS_CRASHED
+    from tvmm.errors import TvmmError
 
     known = _only_known(error, TvmmError)
-    if known is None:
+    if not isinstance(known, TvmmError):
         raise error
     if isinstance(known, OutputError):
         _discard_output()
     message(str(known), RED)
-    return STATUS_CRASHED if isinstance(known, GuestError) else STATUS_USAGE
+    return error_status(known)
+
+
+def error_status(error: TvmmError) -> int:
+    """The exit status of what was done wrong."""
+    from tvmm.errors import GuestError
+    from tvmm.outcome import STATUS_CRASHED
+
+    return STATUS_CRASHED if isinstance(error, GuestError) else STATUS_USAGE
 
 
 def _only_known(error: BaseException, kind: type[Exception]) -> Exception | None:

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from tvmm.cli import STATUS_SIGNAL
+from tvmm.cli.clone_group import be_clones
 from tvmm.cli.output import RED, flush, message, print_json
-from tvmm.cli.run import exit_status, farewell
-from tvmm.cli.session import supervise
 from tvmm.clones.family import STATUS_BUG, Family, Listener
 from tvmm.clones.plan import check_together, clone_names, filled_options
 from tvmm.config.units import format_duration, parse_integer
 from tvmm.control.registry import machines
-from tvmm.devices.generation_id import format_guid
-from tvmm.errors import ConfigError, TvmmError, UserError, collapse
+from tvmm.errors import ConfigError, UserError
 from tvmm.outcome import STATUS_CRASHED
 from tvmm.wiring.restoring import Restoring, check_disks, config_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
+    from collections.abc import Mapping, Sequence
 
     from tvmm.clones.family import Ended
-    from tvmm.clones.member import Member, Report
+    from tvmm.clones.member import Report
     from tvmm.config.machine import MachineConfig
-    from tvmm.machine import Machine
-    from tvmm.outcome import Outcome
 
-__all__ = ["run_clones"]
+__all__ = ["PROCESSES", "run_clones"]
+
+PROCESSES = 16
+"""At most, unless the user wants another number. Each has some 28 MiB of the interpreter, of which 9 are its own."""
 
 OWN = {"serial": "none", "control": "", "vnc": "none", "metrics": "none"}
 """What a saved machine had for itself alone, and clones have when they are given a place for each."""
@@ -52,6 +47,7 @@ TAP_MODULES = ("tvmm.net.tap", "tvmm.net.links")
 def run_clones(options: Mapping[str, Any], ask: Any, given: Mapping[str, Any], places: Mapping[str, str]) -> int:
     """Start them, stay until all have ended, and return the exit status. `given` are the options of machines."""
     count = parse_integer(options["clones"], "clones", 1, 1 << 20)
+    processes = parse_integer(options.get("processes") or f"{PROCESSES}", "processes", 1, 1 << 20)
     if options.get("eager"):
         raise ConfigError("--eager and --clones do not go together", "--verify checks the whole file once")
     named = {name: value for name, value in given.items() if name != "name"}
@@ -73,7 +69,7 @@ def run_clones(options: Mapping[str, Any], ask: Any, given: Mapping[str, Any], p
         _refuse_taken(names, places["runtime_dir"])
         _import_for(configs[0])
         listener = _Telling(options["file"], names, as_json=bool(options.get("json")))
-        family = Family(names, lambda member: _be(member, restoring, configs[member.number - 1]), listener)
+        family = Family(names, partial(be_clones, restoring, configs), listener, processes=processes)
         family.run()
     return listener.status(family.signal)
 
@@ -100,93 +96,6 @@ def _import_for(config: MachineConfig) -> None:
     wanted += [*TAP_MODULES] if any(net.type == "tap" for net in config.nets) else []
     for name in wanted:
         import_module(name)
-
-
-# --- a clone ---
-
-
-def _be(member: Member, restoring: Restoring, config: MachineConfig) -> int:
-    """In a process of its own: the machine, to its end."""
-    restoring.config, restoring.say = config, member.say
-    try:
-        with collapse():
-            # What signals lead to is the parent's to tell: they came to it, and go to all.
-            ending = trio.run(supervise, _Watched(restoring.machine(), member), config, _nothing)
-    except TvmmError as error:
-        member.error(str(error))
-        return exit_status_of(error)
-    if not ending.signal or (ending.outcome is not None and ending.outcome.kind != "quit"):
-        for line in farewell(ending):
-            member.say(line)
-    return exit_status(ending)
-
-
-def exit_status_of(error: TvmmError) -> int:
-    """As the command line has it."""
-    from tvmm.cli import STATUS_USAGE
-    from tvmm.errors import GuestError
-
-    return STATUS_CRASHED if isinstance(error, GuestError) else STATUS_USAGE
-
-
-def _nothing(text: str) -> None:
-    """Nobody is told."""
-
-
-class _Watched:
-    """A machine that tells its parent when it runs, and that ends with it."""
-
-    backend_path = ""
-    """The parent tells of all of them at once."""
-
-    def __init__(self, inner: AbstractAsyncContextManager[Machine], member: Member) -> None:
-        self._inner = inner
-        self._member = member
-        self._machine: Machine
-
-    async def __aenter__(self) -> _Watched:
-        self._machine = await self._inner.__aenter__()
-        # The modules for it are imported, so the guest does not have to come first.
-        self._machine.control_grace_s = 0
-        self.powerdown: Callable[[], None] = self._machine.powerdown
-        self.quit: Callable[[], None] = self._machine.quit
-        self._machine.start_task(self._watch, "parent")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._inner.__aexit__(kind, error, trace)
-
-    async def _watch(self) -> None:
-        await self._member.watch_parent(self._machine.quit)
-
-    async def run(self) -> Outcome:
-        """See `Guest`."""
-        await self._machine.resume()
-        self._machine.start_task(self._tell, "news")
-        return await self._machine.wait()
-
-    async def wait(self) -> Outcome:
-        """See `Guest`."""
-        self._machine.start_task(self._tell, "news")
-        return await self._machine.wait()
-
-    async def _tell(self) -> None:
-        """Ready is who can be asked."""
-        machine = self._machine
-        await machine.control_ready.wait()
-        directory = os.path.join(machine.config.runtime_dir, machine.name)
-        self._member.ready(
-            pid=str(os.getpid()),
-            serial=f"{machine.config.serial.kind}:{machine.backend_path}" if machine.backend_path else "",
-            control=os.path.join(directory, "control.sock"),
-            console=os.path.join(directory, "console.sock"),
-            guid=format_guid(machine.board.generation.guid),
-        )
-
-
-# --- their parent ---
 
 
 class _Telling(Listener):

@@ -65,6 +65,9 @@ def add_arguments(parser: Parser) -> None:
     how.add_argument("--eager", action="store_true", help="read and check all of its memory before it runs")
     how.add_argument("--force", action="store_true", help="also if a disk image was written since (its data suffer)")
     how.add_argument("--clones", metavar="N", help=_CLONES_HELP)
+    how.add_argument(
+        "--processes", metavar="P", help="with --clones: how many processes have them (at most 16 if it is not given)"
+    )
     how.add_argument("--info", action="store_true", help="say what is in the file, and start nothing")
     how.add_argument("--verify", action="store_true", help="compare all checksums of the file, and start nothing")
     how.add_argument("--json", action="store_true", help="with --info, --verify or --clones: print an object")
@@ -100,6 +103,8 @@ def run(options: Mapping[str, Any]) -> int:
 
     if options.get("json") and not any(options.get(name) for name in ("info", "verify", "clones")):
         raise ConfigError("--json has no meaning without --info, --verify or --clones")
+    if options.get("processes") and not options.get("clones"):
+        raise ConfigError("--processes has no meaning without --clones")
     ask = answer(options)
     if options.get("info") or options.get("verify"):
         from tvmm.snapshot.reader import SnapshotFile

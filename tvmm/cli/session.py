@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tvmm.config.machine import MachineConfig
     from tvmm.outcome import Outcome
 
-__all__ = ["SIGNALS", "Guest", "supervise"]
+__all__ = ["SIGNALS", "Guest", "receive_signals", "supervise", "supervise_with"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -59,23 +59,33 @@ async def supervise(
     A signal that comes while the machine is still being made ends it at once. To be called in the main
     thread.
     """
+    with receive_signals() as received:
+        return await supervise_with(machine, config, say, received)
+
+
+async def supervise_with(
+    machine: AbstractAsyncContextManager[Guest],
+    config: MachineConfig,
+    say: Callable[[str], None],
+    received: AsyncIterator[int] | None,
+) -> Ending:
+    """The same with signals from `received`: of several machines in one process each has to hear of all."""
     watch = _Watch(config.powerdown_timeout_s, say)
     outcome: Outcome | None = None
-    with _receive_signals() as received:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch.run, received, nursery)
-            async with machine as guest:
-                watch.guest = guest
-                if guest.backend_path and config.serial.kind in LISTENING:
-                    say(f"the serial port is at {config.serial.kind}:{guest.backend_path}")
-                outcome = await (guest.wait() if config.paused else guest.run())
-                watch.guest = None
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run, received, nursery)
+        async with machine as guest:
+            watch.guest = guest
+            if guest.backend_path and config.serial.kind in LISTENING:
+                say(f"the serial port is at {config.serial.kind}:{guest.backend_path}")
+            outcome = await (guest.wait() if config.paused else guest.run())
+            watch.guest = None
+        nursery.cancel_scope.cancel()
     return Ending(outcome, watch.ended_by)
 
 
 @contextmanager
-def _receive_signals() -> Iterator[AsyncIterator[int] | None]:
+def receive_signals() -> Iterator[AsyncIterator[int] | None]:
     """The signals as they come; those that whoever started us has ignored (``nohup``, ``&``) stay ignored."""
     wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     if not wanted:

@@ -1,5 +1,7 @@
 """Processes that one process forks and minds: started a few at a time, told of signals, waited for.
 
+Each is one member of a family, or several of them.
+
 The parent forks before it has a thread, an event loop or a KVM descriptor, and stays without: it waits in poll(2) for
 lines from its children and for signals. What it has read and imported by then its children share with it, as long as
 nobody writes to it; so the garbage collector is told to leave all of it alone (`gc.freeze`).
@@ -58,26 +60,31 @@ class Listener:
         """A signal came, the how manyth, and was passed on."""
 
 
-class _Child(NamedTuple):
-    number: int
-    name: str
-
-
 class Family:
-    """`start` is called in a process of its own for each of `names`, and returns its exit status."""
+    """`start` is called in each process with its members, and returns the exit status of those that told none."""
 
     def __init__(
-        self, names: Sequence[str], start: Callable[[Member], int], listener: Listener, at_once: int = 0
+        self,
+        names: Sequence[str],
+        start: Callable[[Sequence[Member]], int],
+        listener: Listener,
+        *,
+        processes: int = 0,
+        at_once: int = 0,
     ) -> None:
-        """At most `at_once` are being started at a time, 0 for what suits the host's processors."""
+        """One process for each name, or `processes` if that is less; at most `at_once` of them are being started at a
+        time. 0 is for as many as there are names, and for what suits the host's processors.
+        """
         self._start = start
         self._listener = listener
         self._at_once = at_once or STARTING_PER_CPU * (os.cpu_count() or 1)
-        self._waiting = [_Child(number, name) for number, name in enumerate(names, 1)]
+        self._names = dict(enumerate(names, 1))
+        self._waiting = shares(list(self._names), min(processes, len(names)) or len(names))
         self._waiting.reverse()
-        self._names = {child.number: child.name for child in self._waiting}
-        self._alive: dict[int, _Child] = {}
+        self._alive: dict[int, list[int]] = {}
+        """The members of each process that lives."""
         self._ready: set[int] = set()
+        self._ended: set[int] = set()
         self._partial = b""
         self._told_started = False
         self.signal = 0
@@ -87,7 +94,7 @@ class Family:
     @property
     def pids(self) -> dict[str, int]:
         """Of those that live, by name."""
-        return {child.name: pid for pid, child in self._alive.items()}
+        return {self._names[number]: pid for pid, members in self._alive.items() for number in members}
 
     def run(self) -> None:
         """Start all, and return when all have ended. In the main thread of a process with no other thread."""
@@ -123,8 +130,8 @@ class Family:
     # --- starting ---
 
     def _fork_more(self) -> None:
-        while self._waiting and len(self._alive.keys() - self._ready) < self._at_once:
-            child = self._waiting.pop()
+        while self._waiting and len(self._starting()) < self._at_once:
+            members = self._waiting.pop()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
             try:
                 # What is in a buffer would be written by both.
@@ -132,12 +139,17 @@ class Family:
                 sys.stderr.flush()
                 pid = os.fork()
                 if not pid:
-                    self._become(child, before)
+                    self._become(members, before)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self._alive[pid] = child
+            self._alive[pid] = members
 
-    def _become(self, child: _Child, mask: set[int | signal.Signals]) -> NoReturn:
+    def _starting(self) -> list[int]:
+        """Processes with a member that is not ready, and has not ended."""
+        told = self._ready | self._ended
+        return [pid for pid, members in self._alive.items() if not told.issuperset(members)]
+
+    def _become(self, numbers: Sequence[int], mask: set[int | signal.Signals]) -> NoReturn:
         """In the child: never returns."""
         status = STATUS_BUG
         try:
@@ -154,7 +166,8 @@ class Family:
             for standard in (0, 1):
                 os.dup2(nothing, standard)
             os.close(nothing)
-            status = self._start(Member(child.number, child.name, self._reports[1], self._lifeline[0]))
+            ends = self._reports[1], self._lifeline[0]
+            status = self._start([Member(number, self._names[number], *ends) for number in numbers])
         except BaseException:
             traceback.print_exc()
         finally:
@@ -163,7 +176,7 @@ class Family:
             os._exit(status)
 
     def _tell_started(self) -> None:
-        if not self._told_started and not self._waiting and not self._alive.keys() - self._ready:
+        if not self._told_started and not self._waiting and not self._starting():
             self._told_started = True
             self._listener.all_started()
 
@@ -182,9 +195,17 @@ class Family:
                 name = self._names[report.number]
             except (ValueError, KeyError):
                 continue  # of a process in which something has gone very wrong; how it ends will be told
+            if report.kind == "ended":
+                self._end(report.number, report.status)
+                continue
             if report.kind == "ready":
-                self._ready |= {pid for pid, child in self._alive.items() if child.number == report.number}
+                self._ready.add(report.number)
             self._listener.report(name, report)
+
+    def _end(self, number: int, status: int) -> None:
+        if number not in self._ended:
+            self._ended.add(number)
+            self._listener.ended(Ended(number, self._names[number], status, number in self._ready))
 
     def _handle(self, numbers: bytes) -> None:
         for number in numbers:
@@ -211,10 +232,8 @@ class Family:
             found, state = os.waitpid(pid, os.WNOHANG)
             if found:
                 self._drain()
-                child = self._alive.pop(pid)
-                started = pid in self._ready
-                self._ready.discard(pid)
-                self._listener.ended(Ended(*child, os.waitstatus_to_exitcode(state), started))
+                for number in self._alive.pop(pid):
+                    self._end(number, os.waitstatus_to_exitcode(state))
 
     def _drain(self) -> None:
         """What a child said before it ended comes before its end."""
@@ -227,6 +246,11 @@ class Family:
         for pid in self._alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def shares(numbers: Sequence[int], count: int) -> list[list[int]]:
+    """`numbers` in order in `count` lists, whose lengths differ by at most 1."""
+    return [list(numbers[len(numbers) * n // count : len(numbers) * (n + 1) // count]) for n in range(count)]
 
 
 @contextmanager
