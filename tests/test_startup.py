@@ -29,16 +29,16 @@ TVMM = """
 tvmm tvmm.board tvmm.boot tvmm.boot.acpi tvmm.boot.aml tvmm.boot.dsdt tvmm.boot.e820 tvmm.boot.elf tvmm.boot.entry
 tvmm.boot.gdt tvmm.boot.loader tvmm.boot.mptable tvmm.boot.pvh tvmm.bus tvmm.chardev tvmm.chardev.descriptor
 tvmm.chardev.expect tvmm.chardev.factory tvmm.chardev.feed tvmm.chardev.guest_end tvmm.chardev.history
-tvmm.chardev.port tvmm.chardev.stdio tvmm.chardev.terminal tvmm.cli tvmm.cli.output tvmm.cli.run tvmm.cli.session
-tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.kernel tvmm.config.keys tvmm.config.machine tvmm.config.memory
-tvmm.config.options tvmm.config.serial tvmm.config.units tvmm.control tvmm.control.directory tvmm.control.prompt
-tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_gpe tvmm.devices.acpi_pm
-tvmm.devices.common tvmm.devices.generation_id tvmm.devices.i8042
+tvmm.chardev.port tvmm.chardev.stdio tvmm.chardev.terminal tvmm.clock tvmm.cli tvmm.cli.output tvmm.cli.run
+tvmm.cli.session tvmm.cli.verbs tvmm.config tvmm.config.cpu tvmm.config.kernel tvmm.config.keys tvmm.config.machine
+tvmm.config.memory tvmm.config.options tvmm.config.serial tvmm.config.units tvmm.control tvmm.control.directory
+tvmm.control.prompt tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_gpe
+tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.generation_id tvmm.devices.i8042
 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.ps2_mouse tvmm.devices.rtc tvmm.devices.rtc_calendar
 tvmm.devices.rtc_cmos
 tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib
 tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.device_log tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes tvmm.kvm.system
-tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.memory tvmm.memory.layout tvmm.memory.ram
+tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.machine_tasks tvmm.memory tvmm.memory.layout tvmm.memory.ram
 tvmm.memory.regions tvmm.moves tvmm.outcome tvmm.records tvmm.run_control tvmm.saves tvmm.serial_port tvmm.supervisor
 tvmm.tasks
 tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers

@@ -34,7 +34,8 @@ async def watch_for_halt(machine: Machine) -> None:
         await trio.sleep(LOOK_SECONDS)
         now = _cpu_seconds(machine)
         if now == before and now != looked_at:
-            await machine.end_if(lambda: all(map(_is_dead, machine.vcpus)), Outcome("halted"))
+            if machine.motion.running and await machine.inspect(lambda: all(map(_is_dead, machine.vcpus))):
+                machine.supervisor.post(Outcome("halted"))
             # What looking cost the threads must not count as their own activity.
             await trio.sleep(LOOK_SECONDS)
             now = looked_at = _cpu_seconds(machine)

@@ -27,10 +27,12 @@ from tvmm.chardev.expect import Expect
 from tvmm.chardev.factory import open_backend
 from tvmm.chardev.guest_end import SerialEnd
 from tvmm.chardev.port import SerialHub
+from tvmm.clock import DeviceClock
 from tvmm.config.machine import MachineConfig
+from tvmm.control.prompt import MachineActions
 from tvmm.errors import UserError, collapse
-from tvmm.halt import watch_for_halt
 from tvmm.kvm.prompt import prompt_thread
+from tvmm.machine_tasks import start_tasks, wind_down
 from tvmm.moves import Moves
 from tvmm.outcome import SHUTDOWN_REASONS, Outcome
 from tvmm.run_control import RunControl
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from re import Pattern
     from types import TracebackType
 
-    from tvmm.chardev.port import Actions, Backend
+    from tvmm.chardev.port import Backend
     from tvmm.control.registry import MachinePaths
     from tvmm.control.target import VirtioDevices
     from tvmm.control.vnc_target import VncTarget
@@ -59,8 +61,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine"]
 
-DRAIN_SECONDS = 1.0
-"""What a reader of the serial line gets to take the rest when the machine was ended from outside."""
 CONTROL_GRACE_SECONDS = 0.1
 """How long the control server's modules may wait to be imported for the guest to say its first word."""
 
@@ -97,11 +97,11 @@ class Machine:
         """The hardware; there is none before the block is entered."""
         self._prepared = board
         self._ended = trio.Event()
-        self._settled = trio.Event()
+        self.settled = trio.Event()
+        """The guest may run, or the end is waited for: all that can be set before has been set."""
         self.control_ready = trio.Event()
         self.control_grace_s = CONTROL_GRACE_SECONDS
         self.supervisor = Supervisor(self)
-        self._deadline_news = trio.Event()
         self._metrics: MachineMetrics | None = None
         self.made_at = time.time()
         """In Unix time."""
@@ -130,15 +130,17 @@ class Machine:
                 async with AsyncExitStack() as stack:
                     stack.enter_context(prompt_thread())
                     paths = await self._register(stack)
-                    backend = await stack.enter_async_context(open_backend(self.config.serial, self._actions()))
-                    self.backend_path = backend.path
-                    nursery = await stack.enter_async_context(trio.open_nursery())
-                    await self._start_tasks(nursery, stack, backend, paths)
+                    actions = MachineActions(self)
+                    backend = await stack.enter_async_context(open_backend(self.config.serial, actions))
+                    self.nursery = await stack.enter_async_context(trio.open_nursery())
+                    self.meter = stack.enter_context(TaskMeter(self.nursery))
+                    self._connect_serial(backend, stack)
+                    await start_tasks(self, actions, stack, paths)
                     try:
                         yield
-                        await self._wind_down()
+                        await wind_down(self)
                     finally:
-                        nursery.cancel_scope.cancel()
+                        self.nursery.cancel_scope.cancel()
         finally:
             # The kernel takes milliseconds to destroy a VM: not on the event loop, and not to be cut short.
             with trio.CancelScope(shield=True):
@@ -156,7 +158,7 @@ class Machine:
         self.exits.on_crash = self.supervisor.crashed
         self.exits.on_system_event = lambda kind: self.supervisor.from_guest(GuestRequest(kind))
         board.on_request = self.supervisor.from_guest
-        board.on_deadline = lambda: self.token.run_sync_soon(self._wake_clock, idempotent=True)
+        self.clock = DeviceClock(board)
         if board.devices is not None:
             from tvmm.wiring.view import DeviceView
 
@@ -167,56 +169,15 @@ class Machine:
         self.motion = RunControl(
             self.vcpus, board.devices, lambda event: self.tell(event, {}), board.serial.go_on
         )
-        self._serial_end = SerialEnd(board.serial)
+        self.serial_end = SerialEnd(board.serial)
 
-    async def _start_tasks(
-        self, nursery: trio.Nursery, stack: AsyncExitStack, backend: Backend, paths: MachinePaths | None
-    ) -> None:
-        """Every task of the machine, by name; `tvmm tasks` lists them."""
-        self.meter = stack.enter_context(TaskMeter(nursery))
-        self.hub = SerialHub(self._serial_end, backend)
-        self.board.serial.queued_input = lambda: self._serial_end.unsent + self.hub.queued_input()
+    def _connect_serial(self, backend: Backend, stack: AsyncExitStack) -> None:
+        """The serial line to what the user chose for it, and to those who follow it here."""
+        self.backend_path = backend.path
+        self.hub = SerialHub(self.serial_end, backend)
+        self.board.serial.queued_input = lambda: self.serial_end.unsent + self.hub.queued_input()
         self.board.serial.put_back_input = self.hub.put_back_input
         self._expect = Expect(stack.enter_context(self.hub.follow(holding=False)))
-        limiter = trio.CapacityLimiter(len(self.vcpus))
-        nursery.start_soon(self.hub.run, name="serial0")
-        for vcpu in self.vcpus:
-            nursery.start_soon(vcpu.run, limiter, name=f"vcpu/{vcpu.index}")
-        if self.board.devices is not None:
-            for name, run in self.board.devices.tasks():
-                nursery.start_soon(run, name=name)
-            for console in self.board.devices.consoles.values():
-                await console.connect(stack, nursery, self._actions())
-            if self.board.devices.vsock is not None:
-                await self.board.devices.vsock.listen(stack, nursery)
-            if self.board.devices.display is not None:
-                from tvmm.wiring.screen_tasks import start_screen
-
-                await start_screen(self, self.board.devices.display, nursery, stack)
-        if self.config.metrics is not None:
-            from tvmm.wiring.metrics_endpoint import start_metrics
-
-            await start_metrics(self, self.config.metrics, nursery, stack)
-        nursery.start_soon(self.supervisor.run, name="supervisor")
-        nursery.start_soon(watch_for_halt, self, name="halt watch")
-        nursery.start_soon(self._run_clock, name="clock")
-        self.nursery = nursery
-        if self.config.incoming is not None:
-            self.motion.stage = "inmigrate"
-            if paths:
-                from tvmm.control.machine_target import serve_machine
-
-                # Who reads that it waits can ask it: there is no guest to be waited for.
-                await nursery.start(serve_machine, self, str(paths.control), str(paths.console), name="control")
-            if self.config.incoming.address is not None:
-                await nursery.start(self.moves.arrive, name="migration")
-        elif paths:
-            nursery.start_soon(self._serve_later, str(paths.control), str(paths.console), name="control")
-        if self.config.control:
-            from tvmm.control.machine_target import serve_machine
-
-            # Asked for by name: it listens, or fails, before the guest runs.
-            await nursery.start(serve_machine, self, self.config.control, "", name="control (by path)")
 
     async def _register(self, stack: AsyncExitStack) -> MachinePaths | None:
         """Take the machine's name in the runtime directory, if it is to be found there."""
@@ -227,16 +188,6 @@ class Machine:
         from tvmm.control.registered import registered
 
         return await stack.enter_async_context(registered(Path(self.config.runtime_dir), self.name))
-
-    async def _wind_down(self) -> None:
-        """Before everything is cancelled: no vCPU runs, and what the guest wrote last is passed on."""
-        await self.hold_for_good()
-        self._serial_end.finish()
-        by_itself = self.outcome is not None and self.outcome.kind != "quit"
-        at_most = math.inf if by_itself else DRAIN_SECONDS
-        await self.hub.drain(at_most)
-        for console in self.board.devices.consoles.values() if self.board.devices is not None else ():
-            await console.drain(at_most)
 
     async def hold_for_good(self) -> None:
         """Return when no vCPU runs, even if one waits for a page that nobody brings.
@@ -267,22 +218,8 @@ class Machine:
     def guest_has_arrived(self) -> None:
         """The guest that was waited for is here."""
         self.board.release_keys()
-        self._settled.set()
+        self.settled.set()
         self.moves.arrived.set()
-
-    async def _serve_later(self, control: str, console: str) -> None:
-        """The sockets in the runtime directory. Their modules are imported once the guest is on its way."""
-        await self._settled.wait()
-        with trio.move_on_after(self.control_grace_s), self.hub.follow(holding=False) as follower:
-            await follower.wait(1)
-        from tvmm.control.machine_target import serve_machine
-
-        await serve_machine(self, control, console)
-
-    def _actions(self) -> Actions:
-        from tvmm.control.prompt import MachineActions
-
-        return MachineActions(self)
 
     # --- run state ---
 
@@ -292,7 +229,7 @@ class Machine:
             if self.outcome is not None:
                 raise UserError(f"the machine has ended ({self.outcome.kind})", "start it anew with 'tvmm run'")
             self._refuse_without_guest()
-            self._settled.set()
+            self.settled.set()
             self.before_resume()
             self.before_resume = lambda: None
             self.motion.start()
@@ -346,30 +283,18 @@ class Machine:
 
         Raises `UserError` if it did not: then the guest is here as before, unless the error says otherwise.
         """
-        from tvmm.migration.status import MigrationParameters
-
-        await self.moves.start_migration(uri, (parameters or MigrationParameters()).check())
-        status = await self.moves.wait_migration()
-        if status.state != "completed":
-            raise UserError(status.error or "the migration was cancelled", status.error_hint)
-        return status
+        return await self.moves.migrate(uri, parameters)
 
     async def save(self, path: str, parameters: SaveParameters | None = None) -> SaveStatus:
         """Write the guest into a snapshot file at `path`, and return how it went; the guest goes on afterwards.
 
         Raises `UserError` if it could not be: then the guest goes on, and what was at `path` is there still.
         """
-        from tvmm.snapshot.status import SaveParameters
-
-        await self.saves.start_save(path, parameters or SaveParameters())
-        status = await self.saves.wait_save()
-        if status.state != "completed":
-            raise UserError(status.error or "the save was cancelled", status.error_hint)
-        return status
+        return await self.saves.save(path, parameters)
 
     async def wait(self) -> Outcome:
         """Until the machine has ended: powered off, crashed, quit."""
-        self._settled.set()
+        self.settled.set()
         await self._ended.wait()
         assert self.outcome is not None
         return self.outcome
@@ -443,7 +368,7 @@ class Machine:
         """For the supervisor: this is how it ended. No vCPU runs."""
         self.outcome = outcome
         self.motion.end()
-        self._serial_end.finish()
+        self.serial_end.finish()
         self._ended.set()
         if outcome.kind == "crashed":
             self.tell("GUEST_PANICKED", {"action": "shutdown"})
@@ -468,24 +393,6 @@ class Machine:
                 # What the guest has asked for comes before anything else that it does.
                 if not self.supervisor.vcpus_wait:
                     self.motion.release()
-
-    async def end_if(self, condition: Callable[[], bool], outcome: Outcome) -> None:
-        """`inspect` the machine while it runs, and end it with `outcome` if `condition` holds."""
-        if self.motion.running and await self.inspect(condition):
-            self.supervisor.post(outcome)
-
-    async def _run_clock(self) -> None:
-        """Wakes devices that wait for the time: RTC alarm, update and periodic interrupts, PM timer carry."""
-        while True:
-            self._deadline_news = trio.Event()
-            seconds = self.board.seconds_to_deadline()
-            with trio.move_on_after(math.inf if seconds is None else seconds) as scope:
-                await self._deadline_news.wait()
-            if scope.cancelled_caught:
-                self.board.tick()
-
-    def _wake_clock(self) -> None:
-        self._deadline_news.set()
 
     # --- serial line and memory ---
 

@@ -166,6 +166,16 @@ class Moves:
         """Whether a migration out of the machine is under way."""
         return self._out is not None and (self._out.status.under_way or not self._begun.is_set())
 
+    async def migrate(self, uri: str, parameters: MigrationParameters | None) -> MigrationStatus:
+        """See `Machine.migrate`."""
+        from tvmm.migration.status import MigrationParameters
+
+        await self.start_migration(uri, (parameters or MigrationParameters()).check())
+        status = await self.wait_migration()
+        if status.state != "completed":
+            raise UserError(status.error or "the migration was cancelled", status.error_hint)
+        return status
+
     async def wait_migration(self) -> MigrationStatus:
         """How the one out of the machine has ended."""
         await self._ended.wait()

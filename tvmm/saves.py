@@ -89,6 +89,16 @@ class Saves:
         if machine.motion.stage == "postmigrate":
             raise UserError("the guest was given away and may run there", "'tvmm resume' takes it back if it does not")
 
+    async def save(self, path: str, parameters: SaveParameters | None) -> SaveStatus:
+        """See `Machine.save`."""
+        from tvmm.snapshot.status import SaveParameters
+
+        await self.start_save(path, parameters or SaveParameters())
+        status = await self.wait_save()
+        if status.state != "completed":
+            raise UserError(status.error or "the save was cancelled", status.error_hint)
+        return status
+
     async def wait_save(self) -> SaveStatus:
         """How the one that is under way, or the last one, has ended."""
         await self._ended.wait()
