@@ -9,8 +9,10 @@ import pytest
 
 from tests.support.snapshot_files import write_small
 from tvmm.cli import main
+from tvmm.cli.parser import parse
 from tvmm.cli.save_display import progress_rows, summary_lines
 from tvmm.cli.snapshot_secret import answer, new_secret
+from tvmm.cli.verbs import VERBS
 from tvmm.control.save_info import save_info, save_status_of
 from tvmm.errors import ConfigError, UserError
 from tvmm.snapshot.format import KeySource
@@ -41,6 +43,15 @@ def test_what_is_shown() -> None:
     assert summary_lines("web", DONE)[0] == "web was saved in /a.snap in 500ms; the guest was paused for 450ms"
     assert "it has ended" in summary_lines("web", DONE._replace(stopped=True))[0]
     assert "encrypted" in summary_lines("web", DONE._replace(encrypted=True))[1]
+
+
+def test_options_stand_anywhere() -> None:
+    """Also between the name, which may be left out, and the file."""
+    verb = next(verb for verb in VERBS if verb.name == "save")
+    for line in ("web a.snap --live", "web --live a.snap", "--live web a.snap"):
+        assert parse(verb, line.split()) == {"name": "web", "file": "a.snap", "live": True}
+    with pytest.raises(ConfigError, match="unexpected argument 'b'"):
+        parse(verb, ["web", "--live", "a.snap", "b"])
 
 
 def test_secrets_come_from_files(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
     def options(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What `arguments` set, by name. Raises `ConfigError`, and SystemExit once it has printed help."""
-        namespace, left = self.parse_known_args(arguments)
+        namespace, left = self._in_any_order(arguments)
         unknown = next((text for text in left if text.startswith("-") and text != "--"), None)
         if unknown is not None:
             spelled = unknown.partition("=")[0]
@@ -91,6 +91,16 @@ class Parser(argparse.ArgumentParser):
         if left:
             raise ConfigError(f"unexpected argument {left[0]!r}", f"see '{self.prog} --help'")
         return vars(namespace)
+
+    def _in_any_order(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """argparse takes ``web`` in ``web --live FILE`` for the file, since the name is optional: what comes before an
+        option is to be all. Its way around that reads everything twice, and knows no commands below a verb.
+        """
+        namespace, left = self.parse_known_args(arguments)
+        plain = left and not left[0].startswith("-")
+        if plain and not any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return self.parse_known_intermixed_args(arguments)
+        return namespace, left
 
 
 def verb_parser(verb: Verb, **settings: Any) -> Parser:
