@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,6 +73,56 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
         answer({})(KeySource(2))
     with pytest.raises(ConfigError, match="a passphrase and a key file"):
         SaveParameters(passphrase="a", key=b"b").check()
+    with pytest.raises(ConfigError, match="the key has 1 bytes"):
+        SaveParameters(key=b"b").check()
+    with pytest.raises(ConfigError, match="no character"):
+        SaveParameters(passphrase="\ud800").check()
+
+
+def test_a_passphrase_comes_out_of_a_pipe() -> None:
+    """As of <(pass show web), whose writer takes its time."""
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        os.write(writer, b"open sesame\n")
+        os.close(writer)
+
+    timer = threading.Timer(0.05, write)
+    timer.start()
+    try:
+        assert new_secret({"passphrase_file": f"/dev/fd/{reader}"}) == {"passphrase": "open sesame"}
+    finally:
+        timer.join()
+        os.close(reader)
+
+
+def test_secrets_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in one line, which never tells to write over a file that is there."""
+    latin, key = tmp_path / "latin", tmp_path / "key"
+    latin.write_bytes("s\u00e9same".encode("latin-1"))
+    key.write_bytes(bytes(5000))
+    for options, why in (
+        ({"passphrase_file": str(latin)}, "latin is not UTF-8 text"),
+        ({"passphrase_file": os.devnull}, "the first line of passphrase file /dev/null has 0 characters"),
+        ({"key_file": str(key)}, "more than 4096 bytes"),
+        ({"key_file": str(key), "passphrase_file": str(latin)}, "give one of them"),
+    ):
+        with pytest.raises(UserError, match=why) as caught:
+            new_secret(options)
+        assert "> /" not in str(caught.value)
+    with pytest.raises(UserError, match="give one of them"):
+        answer({"key_file": "a", "passphrase_file": "b"})
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(UserError, match="a passphrase is wanted, and there is no terminal"):
+        new_secret({"encrypt": True})
+
+
+def test_what_does_not_go_together_is_told_before_a_passphrase_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No machine is needed for that either."""
+    assert main(["save", "nobody", "--live", "--encrypt", "a.snap"]) == 2
+    assert "a live snapshot cannot be encrypted" in capsys.readouterr().err
 
 
 def test_a_file_is_described_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

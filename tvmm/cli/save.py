@@ -70,11 +70,17 @@ def run(options: Mapping[str, Any]) -> int:
     from tvmm.cli.save_display import SaveLines, SaveLive
     from tvmm.cli.snapshot_secret import new_secret
     from tvmm.control.client import CommandError
+    from tvmm.snapshot.status import SaveParameters
 
+    # Before a passphrase is asked for.
+    wanted = {name: True for name in ("force", "stop", "live") if options.get(name)}
+    secret = any(options.get(name) for name in ("encrypt", "passphrase_file", "key_file"))
+    SaveParameters(
+        stop="stop" in wanted, live="live" in wanted, passphrase="?" if secret else ""
+    ).check()  # fmt: skip
     entry = named(options)
     # The machine may have another directory.
-    arguments: dict[str, Any] = {"path": os.path.abspath(options["file"]), **new_secret(options)}
-    arguments |= {name: True for name in ("force", "stop", "live") if options.get(name)}
+    arguments: dict[str, Any] = {"path": os.path.abspath(options["file"]), **new_secret(options), **wanted}
     as_json, quiet = bool(options.get("json")), bool(options.get("quiet"))
     display = choose(as_json=as_json, quiet=quiet, lines=SaveLines, live=SaveLive)
     with control(entry) as client, Interrupts() as interrupts:

@@ -35,8 +35,12 @@ MAX_PATH = 4096
 async def save(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     """Answer when a save is under way, and has been announced by the event."""
     path = arguments["path"]
-    if not path or len(path) > MAX_PATH or "\0" in path:
+    if not _is_path(path):
         raise CommandFailed("GenericError", "argument 'path' is no path")
+    for name in ("passphrase", "key"):
+        # Who gives one means that the file is to be encrypted.
+        if arguments.get(name) == "":
+            raise CommandFailed("GenericError", f"argument {name!r} is empty")
     try:
         key = bytes.fromhex(arguments.get("key", "")[: 2 * MAX_KEY_BYTES + 2])
     except ValueError:
@@ -50,6 +54,14 @@ async def save(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:
     )
     await target.start_save(path, parameters.check())
     return {}
+
+
+def _is_path(path: str) -> bool:
+    """As a system call takes it: bytes that are no UTF-8 are there as halves of surrogate pairs."""
+    try:
+        return 0 < len(path.encode(errors="surrogateescape")) <= MAX_PATH and "\0" not in path
+    except UnicodeEncodeError:
+        return False
 
 
 async def save_cancel(target: ControlTarget, arguments: Mapping[str, Any]) -> Json:

@@ -11,7 +11,7 @@ __all__ = ["ENDED", "NO_SAVE", "STATES", "SaveParameters", "SaveStatus"]
 STATES = ("none", "setup", "active", "finishing", "cancelling", "completed", "failed", "cancelled")
 ENDED = ("completed", "failed", "cancelled")
 MAX_PASSPHRASE = 1024
-MAX_KEY_BYTES = 4096
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
 
 
 class SaveParameters(NamedTuple):
@@ -34,10 +34,16 @@ class SaveParameters(NamedTuple):
             raise ConfigError("a live snapshot cannot be encrypted", "save without live, or encrypt it later")
         if self.passphrase and self.key:
             raise ConfigError("a passphrase and a key file are given", "a snapshot is encrypted with one of them")
-        if len(self.passphrase) > MAX_PASSPHRASE or len(self.key) > MAX_KEY_BYTES:
+        if len(self.passphrase) > MAX_PASSPHRASE:
+            raise ConfigError("the passphrase is too long", f"it may have {MAX_PASSPHRASE} characters")
+        if self.key and not MIN_KEY_BYTES <= len(self.key) <= MAX_KEY_BYTES:
             raise ConfigError(
-                "the passphrase or key is too long", f"{MAX_PASSPHRASE} characters, or {MAX_KEY_BYTES} bytes"
+                f"the key has {len(self.key)} bytes", f"{MIN_KEY_BYTES} to {MAX_KEY_BYTES} are possible"
             )
+        try:
+            self.passphrase.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("the passphrase has something that is no character") from None
         return self
 
 
