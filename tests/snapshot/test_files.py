@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +20,8 @@ from tests.support.snapshot_files import (
     write_small,
 )
 from tvmm.config.machine import MachineConfig
-from tvmm.errors import HostError, ImageError, UserError
-from tvmm.snapshot.files import NewFile
+from tvmm.errors import ImageError, UserError
+from tvmm.snapshot.files import NewFile, absolute
 from tvmm.snapshot.options import options_of
 from tvmm.snapshot.reader import SnapshotFile
 
@@ -118,14 +119,63 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_places_where_there_can_be_no_file(tmp_path: Path) -> None:
     """Each in one line."""
     (tmp_path / "text").write_text("hello")
+    (tmp_path / "loop").symlink_to("loop")
     for path, why in (
         (tmp_path / "no" / "a", "No such file"),
         (tmp_path, "no regular file"),
         (tmp_path / "text", "--force replaces it"),
         (tmp_path / "text" / "a", "Not a directory"),
+        (tmp_path / "loop", "Too many levels"),
+        (tmp_path / ("a" * 256), "File name too long"),
     ):
         with pytest.raises(UserError, match=why):
             NewFile(str(path))
+    for name in ("", "/", "a.snap/"):
+        with pytest.raises(UserError, match="is no name of a file"):
+            absolute(name)
+
+
+def test_the_longest_name(tmp_path: Path) -> None:
+    """There is room for it beside itself, too."""
+    path = tmp_path / ("\u00e9" * 127 + "a")
+    for _ in range(2):
+        with NewFile(str(path)) as file:
+            os.write(file.fd, b"TVMMSNAP")
+            file.keep()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_that_write_one_file_without_nameless_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused: what the first puts in place is never what the second has half written."""
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_RDWR)
+    path = tmp_path / "a.snap"
+    with NewFile(str(path)) as first:
+        with pytest.raises(UserError, match="is being written by another save"):
+            NewFile(str(path))
+        os.write(first.fd, b"TVMMSNAP one")
+        first.keep()
+        with NewFile(str(path)) as second:
+            os.write(second.fd, b"TVMMSNAP tw")
+    assert path.read_bytes() == b"TVMMSNAP one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_that_replace_one_file(tmp_path: Path) -> None:
+    """Each is put in its place whole, by itself, and nothing is left."""
+    path = tmp_path / "a.snap"
+
+    def replace(number: int) -> None:
+        for _ in range(20):
+            with NewFile(str(path)) as file:
+                os.write(file.fd, b"TVMMSNAP" + bytes([number]) * 1000)
+                file.keep()
+            data = path.read_bytes()
+            assert len(data) == 1008
+            assert len(set(data[8:])) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(replace, range(4)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
@@ -133,7 +183,7 @@ def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) ->
     path = tmp_path / "a.snap"
     with NewFile(str(path)) as file:
         path.mkdir()
-        with pytest.raises(HostError, match="cannot be written"):
+        with pytest.raises(UserError, match="is no regular file"):
             file.keep()
     assert path.is_dir()
     assert [each.name for each in tmp_path.iterdir()] == ["a.snap"]

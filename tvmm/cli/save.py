@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from tvmm.cli import STATUS_SIGNAL, STATUS_USAGE
@@ -70,6 +69,7 @@ def run(options: Mapping[str, Any]) -> int:
     from tvmm.cli.save_display import SaveLines, SaveLive
     from tvmm.cli.snapshot_secret import new_secret
     from tvmm.control.client import CommandError
+    from tvmm.snapshot.files import absolute
     from tvmm.snapshot.status import SaveParameters
 
     # Before a passphrase is asked for.
@@ -80,7 +80,7 @@ def run(options: Mapping[str, Any]) -> int:
     ).check()  # fmt: skip
     entry = named(options)
     # The machine may have another directory.
-    arguments: dict[str, Any] = {"path": os.path.abspath(options["file"]), **new_secret(options), **wanted}
+    arguments: dict[str, Any] = {"path": absolute(options["file"]), **new_secret(options), **wanted}
     as_json, quiet = bool(options.get("json")), bool(options.get("quiet"))
     display = choose(as_json=as_json, quiet=quiet, lines=SaveLines, live=SaveLive)
     with control(entry) as client, Interrupts() as interrupts:

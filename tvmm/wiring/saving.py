@@ -23,6 +23,7 @@ from tvmm.kvm.serve import Waker
 from tvmm.migration.threads import run_together
 from tvmm.outcome import STATUS_SAVED, Outcome
 from tvmm.snapshot.description import IMAGE_BLOCKS, Description, DiskFile, options_record
+from tvmm.snapshot.files import absolute
 from tvmm.snapshot.options import options_of
 from tvmm.snapshot.status import ENDED, SaveStatus
 from tvmm.snapshot.writer import Image, SnapshotWriter
@@ -75,7 +76,7 @@ class Saving:
         self.parameters = parameters
         self._machine = machine
         self._guest = SavingMachine(machine)
-        self._path = os.path.abspath(path)
+        self._path = absolute(path)
         self._changed = changed
         self._scope = trio.CancelScope()
         self._state = "setup"
