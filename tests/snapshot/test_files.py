@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -20,13 +22,18 @@ from tests.support.snapshot_files import (
     write_small,
 )
 from tvmm.config.machine import MachineConfig
-from tvmm.errors import ImageError, UserError
+from tvmm.errors import HostError, ImageError, UserError
+from tvmm.kvm.serve import Waker
+from tvmm.memory.ram import RamBlock
 from tvmm.snapshot.files import NewFile, absolute
 from tvmm.snapshot.options import options_of
 from tvmm.snapshot.reader import SnapshotFile
+from tvmm.snapshot.writer import SnapshotWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tvmm.memory.ram import GuestRam
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -187,6 +194,28 @@ def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) ->
             file.keep()
     assert path.is_dir()
     assert [each.name for each in tmp_path.iterdir()] == ["a.snap"]
+
+
+def test_memory_can_be_closed_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though somebody keeps the error: a machine whose save had failed could not end well."""
+
+    def full(fd: int, data: object, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr("tvmm.snapshot.writer._write", full)
+    block = RamBlock("pc.ram", 1 << 20, shared=False)
+    block.view[:] = pages_of_ram(256)
+    ram = cast("GuestRam", SimpleNamespace(blocks={"pc.ram": block}))
+    waker = Waker()
+    with (
+        SnapshotWriter(str(tmp_path / "a.snap"), ram, secret=SECRET) as writer,
+        pytest.raises(HostError, match="No space left") as caught,
+    ):
+        writer.write_pages(waker)
+    waker.close()
+    block.close()
+    assert list(tmp_path.iterdir()) == []
+    assert "more room" in str(caught.value)
 
 
 def test_what_is_no_snapshot_is_told(tmp_path: Path) -> None:

@@ -190,8 +190,6 @@ class _SealedPages:
 
     def write(self, waker: Waker) -> None:
         """As `SnapshotPages.write`."""
-        from tvmm.snapshot.sealing import CHUNK, TAG_BYTES
-
         while True:
             with self._lock:
                 taken = next(self._next, None)
@@ -202,20 +200,29 @@ class _SealedPages:
             index, chunk = taken
             source = self._sources[index]
             assert source.view is not None
-            data = source.view[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
-            # Bytes and not memoryviews: these are compared one by one, in Python.
-            zero = data.tobytes() == (self._zeros if len(data) == CHUNK_BYTES else bytes(len(data)))
-            if not zero:
-                place = source.offset + chunk * CHUNK_BYTES
-                sealed = self._sealer.seal(CHUNK, place, data)
-                self._tags[index][chunk * TAG_BYTES : (chunk + 1) * TAG_BYTES] = sealed[-TAG_BYTES:]
-                try:
-                    _write(self._fd, memoryview(sealed)[:-TAG_BYTES], place)
-                except OSError as error:
-                    raise HostError(os.strerror(error.errno or 0)) from error
+            # Let go of at once: the traceback of an error would keep it, and the memory could not be closed.
+            with source.view[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES] as data:
+                zero = self._write_chunk(index, chunk, data)
+                count = len(data) // PAGE_BYTES
             with self._lock:
-                self.pages_done += len(data) // PAGE_BYTES
-                self.pages_data += 0 if zero else len(data) // PAGE_BYTES
+                self.pages_done += count
+                self.pages_data += 0 if zero else count
+
+    def _write_chunk(self, index: int, chunk: int, data: memoryview) -> bool:
+        """Whether it is zero, and a hole of the file."""
+        from tvmm.snapshot.sealing import CHUNK, TAG_BYTES
+
+        # Bytes and not memoryviews: these are compared one by one, in Python.
+        if data.tobytes() == (self._zeros if len(data) == CHUNK_BYTES else bytes(len(data))):
+            return True
+        place = self._sources[index].offset + chunk * CHUNK_BYTES
+        sealed = self._sealer.seal(CHUNK, place, data)
+        self._tags[index][chunk * TAG_BYTES : (chunk + 1) * TAG_BYTES] = sealed[-TAG_BYTES:]
+        try:
+            _write(self._fd, memoryview(sealed)[:-TAG_BYTES], place)
+        except OSError as error:
+            raise HostError(os.strerror(error.errno or 0)) from error
+        return False
 
     def tags(self) -> bytes:
         """The table: a tag for each chunk, zeros for those that are zero."""
