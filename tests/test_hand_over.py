@@ -12,12 +12,12 @@ import trio
 
 from tests.support.churn import summary
 from tests.support.moving_guests import PAGE, Wire
+from tests.support.patience import PATIENT
 from tests.test_histories import Place, everything, surroundings
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
 from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import UserError
-from tvmm.migration.status import MigrationParameters
 from tvmm.testing import booted
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
@@ -62,7 +62,7 @@ async def test_from_hand_to_hand(tmp_path: Path, times: int) -> None:
             for number in range(times):
                 uri = f"unix:{tmp_path}/{number}"
                 there = await nursery.start(stand, SHARED, uri)
-                status = await here.migrate(uri)
+                status = await here.migrate(uri, PATIENT)
                 await there.wait_arrival()
                 assert (status.ram.handed_over, status.ram.transferred) == (64 << 20, 0)
                 assert (await here.wait()).kind == "migrated"
@@ -70,7 +70,7 @@ async def test_from_hand_to_hand(tmp_path: Path, times: int) -> None:
                 open_files.append(len(os.listdir("/proc/self/fd")))
             assert max(open_files) <= open_files[0] + 64, open_files
             last = await nursery.start(stand, MachineConfig.parse(memory="64M", cpus=2), "tcp:127.0.0.1:0")
-            status = await here.migrate(last.moves.migration_status().listening)
+            status = await here.migrate(last.moves.migration_status().listening, PATIENT)
             await last.wait_arrival()
             assert status.ram.normal
             await end(last)
@@ -124,7 +124,7 @@ async def test_a_guest_that_stays_after_all(tmp_path: Path) -> None:
                 await vm.wait_serial("longest pause ")
             at = ""
             async with waiting(SHARED, f"unix:{tmp_path}/there") as there:
-                await vm.migrate(f"unix:{tmp_path}/wire")
+                await vm.migrate(f"unix:{tmp_path}/wire", PATIENT)
                 await there.wait_arrival()
                 await end(there)
 
@@ -152,14 +152,13 @@ async def test_loading_changes_no_page_of_the_source(tmp_path: Path) -> None:
         config = everything(tmp_path, side)
         return config._replace(memory=config.memory._replace(shared=True))
 
-    slow = MigrationParameters(max_downtime_ms=20_000)
     with trio.fail_after(120):
         async with surroundings(tmp_path), booted(shared("here")) as vm, wired(tmp_path, on_message):
             place = Place(vm, tmp_path)
             for line in ("screen mode 640x480", "balloon", "rng 0 64", "vcon open 0", "blkfill 0 2 7 0"):
                 await place.ask(line)
             async with waiting(shared("there"), f"unix:{tmp_path}/there") as there:
-                await vm.migrate(f"unix:{tmp_path}/wire", slow)
+                await vm.migrate(f"unix:{tmp_path}/wire", PATIENT)
                 await there.wait_arrival()
                 assert "0 errors, 0 unreadable" in await GuestShell(there).ask("blkcheck 0 2 7")
     assert set(changed) == {"pc.ram", "vga.vram"}
@@ -171,7 +170,7 @@ async def test_memory_of_one_side_alone(tmp_path: Path) -> None:
     """It is copied, and the status says how it could have been otherwise."""
     private = MachineConfig.parse(memory="64M", cpus=2)
     async with booted(private) as vm, waiting(SHARED, f"unix:{tmp_path}/there") as there:
-        status = await vm.migrate(f"unix:{tmp_path}/there")
+        status = await vm.migrate(f"unix:{tmp_path}/there", PATIENT)
         await there.wait_arrival()
         assert status.ram.handed_over == 0
         assert "the guest's memory is not shared" in status.advice
@@ -182,7 +181,7 @@ async def test_a_source_that_is_left_behind_cannot_harm_its_guest(tmp_path: Path
     """Whatever is done to its memory, its guest's is another one by then."""
     async with booted(SHARED) as vm, waiting(SHARED, f"unix:{tmp_path}/there") as there:
         await begin(vm)
-        await vm.migrate(f"unix:{tmp_path}/there")
+        await vm.migrate(f"unix:{tmp_path}/there", PATIENT)
         await there.wait_arrival()
         await vm.wait()
         assert all(block.fd < 0 for block in vm.board.ram.blocks.values())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.support.patience import PATIENT
 from tvmm import Machine, MachineConfig
 from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import IncomingFailed
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 MIB = 1 << 20
 HINTS = "virtio-balloon,free-page-hint=on"
-SLOW = MigrationParameters(bandwidth=60 * MIB, max_downtime_ms=3000)
+SLOW = PATIENT._replace(bandwidth=60 * MIB)
 """So that the guest has told of its free pages before most of them are sent."""
 
 
@@ -101,7 +102,7 @@ async def test_pages_that_are_used_again_are_sent(memory: str) -> None:
     ("options", "parameters"),
     [
         ("virtio-balloon", SLOW),
-        (HINTS, SLOW._replace(verify=True, max_downtime_ms=10_000)),
+        (HINTS, SLOW._replace(verify=True)),
     ],
 )
 async def test_moves_without_hints(options: str, parameters: MigrationParameters) -> None:
@@ -155,7 +156,7 @@ async def test_what_the_balloon_has_stays_away(memory: str) -> None:
         while part.info().actual != 40 * MIB:
             await trio.sleep(0.005)
         assert await part.resident() <= 40 * MIB
-        await source.migrate(machines.uri, MigrationParameters(max_downtime_ms=3000))
+        await source.migrate(machines.uri, PATIENT)
         await there.wait_arrival()
         assert await part.resident() <= 40 * MIB
         assert await balloon_of(there).resident() <= 44 * MIB

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.patience import PATIENT
 from tvmm import Machine, MachineConfig
 from tvmm.errors import UserError
-from tvmm.migration.status import MigrationParameters
-from tvmm.testing import PROMPT, VmPair, pair
+from tvmm.testing import LONGEST_PAUSE_MS, PROMPT, VmPair, pair
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
@@ -108,13 +108,13 @@ async def test_there_and_back_and_on(tmp_path: Path) -> None:
                 # Kept open by the machine before it, as a chain; the test ends all of them.
                 next_one = Machine(config._replace(incoming=IncomingConfig(uri)))
                 async with next_one as there:
-                    await here.migrate(uri)
+                    await here.migrate(uri, PATIENT)
                     await there.wait_arrival()
                     if hop:
                         break
                     second = f"unix:{tmp_path}/last"
                     async with Machine(config._replace(incoming=IncomingConfig(second))) as last:
-                        await there.migrate(second)
+                        await there.migrate(second, PATIENT)
                         await last.wait_arrival()
                         await last.send_serial("q")
                         told = (await last.wait_serial(PROMPT)).decode()
@@ -127,7 +127,7 @@ async def test_there_and_back_and_on(tmp_path: Path) -> None:
 async def test_verified(vm_pair: VmPair) -> None:
     """Hashes of RAM and the sections of all devices are compared while the guest is paused."""
     await vm_pair.source.send_serial("dirty 20000 16M 30\n")
-    await vm_pair.source.migrate(vm_pair.uri, MigrationParameters(verify=True, max_downtime_ms=5000))
+    await vm_pair.source.migrate(vm_pair.uri, PATIENT._replace(verify=True))
     await vm_pair.destination.send_serial("q")
     assert " 0 errors" in (await vm_pair.destination.wait_serial(PROMPT)).decode()
 
@@ -156,10 +156,12 @@ async def test_a_guest_that_reboots_on_its_way(vm_pair: VmPair) -> None:
     """RAM is emptied behind the dirty log's back, and all of it is sent anew."""
     await vm_pair.source.send_serial("dirty 20000 16M 1\n")
     await vm_pair.source.wait_serial(PROMPT)
-    vm_pair.source.moves.set_migration_parameters({"bandwidth": 20 << 20})
+    # It takes longer than any host needs for the reboot.
+    vm_pair.source.moves.set_migration_parameters({"bandwidth": 1 << 20, "max_downtime_ms": LONGEST_PAUSE_MS})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(vm_pair.source.migrate, vm_pair.uri, vm_pair.source.moves.migration_parameters())
-        await trio.sleep(0.3)
+        while not vm_pair.source.moves.migration_status().ram.transferred:
+            await trio.sleep(0.01)
         await vm_pair.source.send_serial("reboot\n")
         await vm_pair.source.wait_serial("built-in guest")
         vm_pair.source.moves.set_migration_parameters({"bandwidth": 0})

@@ -61,6 +61,8 @@ _fixture: Callable[[T], T] = trio_fixture
 
 PROMPT = "tvmm> "
 """Of the built-in guest."""
+LONGEST_PAUSE_MS = 20_000.0
+"""Of a guest that moves, unless a test chooses one: a host that is busy with other tests is no reason to give up."""
 
 
 class VmPair(NamedTuple):
@@ -71,7 +73,11 @@ class VmPair(NamedTuple):
     uri: str
 
     async def migrate(self, parameters: MigrationParameters | None = None) -> Machine:
-        """Move the guest; the machine that has it now. Raises `UserError` if that failed."""
+        """Move the guest; the machine that has it now. Raises `UserError` if that failed. Without `parameters` as the
+        source is set, but for the pause: that may be as long as a busy host needs.
+        """
+        if parameters is None:
+            parameters = self.source.moves.migration_parameters()._replace(max_downtime_ms=LONGEST_PAUSE_MS)
         await self.source.migrate(self.uri, parameters)
         await self.destination.wait_arrival()
         return self.destination
@@ -136,7 +142,7 @@ async def postcopied(config: MachineConfig, there: MachineConfig | None = None) 
     async with pair(config, there) as machines:
         if not can_wait_for_pages(machines.destination.board.ram.blocks[MAIN_BLOCK]):
             pytest.skip("this host does not let a process wait for single pages of memory (userfaultfd)")
-        yield await machines.migrate(MigrationParameters(postcopy="now"))
+        yield await machines.migrate(MigrationParameters(LONGEST_PAUSE_MS, postcopy="now"))
 
 
 @asynccontextmanager

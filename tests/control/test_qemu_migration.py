@@ -98,7 +98,7 @@ async def move(made: Processes) -> dict[str, Any]:
     seen["waiting"] = await there.execute("query-status")
     await there.execute("migrate-incoming", {"uri": made.uri})
     seen["listening"] = (await there.execute("query-migrate"))["socket-address"]
-    chosen = {"downtime-limit": 2000, "multifd-channels": 2, "multifd-compression": "zstd"}
+    chosen = {"downtime-limit": 20_000, "multifd-channels": 2, "multifd-compression": "zstd"}
     await here.execute("migrate-set-parameters", chosen)
     told = await here.execute("query-migrate-parameters")
     seen["parameters"] = {name: told[name] for name in chosen}
@@ -123,7 +123,7 @@ def test_a_guest_moves() -> None:
         assert seen["waiting"] == {"running": False, "status": "inmigrate"}
         assert seen["listening"] == [{"type": "unix", "path": f"{made.folder}/migration"}]
         assert seen["parameters"] == {
-            "downtime-limit": 2000, "multifd-channels": 2, "multifd-compression": "zstd"
+            "downtime-limit": 20_000, "multifd-channels": 2, "multifd-compression": "zstd"
         }
         here = seen["events here"]
         assert [state for state in here if state != "STOP"] == ["setup", "active", "device", "completed"]

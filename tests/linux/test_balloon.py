@@ -85,7 +85,7 @@ def test_all(tiny: Path) -> None:
             )
             read_until(there.stderr, b"waiting for a guest at ")
             # So slow that the guest has time to tell.
-            client.execute("migrate-set-parameters", **{"max-bandwidth": 6 * MIB, "downtime-limit": 5000})
+            client.execute("migrate-set-parameters", **{"max-bandwidth": 6 * MIB, "downtime-limit": 20_000})
             client.execute("migrate", uri=uri)
             until(lambda: client.execute("query-migrate")["status"] in ("completed", "failed"), PATIENCE_S)
             moved = client.execute("query-migrate")

@@ -71,7 +71,7 @@ class Host:
     def move(self, here: str, there: str) -> dict[str, Any]:
         """What `tvmm migrate` says at last."""
         status, told, said = call(
-            *("migrate", here, "--to", self.uri(there), "--json", "--max-downtime", "5s"),
+            *("migrate", here, "--to", self.uri(there), "--json", "--max-downtime", "20s"),
             env={**self.environment, "PATH": "/bin"},
         )
         assert status == 0, said

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.support.patience import PATIENT
 from tvmm import Machine, MachineConfig
 from tvmm.errors import ImageError, UserError
 from tvmm.snapshot.status import SaveParameters
@@ -236,7 +237,7 @@ async def test_a_restored_guest_migrates(tmp_path: Path) -> None:
     there = Machine(MachineConfig.parse(memory=MEMORY, incoming=socket))
     async with restored(path, load="demand") as vm, there:
         await vm.resume()
-        await vm.migrate(socket)
+        await vm.migrate(socket, PATIENT)
         await there.wait_arrival()
         await there.send_serial("check\n")
         assert b"checked 2048 pages: 0 errors" in await there.wait_serial(PROMPT)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from tests.support.patience import PATIENT
 from tests.virtio.runner.disks import small_tmpfs
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 MIB = 1 << 20
 SIZE = 64 * MIB
 SLOW = 24 * MIB
-COPIED = MigrationParameters(max_downtime_ms=5000, copy_storage=True)
+COPIED = PATIENT._replace(copy_storage=True)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.patience import PATIENT
 from tests.wiring.guests import GuestShell
 from tests.wiring.moves import destination, move
 from tests.wiring.test_display import BAR0, COMMAND, ELSEWHERE, PAGE, Screen, display_of, pages
@@ -14,7 +15,6 @@ from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import UserError
 from tvmm.machine import Machine
 from tvmm.memory.layout import PCI_MMIO32
-from tvmm.migration.status import MigrationParameters
 from tvmm.screen import Surface
 from tvmm.testing import VmPair, pair
 
@@ -49,7 +49,7 @@ async def test_a_display_moves(where: str, watched: bool) -> None:
         await source.poke(BASE + 16 * (1 << 20) + 0x502, 800, 2)
         await place(source, where)
         machines.source.board.ram.blocks["vga.vram"].view[-4:] = b"last"
-        await machines.source.migrate(machines.uri, MigrationParameters(verify=True, max_downtime_ms=5000))
+        await machines.source.migrate(machines.uri, PATIENT._replace(verify=True))
         await machines.destination.wait_arrival()
         there = Screen(GuestShell(machines.destination))
         assert there.vram.address == ADDRESSES[where]
@@ -95,7 +95,7 @@ async def test_who_waits_at_the_destination_sees_it_arrive() -> None:
         display.vram.watch.turn_on()
         assert display.vram.watch.take() is None
         assert display.surface is None
-        await machines.source.migrate(machines.uri, MigrationParameters(verify=True, max_downtime_ms=5000))
+        await machines.source.migrate(machines.uri, PATIENT._replace(verify=True))
         await machines.destination.wait_arrival()
         assert heard
         assert display.surface == Surface(1024, 768, 4096, 32, 0)

@@ -11,11 +11,11 @@ import pytest
 import trio
 from PIL import Image
 
+from tests.support.patience import PATIENT
 from tests.support.rfb_person import Person, come_in
 from tvmm import Machine, MachineConfig
 from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import UserError
-from tvmm.migration.status import MigrationParameters
 from tvmm.outcome import STATUS_MIGRATED
 from tvmm.testing import PROMPT, booted
 from tvmm.vnc.client_messages import ExtendedKeyEvent
@@ -25,7 +25,6 @@ from tvmm.wiring.viewers import Viewers
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 
 SIZE = (640, 480)
-PARAMETERS = MigrationParameters(max_downtime_ms=5000)
 
 
 async def ask(vm: Machine, line: str) -> str:
@@ -58,7 +57,7 @@ class Ends(NamedTuple):
 
     async def migrate(self) -> None:
         """To the destination; returns when it is there."""
-        await self.source.migrate(self.uri, PARAMETERS)
+        await self.source.migrate(self.uri, PATIENT)
         await self.destination.wait_arrival()
 
 
@@ -169,7 +168,7 @@ async def test_a_guest_that_moves_on(tmp_path: Path, served: bool) -> None:
         await both.migrate()
         await ask(both.destination, "screen fill 405060")
         await shows(person, 0x40, 0x50, 0x60)
-        await both.destination.migrate(uri, PARAMETERS)
+        await both.destination.migrate(uri, PATIENT)
         await last.wait_arrival()
         await ask(last, "screen fill 708090")
         await shows(person, 0x70, 0x80, 0x90)

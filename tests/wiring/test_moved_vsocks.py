@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.patience import PATIENT
 from tests.support.vsock_programs import echo, listening
 from tests.wiring.guests import PROMPT, GuestShell
 from tests.wiring.moves import destination, move
@@ -62,7 +63,7 @@ async def test_a_live_migration(tmp_path: Path, options: str) -> None:
         machine(tmp_path / "here", options=options) as here,
     ):
         async with await echoes(here) as stream:
-            await here.vm.migrate(uri)
+            await here.vm.migrate(uri, PATIENT)
             await there.vm.wait_arrival()
             assert await ended(stream)
         assert not (tmp_path / "here").exists()

@@ -12,6 +12,7 @@ import trio
 from tests.nbd.test_local import new_image
 from tests.support.nbd_programs import need
 from tests.support.nbd_server import Facts, serving_nbd
+from tests.support.patience import PATIENT
 from tests.support.process import PROMPT as PROMPT_BYTES
 from tests.support.process import call, read_until, started, until
 from tests.wiring.guests import PROMPT, GuestShell, guest
@@ -163,7 +164,7 @@ async def test_a_guest_moves_with_its_image(tmp_path: Path) -> None:
             async with Machine(waiting) as second:
                 assert server_of(first).pid
                 assert not server_of(second).pid
-                await first.migrate(f"unix:{tmp_path}/there")
+                await first.migrate(f"unix:{tmp_path}/there", PATIENT)
                 await second.wait_arrival()
                 assert not server_of(first).pid
                 assert server_of(second).pid
@@ -185,7 +186,7 @@ async def fail_to_arrive(waiting: MachineConfig, source: Machine, monkeypatch: p
         monkeypatch.setattr(second.board.devices.disks["disk0"].image, "lock", refuse)
         assert waiting.incoming is not None
         with pytest.raises(UserError, match="abandoned"):
-            await source.migrate(waiting.incoming.uri)
+            await source.migrate(waiting.incoming.uri, PATIENT)
         await second.wait()
 
 
@@ -222,7 +223,7 @@ async def test_a_guest_moves_between_connections(tmp_path: Path) -> None:
             waiting = config._replace(incoming=IncomingConfig(f"unix:{tmp_path}/there"))
             async with Machine(waiting) as second:
                 assert server.connections == 2
-                await first.migrate(f"unix:{tmp_path}/there")
+                await first.migrate(f"unix:{tmp_path}/there", PATIENT)
                 await second.wait_arrival()
                 assert server.halves[0].seen[-1] == "FLUSH"
                 shell = GuestShell(second)

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from tests.support.bridged import HOST, bridged
+from tests.support.patience import PATIENT
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
 from tvmm.config.incoming import IncomingConfig
-from tvmm.migration.status import MigrationParameters
 from tvmm.virtio.runner.image import FLOCK, WHOLE_FILE, DiskImage
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
@@ -154,7 +154,7 @@ async def test_another_host_finds_what_was_written(
             await source.wait_serial(PROMPT)
             assert "wrsec 100: ok" in await GuestShell(source).ask("wrsec 0 100 words")
             uri = destination.moves.migration_status().listening
-            await source.migrate(uri, MigrationParameters(insecure=True))
+            await source.migrate(uri, PATIENT._replace(insecure=True))
             await destination.wait_arrival()
             assert calls[0] == ("source", "flush")
             assert calls[-1] == ("destination", "forget")

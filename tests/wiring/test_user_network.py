@@ -15,6 +15,7 @@ import trio
 
 from tests.support.internet import SERVER, internet, need_passt
 from tests.support.netns import ip, network_namespace
+from tests.support.patience import PATIENT
 from tests.wiring.guests import PROMPT, GuestShell
 from tvmm import Machine, MachineConfig
 from tvmm.board import Board
@@ -162,7 +163,7 @@ async def test_a_guest_that_moves_on_this_host(tmp_path: Path) -> None:
         assert await echo(udp, b"before") == b"before"
         async with machine(options, "there", warnings, f"unix:{tmp_path}/there") as there:
             assert len(children()) == 1
-            await here.vm.migrate(f"unix:{tmp_path}/there")
+            await here.vm.migrate(f"unix:{tmp_path}/there", PATIENT)
             await there.wait_arrival()
             assert there.virtio is not None
             with trio.fail_after(PATIENCE_S):

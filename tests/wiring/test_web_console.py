@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.support.guest_picture import picture
+from tests.support.patience import PATIENT
 from tests.vnc.test_web_chromium import CANVAS, connected
 from tests.vnc.webdriver import MISSING, Browser
 from tests.wiring.guests import PROMPT, GuestShell
@@ -89,7 +90,7 @@ async def test_it_goes_on_after_a_migration(tmp_path: Path) -> None:
             [url] = re.findall(r"http://\S+", "\n".join(said))
             await connected(browser, url)
             await shows(0x10, 0x20, 0x30)
-            await vm.migrate(uri)
+            await vm.migrate(uri, PATIENT)
             await there.wait_arrival()
             shell = GuestShell(there)
             await shell.order("screen fill 405060")
