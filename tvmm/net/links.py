@@ -23,7 +23,7 @@ RTN_UNICAST = 1
 
 class Link(NamedTuple):
     """One as it is. `number` is its index, `kind` the kernel's word for its type ('' for hardware), `master` the name
-    of its bridge or ''. `carrier`: somebody is at the other end.
+    of its bridge or ''. `carrier`: somebody is at the other end. `users`: how many descriptors have a queue of a tap.
     """
 
     number: int
@@ -36,6 +36,7 @@ class Link(NamedTuple):
     alias: str
     mac: str = ""
     carrier: bool = False
+    users: int = 0
 
 
 def no_right(what: str, by_hand: str = "") -> HostError:
@@ -77,6 +78,19 @@ class Links:
     def find(self, name: str) -> Link | None:
         """By its name."""
         return next((link for link in self.all() if link.name == name), None)
+
+    def segments_udp(self, name: str) -> bool:
+        """Whether a tap can be had to leave the segments of UDP to who reads from it (TUN_F_USO), without having it."""
+        from pyroute2.ethtool.ioctl import IoctlEthtool, NotSupportedError
+
+        try:
+            asked = IoctlEthtool(name)
+            try:
+                return bool(asked.get_features().is_available("tx-udp-segmentation"))
+            finally:
+                asked.close()
+        except (OSError, NotSupportedError, KeyError):
+            return False
 
     def change(self, link: Link, what: str, by_hand: str = "", **attributes: Any) -> None:
         """Change attributes: `state`, `mtu`, `master` (an index, 0 for none), `ifalias`. `by_hand`: see `no_right`."""
@@ -164,6 +178,10 @@ def _link(message: Any, names: dict[int, str]) -> Link:
     kind = message.get(("linkinfo", "kind"))
     slave = message.get(("linkinfo", "slave_data"))
     isolated = bool(slave.get("isolated")) if slave and hasattr(slave, "get") else False
+    users = 0
+    if kind == "tun":
+        counts = ("tun_num_queues", "tun_num_disabled_queues")
+        users = sum(int(message.get(("linkinfo", "data", count)) or 0) for count in counts)
     return Link(
         int(message["index"]),
         str(message.get("ifname")),
@@ -175,4 +193,5 @@ def _link(message: Any, names: dict[int, str]) -> Link:
         str(message.get("ifalias") or ""),
         str(message.get("address") or ""),
         bool(message["flags"] & IFF_LOWER_UP),
+        users,
     )

@@ -8,30 +8,26 @@ next (see `tvmm.net.journal`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import time
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import ExitStack
+from typing import NamedTuple, Protocol
 
 from tvmm.errors import ConfigError, HostError
 from tvmm.net import tun
 from tvmm.net.journal import Changes, is_alive, myself, read_alias, write_alias
 from tvmm.net.links import Link, Links, no_right
-from tvmm.virtio.features import Net as Feature
+from tvmm.net.opened_tap import Tap, open_tun, setting_up
 from tvmm.virtio.net import HEADER_LENGTH, NetBackend
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import TracebackType
-
-__all__ = ["Tap", "TapOptions", "TapSettings", "open_tap", "restore_leftovers"]
+__all__ = ["Tap", "TapBusy", "TapOptions", "TapSettings", "open_tap", "restore_leftovers", "what_differs"]
 
 NAME_LIMIT = 15
 FLAGS = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
-SET_UP_PATIENCE_S = 10
-SET_UP_LOOK_S = 0.01
+
+
+class TapBusy(HostError):
+    """Somebody else has the tap."""
 
 
 class TapOptions(Protocol):
@@ -76,94 +72,11 @@ class TapSettings(NamedTuple):
     ip: tuple[str, ...] = ()
 
 
-class Tap:
-    """An open tap: a descriptor for each pair of queues, each frame with a header of 12 bytes. Close it at the end.
-
-    Only pair 0's queue has frames at first. Methods raise `HostError` if the tap is gone.
-    """
-
-    is_stream = False
-
-    def __init__(self, name: str, fds: Sequence[int], backend: NetBackend, changes: Changes | None = None) -> None:
-        """`changes` are to be undone."""
-        self.name = name
-        self.fds = tuple(fds)
-        self.backend = backend
-        self._changes = changes
-        self._attached = [True] * len(self.fds)
-        for pair in range(1, len(self.fds)):
-            self.attach(pair, False)
-
-    def __enter__(self) -> Tap:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def set_offload(self, features: int) -> None:
-        """What the reader of frames takes, as `GUEST_` bits of a network device's features."""
-        bits = 0
-        if features & Feature.GUEST_CSUM:
-            bits = tun.TUN_F_CSUM
-            for feature, bit in (
-                (Feature.GUEST_TSO4, tun.TUN_F_TSO4),
-                (Feature.GUEST_TSO6, tun.TUN_F_TSO6),
-                (Feature.GUEST_ECN, tun.TUN_F_TSO_ECN),
-            ):
-                bits |= bit if features & feature else 0
-            uso = Feature.GUEST_USO4 | Feature.GUEST_USO6
-            bits |= tun.TUN_F_USO if features & uso == uso else 0
-        with self._explained("set its offloads"):
-            tun.set_offload(self.fds[0], bits)
-
-    def attach(self, pair: int, on: bool) -> None:
-        """Whether frames come to this pair's descriptor."""
-        if self._attached[pair] != on:
-            with self._explained("change its queues"):
-                tun.set_queue(self.fds[pair], on)
-            self._attached[pair] = on
-
-    def set_carrier(self, up: bool) -> None:
-        """Show the host whether the cable is in; kernels before 5.0 cannot."""
-        with self._explained("change its carrier"):
-            try:
-                tun.set_carrier(self.fds[0], up)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOTTY):
-                    raise
-
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            # EINVAL: of queues that are off; what is asked for is never wrong.
-            gone = error.errno in (errno.EBADFD, errno.ENODEV, errno.EINVAL)
-            why = "it has been removed" if gone else os.strerror(error.errno or 0)
-            raise HostError(f"tap {self.name}: cannot {what}: {why}") from error
-
-    def close(self) -> None:
-        """Undo what was changed, and let go. Once more does nothing."""
-        fds, self.fds = self.fds, ()
-        changes, self._changes = self._changes, None
-        try:
-            if fds and changes is not None:
-                with _setting_up(), Links() as links:
-                    link = links.find(self.name)
-                    if link is not None and read_alias(link.alias) == (myself(), changes):
-                        links.undo(link, changes)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-
 def open_tap(options: TapOptions, machine_name: str) -> Tap:
     """The tap that `options` ask for, up and ready. Raises `UserError`, and has then changed nothing."""
     if options.fd is not None:
         return _inherited(options, options.fd)
-    with _setting_up(), Links() as links, ExitStack() as undo:
+    with setting_up(), Links() as links, ExitStack() as undo:
         restore_leftovers(links)
         bridge = _bridge(links, options.br) if options.br else None
         fds: list[int] = []
@@ -207,40 +120,6 @@ def restore_leftovers(links: Links) -> list[str]:
     return restored
 
 
-@contextmanager
-def _setting_up() -> Iterator[None]:
-    """One machine after the other: nobody restores a link that somebody is about to use."""
-    with ExitStack() as stack:
-        fd = _open_tun()
-        stack.callback(os.close, fd)
-        deadline = time.monotonic() + SET_UP_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        f"another machine sets its network up, and has {tun.TUN_PATH} locked for {SET_UP_PATIENCE_S} s",
-                        f"'lslocks' or 'fuser {tun.TUN_PATH}' tell which",
-                    ) from None
-                time.sleep(SET_UP_LOOK_S)
-        yield
-
-
-def _open_tun() -> int:
-    try:
-        return tun.open_tun()
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise HostError(
-                f"no right to open {tun.TUN_PATH}", f"run tvmm as root, or 'sudo chmod 666 {tun.TUN_PATH}'"
-            ) from error
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise HostError(f"the host has no {tun.TUN_PATH}, which taps need", "'sudo modprobe tun'") from error
-        raise HostError(f"cannot open {tun.TUN_PATH}: {error.strerror}") from error
-
-
 def _bridge(links: Links, name: str) -> Link:
     bridges = [link for link in links.all() if link.kind == "bridge"]
     for bridge in bridges:
@@ -256,7 +135,7 @@ def _bridge(links: Links, name: str) -> Link:
 def _open_queues(options: TapOptions, machine_name: str, links: Links, fds: list[int]) -> tuple[str, bool]:
     """A descriptor for each pair of queues, into `fds`. The tap's name, and whether it was made."""
     flags = FLAGS | (tun.IFF_MULTI_QUEUE if options.queues > 1 else 0)
-    fds.append(_open_tun())
+    fds.append(open_tun())
     if options.ifname:
         name, made = options.ifname, _make(fds[0], options.ifname, flags)
         if not made:
@@ -264,7 +143,7 @@ def _open_queues(options: TapOptions, machine_name: str, links: Links, fds: list
     else:
         name, made = _make_up(fds[0], machine_name, flags), True
     for _ in range(1, options.queues):
-        fds.append(_open_tun())
+        fds.append(open_tun())
         try:
             tun.attach_interface(fds[-1], name, flags)
         except OSError as error:
@@ -302,7 +181,7 @@ def _join(fd: int, name: str, flags: int, links: Links) -> int:
     link = links.find(name)
     found = read_alias(link.alias) if link else None
     if found and is_alive(found[0]):
-        raise HostError(f"tap {name} is in use by the machine in process {found[0].pid}", "choose another ifname")
+        raise TapBusy(f"tap {name} is in use by the machine in process {found[0].pid}", "choose another ifname")
     last: OSError | None = None
     # A tap with many queues can be used with one of them, but has to be asked for as what it is.
     for tried in dict.fromkeys((flags, flags | tun.IFF_MULTI_QUEUE)):
@@ -321,7 +200,7 @@ def _join(fd: int, name: str, flags: int, links: Links) -> int:
 def _refusal(name: str, link: Link | None, error: OSError) -> HostError:
     again = f"'sudo ip tuntap del dev {name} mode tap && sudo ip tuntap add dev {name} mode tap user $USER multi_queue'"
     if error.errno == errno.EBUSY:
-        return HostError(f"tap {name} is in use by another program", f"'ip -d link show {name}' shows it")
+        return TapBusy(f"tap {name} is in use by another program", f"'ip -d link show {name}' shows it")
     if error.errno in (errno.EPERM, errno.EACCES):
         return HostError(f"tap {name} belongs to another user", f"run tvmm as root, or make it yours: {again}")
     if error.errno == errno.EINVAL and link and link.kind != "tun":
@@ -343,6 +222,14 @@ def _planned(links: Links, link: Link, options: TapOptions) -> Changes:
         ip=tuple(address for address in options.ip if address not in present),
         alias=link.alias,
     )
+
+
+def what_differs(links: Links, link: Link, options: TapOptions) -> tuple[str, str]:
+    """What a tap that is there is to be, and is not, but for being up; and the commands that make it so. '' if nothing.
+
+    Raises `HostError`.
+    """
+    return _in_words(link, _planned(links, link, options)._replace(down=False), options)
 
 
 def _in_words(link: Link, changes: Changes, options: TapOptions) -> tuple[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from struct import Struct, pack
 from typing import NamedTuple
 
 __all__ = [
+    "IFF_DETACH_QUEUE",
     "IFF_MULTI_QUEUE",
     "IFF_NO_PI",
     "IFF_TAP",
@@ -22,6 +24,8 @@ __all__ = [
     "TunInterface",
     "attach_interface",
     "describe",
+    "hardware_address",
+    "header_length",
     "open_tun",
     "set_carrier",
     "set_group",
@@ -36,6 +40,7 @@ TUN_PATH = "/dev/net/tun"
 
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 TUNSETOWNER, TUNSETGROUP = 0x400454CC, 0x400454CE
+TUNGETVNETHDRSZ, SIOCGIFHWADDR = 0x800454D7, 0x8927
 TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE, TUNSETCARRIER = 0x800454D2, 0x400454D8, 0x400454D9, 0x400454E2
 
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x8000, 0x0100
@@ -71,8 +76,19 @@ def attach_interface(fd: int, name: str, flags: int) -> TunInterface:
 
 
 def describe(fd: int) -> TunInterface:
-    """TUNGETIFF."""
+    """TUNGETIFF. IFF_DETACH_QUEUE is among the flags of a queue to which no frames come."""
     return _interface(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))
+
+
+def hardware_address(fd: int) -> str:
+    """SIOCGIFHWADDR of the interface behind `fd`, in whichever network namespace that is."""
+    answer: bytes = fcntl.ioctl(fd, SIOCGIFHWADDR, bytes(_IFREQ.size))
+    return answer[18:24].hex(":")
+
+
+def header_length(fd: int) -> int:
+    """TUNGETVNETHDRSZ."""
+    return int.from_bytes(fcntl.ioctl(fd, TUNGETVNETHDRSZ, bytes(4)), sys.byteorder)
 
 
 def set_header_length(fd: int, length: int) -> None:
