@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tvmm.board import builtin_guest_path
+from tvmm.kernel_files import builtin_guest_path
 
 QEMU = "qemu-system-x86_64"
 RUNS = 9

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from bench.common import Figures, have_qemu, tvmm_command
 from bench.peers import Line, Qmp, free_port
-from tvmm.board import builtin_guest_path
+from tvmm.kernel_files import builtin_guest_path
 
 WIDTH, HEIGHT = 1280, 800
 RAW, TIGHT, ZRLE = 0, 7, 16

@@ -36,10 +36,11 @@ tvmm.control.prompt tvmm.control.registered tvmm.control.registry tvmm.devices t
 tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.generation_id tvmm.devices.i8042
 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.ps2_mouse tvmm.devices.rtc tvmm.devices.rtc_calendar
 tvmm.devices.rtc_cmos
-tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kvm tvmm.kvm._kvm tvmm.kvm._kvm.lib
-tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.device_log tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes tvmm.kvm.system
-tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.machine_tasks tvmm.memory tvmm.memory.layout tvmm.memory.ram
-tvmm.memory.regions tvmm.moves tvmm.outcome tvmm.records tvmm.run_control tvmm.saves tvmm.serial_port tvmm.supervisor
+tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kernel_files tvmm.kvm tvmm.kvm._kvm
+tvmm.kvm._kvm.lib tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.device_log tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes
+tvmm.kvm.system tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.machine_tasks tvmm.memory
+tvmm.memory.host tvmm.memory.layout tvmm.memory.ram tvmm.memory.regions tvmm.moves tvmm.outcome
+tvmm.records tvmm.run_control tvmm.saves tvmm.serial_port tvmm.supervisor
 tvmm.tasks
 tvmm.vcpu tvmm.vcpu.cpu_features tvmm.vcpu.cpuid tvmm.vcpu.dispatch tvmm.vcpu.exits tvmm.vcpu.registers
 tvmm.vcpu.runstate tvmm.vcpu.thread

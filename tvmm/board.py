@@ -7,11 +7,10 @@ stack, so that whatever fails half-way, and whatever comes later, is undone in t
 from __future__ import annotations
 
 import os
-import stat
 import time
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.boot.dsdt import GENERATION_EVENT
 from tvmm.boot.loader import Hardware, KernelOptions, load
@@ -22,12 +21,13 @@ from tvmm.devices.generation_id import GUID_BYTES, GenerationId, made_guid, pars
 from tvmm.devices.i8042 import I8042
 from tvmm.devices.misc import DebugExit, PostPort, SystemControl
 from tvmm.devices.rtc import Rtc
-from tvmm.errors import ConfigError, HostError, ImageError
+from tvmm.errors import ConfigError, HostError
+from tvmm.kernel_files import KernelFiles
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.device_log import DeviceLog
 from tvmm.kvm.irq import IrqLine
 from tvmm.kvm.system import Kvm, kernel_mode_is_emulated
-from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
+from tvmm.memory.host import host_memory
 from tvmm.memory.ram import VRAM_BLOCK, GuestRam
 from tvmm.serial_port import COM1_IRQ, COM1_PORT, SerialPort
 from tvmm.serial_port import PORT_COUNT as SERIAL_PORTS
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from tvmm.config.device import DeviceConfig
     from tvmm.config.machine import MachineConfig
-    from tvmm.control.target import FlatRange
     from tvmm.devices.input_hub import InputHub
+    from tvmm.kernel_files import Images
     from tvmm.kvm.dirty_log import DirtyRings
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.vcpu.compat import CpuDescription
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tvmm.vcpu.registers import PowerOn
     from tvmm.wiring.devices import Devices
 
-__all__ = ["Board", "GuestRequest", "builtin_guest_path", "host_memory"]
+__all__ = ["Board", "GuestRequest"]
 
 KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
 KEYBOARD_PORTS = ((0x60, 0), (0x64, 4))
@@ -56,8 +56,6 @@ RTC_PORT, RTC_PORTS = 0x70, 2
 PM_PORT, PM_PORTS = 0x600, 12
 GPE_PORT, GPE_PORTS = 0x60C, 2
 POST_PORT = 0x80
-MAX_IMAGE_BYTES = 4 << 30
-"""Of a kernel or an initrd: more does not fit below the PC hole anyway."""
 FAST_A20_PORT, RESET_CONTROL_PORT = 0x92, 0xCF9
 
 
@@ -70,16 +68,6 @@ class GuestRequest(NamedTuple):
     code: int = 0
 
 
-class Images(Protocol):
-    """Kernel and initrd from elsewhere than their files. Both raise `ImageError`."""
-
-    def kernel(self) -> bytes:
-        """The kernel's bytes."""
-
-    def initrd(self) -> bytes | None:
-        """The initrd's; None if there is none."""
-
-
 class CpuSupport(NamedTuple):
     """What this host's KVM has for vCPUs."""
 
@@ -88,11 +76,6 @@ class CpuSupport(NamedTuple):
     """Features that work although the processor lacks them: only where the CPU model asks for them."""
     listed_msrs: list[int]
     tsc_control: bool
-
-
-def builtin_guest_path() -> str:
-    """The ELF image of the built-in guest, compiled when tvmm was installed."""
-    return os.path.join(os.path.dirname(__file__), "guest", "guest.elf")
 
 
 def has_virtio(config: MachineConfig) -> bool:
@@ -111,14 +94,12 @@ class Board:
         `images` are in place of the kernel's files.
         """
         self.config = config
-        self._images = images
         self.on_request: Callable[[GuestRequest], None] = _ignore_request
         self.on_deadline: Callable[[], None] = _ignore
         self.came_as: CpuDescription | None = None
         """How a guest that was started on another host knows its vCPUs."""
         with ExitStack() as stack:
-            if images is None:
-                self._read_images()
+            self._images = KernelFiles(config.kernel) if images is None else images
             self._check_memory()
             self.emulated_kernel = kernel_mode_is_emulated()
             with Kvm() as kvm:
@@ -261,21 +242,14 @@ class Board:
 
     # --- kernel ---
 
-    def _read_images(self) -> None:
-        files = self.config.kernel
-        self.kernel_image = _read(files.kernel or builtin_guest_path(), "kernel")
-        self.initrd_image = _read(files.initrd, "initrd") if files.initrd else None
-
     @cached_property
     def kernel_image(self) -> bytes:
         """The kernel's bytes; `ImageError` if they have to be read and cannot."""
-        assert self._images is not None
         return self._images.kernel()
 
     @cached_property
     def initrd_image(self) -> bytes | None:
         """The same of the initrd, None if there is none."""
-        assert self._images is not None
         return self._images.initrd()
 
     def load_kernel(self) -> None:
@@ -378,7 +352,7 @@ class Board:
             self.rtc.tick(time.time())
             self.pm.tick()
 
-    # --- checks and views ---
+    # --- checks ---
 
     def _check_memory(self) -> None:
         total, available, free_huge = host_memory(self.config.memory.hugepages)
@@ -394,23 +368,6 @@ class Board:
                 "dirty rings overflow where KVM emulates guest kernel mode, as on this host", "leave out dirty-ring"
             )
 
-    def memory_map(self) -> list[FlatRange]:
-        """The flat view of guest-physical addresses: RAM blocks and devices."""
-        from tvmm.control.target import FlatRange
-
-        view = [
-            FlatRange(region.gpa, region.size, region.block, "machine", "rom" if region.read_only else "ram")
-            for region in self.ram.regions
-        ]
-        view.append(FlatRange(IOAPIC_BASE, 0x1000, "ioapic", "kvm", "mmio"))
-        view.append(FlatRange(LAPIC_BASE, 0x1000, "lapic", "kvm", "mmio"))
-        moved = {region.gpa for region in self.ram.regions if region.moves}
-        view += [
-            FlatRange(claimed.start, claimed.length, claimed.name, "machine", "mmio")
-            for claimed in self.mmio
-            if claimed.start not in moved
-        ]
-        return sorted(view)
 
 
 def _first_guid(devices: Sequence[DeviceConfig]) -> bytes:
@@ -434,43 +391,3 @@ def _ignore_request(request: GuestRequest) -> None:
 
 def _ignore() -> None:
     """As above."""
-
-
-def _read(path: str, what: str) -> bytes:
-    """A whole regular file. Raises `ImageError` with the reason and what to do."""
-    try:
-        # Not blocking: opening a pipe that nobody writes to would wait for ever, on a thread that cannot be cancelled.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if stat.S_ISDIR(found.st_mode):
-                raise ImageError(f"{what} {path} is a directory", "give the name of a file in it")
-            if not stat.S_ISREG(found.st_mode):
-                raise ImageError(f"{what} {path} is no regular file", "copy its bytes into a file first")
-            if found.st_size > MAX_IMAGE_BYTES:
-                limit = MAX_IMAGE_BYTES >> 20
-                raise ImageError(f"{what} {path} has {found.st_size >> 20} MiB, tvmm reads {limit} at most")
-            return file.read(MAX_IMAGE_BYTES)
-    except FileNotFoundError:
-        if path == builtin_guest_path():
-            raise HostError("the built-in guest was not compiled", "install tvmm again with 'pip install .'") from None
-        raise ImageError(f"no such {what}: {path}") from None
-    except OSError as error:
-        raise ImageError(f"{what} {path} cannot be read: {error.strerror}") from error
-
-
-def host_memory(huge_page: int) -> tuple[int, int, int]:
-    """Bytes in all, bytes available, and free huge pages of the given size, from the kernel's own counters."""
-    fields = {}
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        for text in file:
-            key, _, value = text.partition(":")
-            fields[key] = int(value.split()[0]) * 1024
-    free = 0
-    if huge_page:
-        try:
-            path = f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB/free_hugepages"
-            with open(path, encoding="utf-8") as file:
-                free = int(file.read())
-        except OSError:
-            free = 0
-    return fields["MemTotal"], fields.get("MemAvailable", fields["MemTotal"]), free

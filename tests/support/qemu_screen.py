@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from tvmm.board import builtin_guest_path
+from tvmm.kernel_files import builtin_guest_path
 
 __all__ = ["QemuScreen", "have_qemu", "qemu_screen_command"]
 

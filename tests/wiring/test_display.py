@@ -14,6 +14,7 @@ from tests.wiring.guests import PROMPT, GuestShell, guest
 from tvmm import MachineConfig
 from tvmm.board import Board
 from tvmm.config.display import DisplayConfig
+from tvmm.control.machine_target import memory_map
 from tvmm.memory.layout import PCI_ECAM, PCI_MMIO32, ZERO_PAGE
 from tvmm.screen import Surface
 from tvmm.wiring.display import Display
@@ -90,12 +91,12 @@ def test_the_guest_finds_it() -> None:
 def test_the_map_of_addresses() -> None:
     """Video memory is RAM where it is, and nothing where it is not."""
     with made("bochs-display") as board:
-        assert [(one.start, one.size, one.kind) for one in board.memory_map() if one.block == "vga.vram"] == [
+        assert [(one.start, one.size, one.kind) for one in memory_map(board) if one.block == "vga.vram"] == [
             (PCI_MMIO32.start, 16 * MIB, "ram")
         ]
         with board.bus_lock:
             board.mmio.write(COMMAND, 2, 0)
-        assert "vga.vram" not in {one.block for one in board.memory_map()}
+        assert "vga.vram" not in {one.block for one in memory_map(board)}
         assert display_of(board).vram.address is None
 
 

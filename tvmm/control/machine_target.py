@@ -13,17 +13,19 @@ from tvmm.control.server import ControlServer
 from tvmm.control.target import ChardevInfo, CpuInfo, FlatRange, MemorySummary, NoVirtio, NoVnc, TaskInfo
 from tvmm.devices.generation_id import format_guid
 from tvmm.errors import UserError
+from tvmm.memory.layout import IOAPIC_BASE, LAPIC_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tvmm.board import Board
     from tvmm.control.input_target import InputTarget
     from tvmm.control.save_target import SaveTarget
     from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
     from tvmm.machine import Machine
     from tvmm.metrics.model import Reading
 
-__all__ = ["MachineTarget", "serve_machine"]
+__all__ = ["MachineTarget", "memory_map", "serve_machine"]
 
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "tr")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
@@ -120,7 +122,7 @@ class MachineTarget:
 
     def memory_map(self) -> Sequence[FlatRange]:
         """The physical address space, by address."""
-        return self._machine.board.memory_map()
+        return memory_map(self._machine.board)
 
     def tasks(self) -> Sequence[TaskInfo]:
         """The tasks of this machine."""
@@ -153,6 +155,23 @@ class MachineTarget:
             "unclaimed-mmio-writes": machine.board.mmio.unclaimed_writes,
             **_vsock(machine),
         }
+
+
+def memory_map(board: Board) -> list[FlatRange]:
+    """The flat view of guest-physical addresses, in their order: RAM blocks and devices."""
+    view = [
+        FlatRange(region.gpa, region.size, region.block, "machine", "rom" if region.read_only else "ram")
+        for region in board.ram.regions
+    ]
+    view.append(FlatRange(IOAPIC_BASE, 0x1000, "ioapic", "kvm", "mmio"))
+    view.append(FlatRange(LAPIC_BASE, 0x1000, "lapic", "kvm", "mmio"))
+    moved = {region.gpa for region in board.ram.regions if region.moves}
+    view += [
+        FlatRange(claimed.start, claimed.length, claimed.name, "machine", "mmio")
+        for claimed in board.mmio
+        if claimed.start not in moved
+    ]
+    return sorted(view)
 
 
 def _vsock(machine: Machine) -> dict[str, Json]:

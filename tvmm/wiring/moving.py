@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tvmm.board import host_memory
 from tvmm.board_facts import adopted_facts, describe_board, differences
 from tvmm.board_state import keep_board, load_board, save_board, section_types
 from tvmm.errors import ProtocolError, UserError
@@ -16,6 +15,7 @@ from tvmm.kvm.dirty_log import make_tracker
 from tvmm.kvm.pages import PAGE, ram_hash
 from tvmm.kvm.remap import adopt_file, borrow_file
 from tvmm.kvm.uffd import can_wait_for_pages
+from tvmm.memory.host import host_memory
 from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
 from tvmm.outcome import STATUS_MIGRATED, Outcome

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from tvmm import __version__
-from tvmm.board import builtin_guest_path
 from tvmm.errors import TvmmError, UserError
+from tvmm.kernel_files import builtin_guest_path
 from tvmm.kvm.serve import Waker
 from tvmm.migration.threads import run_together
 from tvmm.outcome import STATUS_SAVED, Outcome
