@@ -26,7 +26,8 @@ from tvmm.virtio.blk import Blk
 from tvmm.virtio.device import Activation
 from tvmm.virtio.features import Blk as Feature
 from tvmm.virtio.features import Ring
-from tvmm.virtio.runner.blk import BlkRunner, blk_settings
+from tvmm.virtio.runner.backing import blk_settings
+from tvmm.virtio.runner.blk import BlkRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,8 @@ from tvmm.config.disk import DiskConfig
 from tvmm.virtio.blk import Blk
 from tvmm.virtio.features import Blk as Feature
 from tvmm.virtio.features import Ring
-from tvmm.virtio.runner.blk import BlkRunner, blk_settings
+from tvmm.virtio.runner.backing import blk_settings
+from tvmm.virtio.runner.blk import BlkRunner
 from tvmm.virtio.runner.image import DiskImage
 
 if TYPE_CHECKING:

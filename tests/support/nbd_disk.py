@@ -13,7 +13,8 @@ from tests.support.nbd_peer import ALL_FLAGS, NbdDisk, Peer
 from tvmm.config.disk import DiskConfig
 from tvmm.kvm.nbd import NbdLink, NbdTransmission
 from tvmm.virtio.blk import Blk
-from tvmm.virtio.runner.blk import BlkRunner, blk_settings
+from tvmm.virtio.runner.backing import blk_settings
+from tvmm.virtio.runner.blk import BlkRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

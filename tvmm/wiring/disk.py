@@ -10,7 +10,8 @@ from tvmm.config.limits import DISK_WORDS
 from tvmm.control.target import DiskInfo
 from tvmm.kvm.blk import Policy
 from tvmm.virtio.blk import Blk
-from tvmm.virtio.runner.blk import BlkRunner, blk_settings
+from tvmm.virtio.runner.backing import blk_settings
+from tvmm.virtio.runner.blk import BlkRunner
 from tvmm.virtio.runner.image import DiskImage
 from tvmm.wiring.limits import Throttle
 from tvmm.wiring.measures import disk_samples
@@ -19,7 +20,7 @@ from tvmm.wiring.ring import ring_features
 if TYPE_CHECKING:
     from tvmm.config.disk import DiskConfig
     from tvmm.kvm.blk import IoError
-    from tvmm.virtio.runner.blk import Backing
+    from tvmm.virtio.runner.backing import Backing
     from tvmm.wiring.devices import Devices
 
 __all__ = ["DiskDevice", "make_disk"]

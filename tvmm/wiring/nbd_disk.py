@@ -14,7 +14,8 @@ from tvmm.nbd.uri import parse_uri
 if TYPE_CHECKING:
     from tvmm.config.disk import DiskConfig
     from tvmm.nbd.connect import Server
-    from tvmm.virtio.runner.blk import Backing, BlkRunner
+    from tvmm.virtio.runner.backing import Backing
+    from tvmm.virtio.runner.blk import BlkRunner
     from tvmm.wiring.devices import Devices
 
 __all__ = ["connect_export", "open_export"]

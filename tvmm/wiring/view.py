@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tvmm.control.balloon_target import BalloonTarget
     from tvmm.control.limit_target import LimitTarget
     from tvmm.control.target import ChardevInfo, DiskInfo, NetInfo
-    from tvmm.virtio.runner.blk import Backing, BlkRunner
+    from tvmm.virtio.runner.backing import Backing
+    from tvmm.virtio.runner.blk import BlkRunner
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.slot import Slot
 

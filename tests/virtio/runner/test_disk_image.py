@@ -12,7 +12,7 @@ import pytest
 from tests.virtio.runner.disks import loop_device, memory_folder, new_image, remount_read_only, small_tmpfs
 from tvmm.config.disk import DiskConfig
 from tvmm.errors import HostError, ImageError, UserError
-from tvmm.virtio.runner.blk import blk_settings
+from tvmm.virtio.runner.backing import blk_settings
 from tvmm.virtio.runner.image import DiskImage
 
 AS_ROOT = os.geteuid() == 0

@@ -20,8 +20,9 @@ from tvmm.state import decode, encode
 from tvmm.virtio.blk import Blk
 from tvmm.virtio.device import Activation
 from tvmm.virtio.features import Ring
+from tvmm.virtio.runner.backing import blk_settings
 from tvmm.virtio.runner.base import QueueRun
-from tvmm.virtio.runner.blk import BlkRun, BlkRunner, blk_settings
+from tvmm.virtio.runner.blk import BlkRun, BlkRunner
 from tvmm.virtio.runner.blk_queue import DiskQueueRun
 from tvmm.virtio.runner.image import DiskImage
 

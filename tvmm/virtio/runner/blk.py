@@ -12,131 +12,37 @@ import errno
 import os
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tvmm.config.limits import Rate
 from tvmm.errors import ImageError
-from tvmm.kvm.blk import (
-    OPERATIONS,
-    BlkCounters,
-    BlkFile,
-    BlkQueue,
-    BlkQueueLimits,
-    BlkQueueSetup,
-    Engine,
-    IoError,
-    Policy,
-)
+from tvmm.kvm.blk import OPERATIONS, BlkCounters, BlkFile, BlkQueue, BlkQueueLimits, Engine, IoError
 from tvmm.kvm.dirty_blocks import DirtyBlocks
 from tvmm.kvm.limit import Limiter
 from tvmm.kvm.vring import Vring
 from tvmm.records import check_record, check_uint
-from tvmm.virtio.blk import BlkSettings
 from tvmm.virtio.blk_request import SECTOR
 from tvmm.virtio.runner.base import check_runs, hold_all, ring_config
-from tvmm.virtio.runner.blk_queue import ERRNO_MAX, DiskQueue, DiskQueueRun
+from tvmm.virtio.runner.blk_queue import ERRNO_MAX, DiskQueue, DiskQueueRun, engines_for, queue_setup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from tvmm.config.disk import DiskConfig
     from tvmm.config.limits import Limits
-    from tvmm.kvm.nbd import NbdLink
+    from tvmm.kvm.blk import BlkQueueSetup
     from tvmm.kvm.serve import Waker
     from tvmm.metrics.histogram import Times
     from tvmm.virtio.blk import Blk
     from tvmm.virtio.device import Activation, QueueSetup
+    from tvmm.virtio.runner.backing import Backing
     from tvmm.virtio.runner.base import Ends
 
-__all__ = ["Backing", "BlkInfo", "BlkRun", "BlkRunner", "blk_settings"]
+__all__ = ["BlkInfo", "BlkRun", "BlkRunner"]
 
-SEG_MAX = 254
-"""Data segments of a request, as QEMU has it: with header and status a chain of 256."""
-
-RANGE_MAX = 1 << 22
-"""Sectors of one range to discard or to zero: 2 GiB, so that no single call takes long."""
-
-_POLICIES = {
-    "report": Policy.REPORT,
-    "ignore": Policy.IGNORE,
-    "stop": Policy.STOP,
-    "enospc": Policy.ENOSPC,
-}
 _ENGINE_NAMES = {Engine.SYNC: "sync", Engine.THREADS: "threads", Engine.IO_URING: "io_uring", Engine.NBD: "nbd"}
-
-
-class Backing(Protocol):
-    """What is behind a disk: a file, as `DiskImage` says it, or a server."""
-
-    path: str
-    size: int
-    read_only: bool
-    direct: bool
-    warnings: list[str]
-    fd: int
-    plain_fd: int
-    memory_align: int
-    offset_align: int
-    is_device: bool
-    in_memory: bool
-    logical_block: int
-    physical_block: int
-    can_unmap: bool
-
-    def links(self, index: int) -> tuple[NbdLink, ...]:
-        """The connections of a queue to a server. None of any queue: requests go to `fd` and `plain_fd`."""
-
-    def resize(self, size: int) -> None:
-        """Have another size, in bytes. Raises `ImageError` or `HostError`."""
-
-    def flush(self) -> None:
-        """Have what was written on stable storage. Raises `HostError`."""
-
-    def lock(self) -> None:
-        """Keep others off, unless that is so. Raises `ImageError`."""
-
-    def unlock(self) -> None:
-        """Others may have it."""
-
-    def forget(self) -> None:
-        """Drop what this host has cached: another one may have written."""
-
-    def tended(self) -> AbstractAsyncContextManager[None]:
-        """Within the block, which all threads of the disk are in, it is looked after by tasks of its own."""
-
-    def close(self) -> None:
-        """No queue uses it any more."""
-
-
-def blk_settings(image: Backing, config: DiskConfig) -> BlkSettings:
-    """What the disk says of itself: what the user chose, and else what the image has."""
-    logical = config.logical_block_size or image.logical_block
-    physical = max(logical, config.physical_block_size or image.physical_block)
-    if image.size % logical:
-        raise ImageError(
-            f"disk image {image.path} has {image.size} bytes, which is no whole number of blocks of {logical}",
-            f"'truncate -s %{logical} {image.path}' makes it one, or choose another logical_block_size",
-        )
-    unmap = config.discard == "unmap" and image.can_unmap
-    return BlkSettings(
-        capacity=image.size // SECTOR,
-        read_only=config.readonly,
-        serial=config.serial.encode("ascii"),
-        queues=config.queues or 1,  # 0: a machine would have said how many
-        queue_size=config.queue_size,
-        seg_max=max(1, min(SEG_MAX, config.queue_size - 2)),
-        block=logical,
-        physical_block=physical,
-        min_io=config.min_io_size or logical,
-        opt_io=config.opt_io_size,
-        max_discard=RANGE_MAX if unmap else 0,
-        discard_alignment=physical // SECTOR,
-        max_zeroes=0 if config.readonly else RANGE_MAX,
-        unmap=unmap,
-    )
 
 
 class BlkInfo(NamedTuple):
@@ -192,23 +98,11 @@ class BlkRunner:
         self._queues: list[DiskQueue] = []
         self._links = [image.links(index) for index in range(len(model.queue_sizes))]
         self._is_remote = any(self._links)
-        setup = BlkQueueSetup(
-            fd=image.fd,
-            plain_fd=image.plain_fd,
-            memory_align=image.memory_align,
-            offset_align=image.offset_align,
-            # A server has a call of its own for what is discarded, as a device does.
-            is_device=image.is_device or self._is_remote,
-            depth=max(model.queue_sizes),
-            read_policy=_POLICIES[config.rerror],
-            write_policy=_POLICIES[config.werror],
-            ignore_flush=config.cache == "unsafe",
-            fault_ppm=config.faults,
-        )
+        setup = queue_setup(image, config, max(model.queue_sizes), remote=self._is_remote)
         try:
             for line in image.warnings:
                 warn(f"{name}: {line}")
-            engines = (Engine.NBD,) if self._is_remote else _candidates(image, config.aio)
+            engines = engines_for(image, config.aio, remote=self._is_remote)
             for index in range(len(model.queue_sizes)):
                 self._queues.append(DiskQueue(self, index, setup, engines, config.poll_us * 1000))
                 # What one queue has is good for the next.
@@ -490,15 +384,6 @@ class BlkRunner:
         """For queue `index`. Raises `OSError` if its engine is not to be had."""
         kick_fd, links = self._ends.kick_fds[index], self._links[index]
         return BlkQueue(setup, self._file, waker, kick_fd, spin_max_ns, links)
-
-
-def _candidates(image: Backing, aio: str) -> tuple[Engine, ...]:
-    """What to try, best first. Where no call waits, nothing is faster than to make it."""
-    if aio == "threads":
-        return (Engine.THREADS,)
-    if aio == "auto" and image.in_memory:
-        return (Engine.SYNC,)
-    return (Engine.IO_URING, Engine.THREADS)
 
 
 def _nobody_pauses(error: IoError) -> None:

@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvmm.errors import HostError
+from tvmm.kvm.blk import BlkQueueSetup, Engine, Policy
 from tvmm.kvm.blk_state import KeptRequest, check_kept, keep_again, kept_requests
 from tvmm.kvm.serve import SERVE_BROKEN, SERVE_FAILED, SERVE_INTERRUPT, Waker
 from tvmm.records import check_flag, check_uint
@@ -15,14 +16,50 @@ from tvmm.virtio.runner.thread import ServerThread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, BlkQueueSetup, Engine, IoError
+    from tvmm.config.disk import DiskConfig
+    from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, IoError
     from tvmm.kvm.limit import Limiter
     from tvmm.kvm.vring import MemoryMap, Vring
     from tvmm.kvm.vring_records import VringConfig
+    from tvmm.virtio.runner.backing import Backing
 
-__all__ = ["DiskQueue", "DiskQueueRun", "QueueOwner"]
+__all__ = ["DiskQueue", "DiskQueueRun", "QueueOwner", "engines_for", "queue_setup"]
 
 BROKEN_MAX, ERRNO_MAX = 4, 4095
+_POLICIES = {
+    "report": Policy.REPORT,
+    "ignore": Policy.IGNORE,
+    "stop": Policy.STOP,
+    "enospc": Policy.ENOSPC,
+}
+
+
+def queue_setup(image: Backing, config: DiskConfig, depth: int, *, remote: bool) -> BlkQueueSetup:
+    """How queues of up to `depth` requests serve `image`, whose file is elsewhere if `remote`; but for the engine."""
+    return BlkQueueSetup(
+        fd=image.fd,
+        plain_fd=image.plain_fd,
+        memory_align=image.memory_align,
+        offset_align=image.offset_align,
+        # A server has a call of its own for what is discarded, as a device does.
+        is_device=image.is_device or remote,
+        depth=depth,
+        read_policy=_POLICIES[config.rerror],
+        write_policy=_POLICIES[config.werror],
+        ignore_flush=config.cache == "unsafe",
+        fault_ppm=config.faults,
+    )
+
+
+def engines_for(image: Backing, aio: str, *, remote: bool) -> tuple[Engine, ...]:
+    """What to try, best first. Where no call waits, nothing is faster than to make it."""
+    if remote:
+        return (Engine.NBD,)
+    if aio == "threads":
+        return (Engine.THREADS,)
+    if aio == "auto" and image.in_memory:
+        return (Engine.SYNC,)
+    return (Engine.IO_URING, Engine.THREADS)
 
 
 class DiskQueueRun(NamedTuple):
