@@ -24,7 +24,7 @@ from tvmm.snapshot.status import NO_SAVE, SaveParameters, SaveStatus
 if TYPE_CHECKING:
     from pathlib import Path
 
-DONE = SaveStatus("completed", "/a.snap", 1 << 30, 1 << 30, 64 << 20, 65 << 20, 500.0, 450.0)
+DONE = SaveStatus("completed", "/a.snap", 1 << 30, 1 << 30, 64 << 20, 65 << 20, 500.0, 450.0, live_by="dirty-log")
 
 
 def test_a_status_goes_to_clients_and_back() -> None:

@@ -53,7 +53,7 @@ def add_arguments(parser: Parser) -> None:
     add_name(parser)
     parser.add_argument("file", metavar="FILE", help="the snapshot; one that is there is replaced")
     parser.add_argument("--stop", action="store_true", help="end the machine when it is safely in the file")
-    parser.add_argument("--live", action="store_true", help="write it while the guest runs (needs userfaultfd)")
+    parser.add_argument("--live", action="store_true", help="write it while the guest runs")
     parser.add_argument("--force", action="store_true", help="replace FILE also if it is something else")
     add_secret_options(parser, new=True)
     output = parser.add_mutually_exclusive_group()

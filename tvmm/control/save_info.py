@@ -33,6 +33,8 @@ def save_info(status: SaveStatus) -> dict[str, Json]:
     info: dict[str, Json] = {"status": status.state, "path": status.path}
     info |= {name: getattr(status, field) for name, field in _NUMBERS.items()}
     info |= {"encrypted": status.encrypted, "stop": status.stopped}
+    if status.live_by:
+        info["live-by"] = status.live_by
     if status.error:
         info["error-desc"] = f"{status.error}; {status.error_hint}" if status.error_hint else status.error
     return info
@@ -53,4 +55,5 @@ def save_status_of(info: Mapping[str, Any]) -> SaveStatus:
         encrypted=bool(info.get("encrypted")),
         stopped=bool(info.get("stop")),
         error=str(info.get("error-desc", "")),
+        live_by=str(info.get("live-by", "")),
     )

@@ -18,7 +18,7 @@ SOURCES = (
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_receive.c"),
     *("uffd.c", "pager.c", "pager_serve.c", "page_server.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),
-    "snapshot.c",
+    *("snapshot.c", "rounds.c"),
     *("vram.c", "discard.c", "remap.c"),
     *("live_claims.c", "live_handler.c", "live.c"),
 )

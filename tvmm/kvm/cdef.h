@@ -821,6 +821,19 @@ int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t f
                       const uint8_t *from);
 uint64_t tvmm_snapshot_sum(const uint8_t *page, uint64_t number, const uint64_t *key);
 
+/* rounds.h */
+struct tvmm_rounds {
+    struct tvmm_dirty_log *log;
+    uint32_t first, stop;
+    uint64_t cursor, pages, bytes, room, kept;
+    ...;
+};
+struct tvmm_rounds *tvmm_rounds_new(struct tvmm_snapshot *snapshot, struct tvmm_bitmap *bitmap, uint64_t room);
+void tvmm_rounds_free(struct tvmm_rounds *rounds);
+int tvmm_rounds_write(struct tvmm_rounds *rounds, struct tvmm_waker *waker);
+uint64_t tvmm_rounds_keep(struct tvmm_rounds *rounds);
+int tvmm_rounds_put(struct tvmm_rounds *rounds, struct tvmm_waker *waker);
+
 /* live.h */
 #define TVMM_LIVE_CHUNK ...
 #define TVMM_LIVE_WORDS ...

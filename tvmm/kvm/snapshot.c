@@ -59,9 +59,10 @@ static int snapshot_next(struct tvmm_snapshot *snapshot, uint32_t *block, uint64
     }
 }
 
-static int snapshot_pwrite(struct tvmm_snapshot *snapshot, const uint8_t *from, uint64_t length, uint64_t offset)
+/* At an offset of the file, past the page cache or through it. 0 or -errno. */
+int tvmm_snapshot_pwrite(struct tvmm_snapshot *snapshot, int direct, const uint8_t *from, uint64_t length, uint64_t offset)
 {
-    int fd = snapshot->direct_fd >= 0 ? snapshot->direct_fd : snapshot->fd;
+    int fd = direct && snapshot->direct_fd >= 0 ? snapshot->direct_fd : snapshot->fd;
     while (length) {
         ssize_t done = pwrite(fd, from, length, (off_t)offset);
         if (done < 0 && errno == EINTR)
@@ -99,8 +100,8 @@ static int snapshot_put_pages(struct tvmm_snapshot *snapshot, uint32_t block, ui
         sum += tvmm_snapshot_sum(bytes, offset / TVMM_PAGE + page, snapshot->key);
         data++;
         if (end && page - end > TVMM_SNAPSHOT_GAP) {
-            int error = snapshot_pwrite(snapshot, from + (uint64_t)start * TVMM_PAGE, (uint64_t)(end - start) * TVMM_PAGE,
-                                        offset + (uint64_t)start * TVMM_PAGE);
+            int error = tvmm_snapshot_pwrite(snapshot, 1, from + (uint64_t)start * TVMM_PAGE,
+                                             (uint64_t)(end - start) * TVMM_PAGE, offset + (uint64_t)start * TVMM_PAGE);
             if (error)
                 return error;
             end = 0;
@@ -115,8 +116,8 @@ static int snapshot_put_pages(struct tvmm_snapshot *snapshot, uint32_t block, ui
     __atomic_fetch_add(&snapshot->pages_data, data, __ATOMIC_RELAXED);
     if (!end)
         return 0;
-    return snapshot_pwrite(snapshot, from + (uint64_t)start * TVMM_PAGE, (uint64_t)(end - start) * TVMM_PAGE,
-                           offset + (uint64_t)start * TVMM_PAGE);
+    return tvmm_snapshot_pwrite(snapshot, 1, from + (uint64_t)start * TVMM_PAGE, (uint64_t)(end - start) * TVMM_PAGE,
+                                offset + (uint64_t)start * TVMM_PAGE);
 }
 
 int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t first, uint32_t count, const uint8_t *from)
@@ -138,8 +139,8 @@ int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t f
 
 /* Mark those pages of a chunk that nobody ever wrote. To read them would have the kernel set up tables for them, or, of a
  * file, allocate them. What cannot be found out is read. */
-static void snapshot_holes(const struct tvmm_snapshot *snapshot, int pagemap, uint32_t block, uint64_t first,
-                           uint32_t count, uint64_t *holes)
+void tvmm_snapshot_holes(const struct tvmm_snapshot *snapshot, int pagemap, uint32_t block, uint64_t first,
+                         uint32_t count, uint64_t *holes)
 {
     const struct tvmm_page_block *ram = &snapshot->ram->blocks[block];
     if (ram->fd >= 0) {
@@ -168,7 +169,7 @@ int tvmm_snapshot_write(struct tvmm_snapshot *snapshot, struct tvmm_waker *waker
             error = -EINTR;
             break;
         }
-        snapshot_holes(snapshot, pagemap, block, first, count, holes);
+        tvmm_snapshot_holes(snapshot, pagemap, block, first, count, holes);
         error = snapshot_put_pages(snapshot, block, first, count,
                                    snapshot->ram->blocks[block].base + first * TVMM_PAGE, holes);
         if (error)

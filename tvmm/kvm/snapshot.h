@@ -58,4 +58,9 @@ int tvmm_snapshot_put(struct tvmm_snapshot *snapshot, uint32_t block, uint64_t f
 /* What a page adds to its chunk's checksum; `number` is its offset in the file in pages. */
 uint64_t tvmm_snapshot_sum(const uint8_t *page, uint64_t number, const uint64_t *key);
 
+/* For others that put pages (rounds.h). `pagemap`: /proc/self/pagemap, or -1. */
+int tvmm_snapshot_pwrite(struct tvmm_snapshot *snapshot, int direct, const uint8_t *from, uint64_t length, uint64_t offset);
+void tvmm_snapshot_holes(const struct tvmm_snapshot *snapshot, int pagemap, uint32_t block, uint64_t first, uint32_t count,
+                         uint64_t *holes);
+
 #endif

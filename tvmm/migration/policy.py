@@ -73,7 +73,10 @@ class Advice(NamedTuple):
 class Policy:
     """Of one migration. `page_size` bytes go over the wire for a dirty page."""
 
-    def __init__(self, max_downtime_ns: int, *, max_throttle: int = 99, page_size: int = 4096) -> None:
+    def __init__(
+        self, max_downtime_ns: int, *, max_throttle: int = 99, page_size: int = 4096, speed: float = 0.0
+    ) -> None:
+        """`speed`: bytes a nanosecond in the pause, where it is another one than in rounds; 0: as rounds measure it."""
         self.max_downtime_ns = max_downtime_ns
         self.throttle = 0
         self.extra_ns = 0
@@ -84,7 +87,8 @@ class Policy:
         self._stale = 0
         self._best = -1
         self._braked = 0
-        self._speed = ASSUMED_SPEED
+        self._speed = speed or ASSUMED_SPEED
+        self._fixed_speed = bool(speed)
         self._measured = False
         self.hopeless = False
         """Rounds do not shrink any more, and what is left is more than the pause allowed."""
@@ -134,6 +138,8 @@ class Policy:
         return True
 
     def _measure(self, done: Round) -> None:
+        if self._fixed_speed:
+            return
         # Nor does a round that was mostly zero pages: they take time to look at, and no bytes.
         if done.nanoseconds <= 0 or done.bytes < max(MEASURING_BYTES, done.pages * self._page_size // 2):
             return

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from tvmm.errors import ConfigError
 
-__all__ = ["ENDED", "NO_SAVE", "STATES", "SaveParameters", "SaveStatus"]
+__all__ = ["ENDED", "MECHANISMS", "NO_SAVE", "STATES", "SaveParameters", "SaveStatus"]
 
 STATES = ("none", "setup", "active", "finishing", "cancelling", "completed", "failed", "cancelled")
 ENDED = ("completed", "failed", "cancelled")
+MECHANISMS = ("write-protection", "dirty-log")
+"""How the pages of one moment are found while the guest goes on writing: docs/live-snapshot.md."""
 MAX_PASSPHRASE = 1024
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
 
@@ -50,6 +52,7 @@ class SaveParameters(NamedTuple):
 class SaveStatus(NamedTuple):
     """`state` is one of `STATES`. Figures are bytes and milliseconds; `done` of `total` bytes of RAM have been
     looked at, of which `data` were not zero; `pause_ms` is how long the guest stood still for it, or stands so far.
+    `live_by` is one of `MECHANISMS` for a guest that runs meanwhile, "" before that is known.
     """
 
     state: str = "none"
@@ -64,6 +67,7 @@ class SaveStatus(NamedTuple):
     stopped: bool = False
     error: str = ""
     error_hint: str = ""
+    live_by: str = ""
 
     @property
     def ended(self) -> bool:

@@ -101,6 +101,7 @@ class Saving:
             self._state, self._path, total, done, data, self._file_bytes,
             (self._took if self._took is not None else now - self._begun) * 1000, pause * 1000,
             bool(self.parameters.passphrase or self.parameters.key), self.parameters.stop, *self._error,
+            self.live.by if self.live is not None else "",
         )  # fmt: skip
 
     def cancel(self) -> None:
@@ -180,7 +181,7 @@ class Saving:
         if held:
             self._held_at = time.perf_counter()
         elif self._held_at is not None:
-            self._pause, self._held_at = time.perf_counter() - self._held_at, None
+            self._pause, self._held_at = self._pause + time.perf_counter() - self._held_at, None
 
     async def _finish(self, writer: SnapshotWriter, description: Description) -> None:
         self._enter("finishing")
