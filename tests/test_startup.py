@@ -35,7 +35,7 @@ tvmm.config.memory tvmm.config.options tvmm.config.serial tvmm.config.units tvmm
 tvmm.control.prompt tvmm.control.registered tvmm.control.registry tvmm.devices tvmm.devices.acpi_gpe
 tvmm.devices.acpi_pm tvmm.devices.common tvmm.devices.generation_id tvmm.devices.i8042
 tvmm.devices.misc tvmm.devices.ps2_keyboard tvmm.devices.ps2_mouse tvmm.devices.rtc tvmm.devices.rtc_calendar
-tvmm.devices.rtc_cmos
+tvmm.config.names tvmm.devices.rtc_cmos
 tvmm.devices.uart16550 tvmm.devices.uart16550_registers tvmm.errors tvmm.halt tvmm.kernel_files tvmm.kvm tvmm.kvm._kvm
 tvmm.kvm._kvm.lib tvmm.kvm.bus_lock tvmm.kvm.calls tvmm.kvm.device_log tvmm.kvm.irq tvmm.kvm.prompt tvmm.kvm.routes
 tvmm.kvm.system tvmm.kvm.uart tvmm.kvm.vcpu tvmm.kvm.vm tvmm.machine tvmm.machine_tasks tvmm.memory

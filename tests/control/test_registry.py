@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvmm.config.machine import NAME_LIMIT, check_name
+from tvmm.config.names import NAME_LIMIT, check_name
 from tvmm.control.registry import (
     MachineEntry,
     find,

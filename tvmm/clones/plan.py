@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.config.machine import NAME_LIMIT, check_name
+from tvmm.config.names import NAME_LIMIT, check_name
 from tvmm.errors import ConfigError
 
 if TYPE_CHECKING:

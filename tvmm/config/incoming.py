@@ -5,11 +5,10 @@ The same addresses name the other end in ``tvmm migrate --to``.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from tvmm.config.names import UNIX_PATH_LIMIT
 from tvmm.config.options import nearest
-from tvmm.config.serial import UNIX_PATH_LIMIT
 from tvmm.config.units import parse_integer
 from tvmm.errors import ConfigError
 
@@ -72,6 +71,8 @@ class MigrationAddress(NamedTuple):
         """Whether, by its name alone, nothing that is sent there leaves this host."""
         if self.kind == "unix" or self.host.lower() == "localhost":
             return True
+        from ipaddress import ip_address
+
         try:
             return ip_address(self.host).is_loopback
         except ValueError:

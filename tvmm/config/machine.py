@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmm.config.cpu import CpuConfig
 from tvmm.config.kernel import KernelConfig
 from tvmm.config.memory import MemoryConfig
+from tvmm.config.names import UNIX_PATH_LIMIT, check_name
 from tvmm.config.options import choice_of, parse_bool, unknown_name
-from tvmm.config.serial import UNIX_PATH_LIMIT, SerialConfig
+from tvmm.config.serial import SerialConfig
 from tvmm.config.units import parse_duration
 from tvmm.errors import ConfigError
 
@@ -35,16 +36,11 @@ if TYPE_CHECKING:
     from tvmm.config.vnc import VncConfig
     from tvmm.config.vsock import VsockConfig
 
-__all__ = ["ASSIST_CHOICES", "NAME_LIMIT", "OPTION_NAMES", "MachineConfig", "check_name"]
+__all__ = ["ASSIST_CHOICES", "OPTION_NAMES", "MachineConfig"]
 
 ASSIST_CHOICES = ("auto", "on", "off")
 
-NAME_LIMIT = 64
-"""Characters in a machine's name: it becomes a directory, and part of the path of a socket."""
-
 POWERDOWN_LIMIT_S = 86_400.0
-
-_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 OPTION_NAMES = (
     "name",
@@ -300,19 +296,3 @@ def _metrics(text: str) -> MetricsConfig | None:
 
     config = MetricsConfig.parse(text)
     return None if config.address.kind == "none" else config
-
-
-def check_name(name: str) -> str:
-    """`name`, if a machine (and so a directory) may be called that; raises `ConfigError` otherwise."""
-    if not name:
-        raise ConfigError("a machine's name must not be empty")
-    if len(name) > NAME_LIMIT:
-        raise ConfigError(
-            f"the name {name[:16]!r}... has {len(name)} characters, at most {NAME_LIMIT} are allowed"
-        )
-    if not _NAME_CHARACTERS.issuperset(name) or name[0] in ".-":
-        raise ConfigError(
-            f"{name!r} cannot name a machine",
-            "use letters, digits, '.', '_' and '-', with a letter, digit or '_' first",
-        )
-    return name

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tvmm.config.names import UNIX_PATH_LIMIT
 from tvmm.config.options import join_options, nearest, parse_bool, parse_options, unknown_name
 from tvmm.config.units import parse_integer
 from tvmm.errors import ConfigError
 
-__all__ = ["DEFAULT_ESCAPE", "SERIAL_KINDS", "UNIX_PATH_LIMIT", "SerialConfig"]
+__all__ = ["DEFAULT_ESCAPE", "SERIAL_KINDS", "SerialConfig"]
 
 SERIAL_KINDS = ("stdio", "pty", "none", "file", "unix", "tcp")
 _FORMS = "write stdio, pty, none, file=PATH, unix=PATH or tcp=HOST:PORT"
@@ -20,9 +21,6 @@ _TARGET_KINDS = ("file", "unix", "tcp")
 
 DEFAULT_ESCAPE = "\x01"
 """Control-A, as in QEMU and in screen."""
-
-UNIX_PATH_LIMIT = 107
-"""Bytes that sockaddr_un holds besides the final NUL."""
 
 
 class SerialConfig(NamedTuple):

@@ -11,9 +11,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.config.incoming import HOST_LIMIT
+from tvmm.config.names import UNIX_PATH_LIMIT
 from tvmm.config.options import join_options, split_commas
 from tvmm.config.properties import Codec, Property, check_values, parse_values, spelled, with_defaults
-from tvmm.config.serial import UNIX_PATH_LIMIT
 from tvmm.config.units import parse_integer
 from tvmm.errors import ConfigError
 

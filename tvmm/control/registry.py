@@ -28,8 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvmm.config.machine import check_name
-from tvmm.config.serial import UNIX_PATH_LIMIT
+from tvmm.config.names import UNIX_PATH_LIMIT, check_name
 from tvmm.control.directory import base_lock, check_own, is_own, make_own, try_lock
 from tvmm.errors import HostError, UserError
 
