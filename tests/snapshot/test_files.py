@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -216,6 +219,30 @@ def test_memory_can_be_closed_after_a_full_disk(tmp_path: Path, monkeypatch: pyt
     block.close()
     assert list(tmp_path.iterdir()) == []
     assert "more room" in str(caught.value)
+
+
+CUT_SHORT = """
+import os, resource, sys
+from tests.support.snapshot_files import PAGES
+from tvmm.memory.ram import RamBlock
+from tvmm.snapshot.reader import SnapshotFile
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+block = RamBlock("pc.ram", PAGES * 4096, shared=False)
+with SnapshotFile(sys.argv[1]) as file:
+    file.map_block(block)
+os.truncate(sys.argv[1], 4096)
+bytes(block.view[:8])
+"""
+
+
+def test_a_file_that_is_cut_short_under_a_machine_is_told(tmp_path: Path) -> None:
+    """The process still ends, as the kernel has it, but says why."""
+    path = tmp_path / "a.snap"
+    write_small(str(path))
+    ended = subprocess.run([sys.executable, "-c", CUT_SHORT, str(path)], stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == -signal.SIGBUS
+    assert b"tvmm: memory of a guest is gone: the snapshot file that it came from was cut short" in ended.stderr
 
 
 def test_what_is_no_snapshot_is_told(tmp_path: Path) -> None:

@@ -793,6 +793,7 @@ int32_t tvmm_scroll_update(struct tvmm_scroll_finder *finder, const uint8_t *can
 /* remap.h */
 int tvmm_map_file(uint8_t *at, uint64_t length, int fd, uint64_t offset, int shared);
 int tvmm_map_anonymous(uint8_t *at, uint64_t length);
+void tvmm_tell_bus_errors(void);
 
 /* discard.h */
 struct tvmm_run { uint64_t first, count; };

@@ -7,5 +7,6 @@
 
 int tvmm_map_file(uint8_t *at, uint64_t length, int fd, uint64_t offset, int shared);
 int tvmm_map_anonymous(uint8_t *at, uint64_t length);
+void tvmm_tell_bus_errors(void);
 
 #endif

@@ -252,12 +252,14 @@ void tvmm_vcpu_free(struct tvmm_vcpu *vcpu)
     free(vcpu);
 }
 
-/* A vCPU thread takes the kick and nothing else: the process's signals are the main thread's affair. */
+/* A vCPU thread takes the kick and nothing else: the process's signals are the main thread's affair. But SIGBUS is its own:
+ * blocked, it would end the process without its handler (remap.c). */
 void tvmm_thread_enter(struct tvmm_vcpu *vcpu)
 {
     sigset_t mask;
     sigfillset(&mask);
     sigdelset(&mask, kick_signal());
+    sigdelset(&mask, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &mask, &vcpu->saved_mask);
     __atomic_store_n(&vcpu->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
 }

@@ -205,6 +205,7 @@ def map_chunks(block: RamBlock, fd: int, offset: int, sums: bytes) -> None:
     if block.fd >= 0:
         raise ValueError(f"{block.name} is shared: no private mapping can take its place")
     block.unmap_file = partial(map_anonymous, block)
+    lib.tvmm_tell_bus_errors()
     with ffi.from_buffer("uint8_t[]", block.view) as base:
         for start, end in data_runs(memoryview(sums).cast("Q"), block.size):
             error = int(lib.tvmm_map_file(base + start, end - start, fd, offset + start, 0))

@@ -123,7 +123,7 @@ class ServerThread:
 
     def _main(self) -> None:
         # The process's signals are the main thread's affair.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGBUS})
         server = self._server
         while True:
             self._waker.clear()
