@@ -90,11 +90,24 @@ def test_a_wrong_number_is_refused(offset: int, value: bytes, why: str) -> None:
         parse_header(signed(bytes(fields)), header.file_bytes)
 
 
-@pytest.mark.parametrize("key", [(1, 21, 8, 1), (1, 15, 33, 1), (1, 15, 8, 17), (1, 0, 8, 1)])
+@pytest.mark.parametrize(
+    "key", [(1, 21, 1, 1), (1, 20, 8, 1), (1, 15, 8, 17), (1, 15, 33, 16), (1, 0, 8, 1), (1, 15, 0, 1)]
+)
 def test_a_file_cannot_have_a_reader_compute_for_ever(key: tuple[int, int, int, int]) -> None:
     """Scrypt's parameters are bounded."""
     header = header_for(key=KeySource(*key, salt=bytes(32)))
     with pytest.raises(ImageError, match="of its encryption"):
+        parse_header(pack_header(header), header.file_bytes)
+
+
+def test_a_file_cannot_have_a_reader_keep_a_table_without_end() -> None:
+    """One of holes is as long as it likes."""
+    table = 1 << 40
+    at = (2 << 20) + table
+    header = header_for()._replace(
+        file_bytes=at + 100, table_offset=2 << 20, table_bytes=table, description_offset=at
+    )
+    with pytest.raises(ImageError, match="table of checksums is not where it can be"):
         parse_header(pack_header(header), header.file_bytes)
 
 

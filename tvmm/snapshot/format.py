@@ -91,10 +91,13 @@ MAX_FILE_BYTES = 1 << 50
 """No file system has larger files, and sums of offsets stay far from 2**64."""
 MAX_DESCRIPTION_BYTES = 80 << 20
 """What a file can have a reader keep: all sections of the largest machine, and then some."""
+MAX_TABLE_BYTES = 128 << 20
+"""All of it is kept, and a file of holes claims any number of pages for nothing: this is of 8 TiB, encrypted."""
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 15, 8, 1
 """32 MiB and a tenth of a second for each passphrase that is tried."""
-MAX_SCRYPT_LOG_N, MAX_SCRYPT_R, MAX_SCRYPT_P = 20, 32, 16
-"""A file must not have a reader allocate, or count, without end: these are 4 GiB at most."""
+MAX_SCRYPT_LOG_N, MAX_SCRYPT_COST = 20, 1 << 22
+"""A file must not have a reader allocate, or count, without end: N r p is 16 times what is written, so that there are
+512 MiB at most, and some seconds in which nobody can interrupt it."""
 
 _FIELDS = struct.Struct("<8sHHI Q QQ QQ II 32s 32s 32s II HHI 32s")
 assert _FIELDS.size == 208
@@ -232,7 +235,7 @@ def _key_source(key: list[int], salt: bytes, flags: int) -> KeySource:
     kind, log_n, r, p = key
     fits = {
         0: (log_n, r, p) == (0, 0, 0) and not any(salt),
-        1: 1 <= log_n <= MAX_SCRYPT_LOG_N and 1 <= r <= MAX_SCRYPT_R and 1 <= p <= MAX_SCRYPT_P,
+        1: 1 <= log_n <= MAX_SCRYPT_LOG_N and 1 <= (r * p) << log_n <= MAX_SCRYPT_COST,
         2: (log_n, r, p) == (0, 0, 0),
     }
     if not fits.get(kind, False) or bool(kind) != bool(flags & ENCRYPTED):
@@ -243,7 +246,7 @@ def _key_source(key: list[int], salt: bytes, flags: int) -> KeySource:
 def _check_areas(header: Header) -> None:
     """Table and description are inside of the file, one behind the other, behind the place where pages begin."""
     areas = (
-        ("table of checksums", header.table_offset, header.table_bytes, MAX_FILE_BYTES),
+        ("table of checksums", header.table_offset, header.table_bytes, MAX_TABLE_BYTES),
         ("description", header.description_offset, header.description_bytes, description_limit(header)),
     )
     at = ALIGN_BYTES
