@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tests.support.netns import ip, network_namespace
 from tests.support.plain_stream import framed, unframed
 from tests.wiring.guests import PROMPT, GuestShell
 from tests.wiring.test_stream_nets import GUEST, HOST, MAC, answer
-from tvmm import Machine, MachineConfig
+from tvmm import Machine, MachineConfig, halt, moves
 from tvmm.board import Board
 from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import UserError
@@ -334,6 +334,36 @@ async def test_a_reset_while_nobody_brings_pages(gate: Gate, tmp_path: Path) -> 
         assert machines.states[1] == "completed"
         status = await machines.here.moves.wait_migration()
         assert status.state == "completed", status.reason
+
+
+async def test_nobody_looks_whether_a_guest_that_waits_is_halted(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have to be stopped for that, which the kernel does not do for each access: then nothing would end it."""
+    monkeypatch.setattr(halt, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(moves, "PAUSE_SECONDS", 0.1)
+    looks = 0
+    seconds = halt._cpu_seconds
+
+    def looked(machine: Machine) -> list[float]:
+        nonlocal looks
+        looks += 1
+        return seconds(machine)
+
+    async with pair(gate, tmp_path, MachineConfig.parse(memory="64M")) as machines:
+        await machines.go()
+        there = machines.there
+        there.moves.pause_migration()
+        await machines.until("postcopy-paused", "postcopy-paused")
+        await machines.shell.order("check")
+        monkeypatch.setattr(halt, "_cpu_seconds", looked)
+        while looks < 20:
+            await trio.sleep(0.002)
+        assert not there.motion.lock.locked()
+        with suppress(UserError):
+            await there.pause()
+        there.quit()
+        assert (await there.wait()).kind == "quit"
 
 
 async def test_a_tap(gate: Gate, tmp_path: Path) -> None:
