@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from fuzz.common import Watch, fail, options
-from tests.support.mangled_runs import hurry, mangled_run
+from tests.support.mangled_runs import mangled_run
+from tests.support.patience import hurry
 
 if TYPE_CHECKING:
     from tests.support.mangled_runs import Ending

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from tests.support.churn import summary
-from tests.support.moving_guests import PAGE, Wire
+from tests.support.cut_wire import Cutter, Wire
+from tests.support.moving_guests import PAGE
 from tests.support.patience import PATIENT
 from tests.test_histories import Place, everything, surroundings
 from tests.wiring.guests import PROMPT, GuestShell
@@ -99,30 +100,23 @@ async def wired(tmp_path: Path, on_message: Callable[[str], bool]) -> AsyncItera
 async def test_a_guest_that_stays_after_all(tmp_path: Path) -> None:
     """Cut off, cancelled or too slow at every step up to the last one: it goes on where it was, memory and clocks."""
     steps = ("Descriptors", "RoundDone", "State", "Ready", "Commit")
-    at = ""
-
-    def on_message(passing: str) -> bool:
-        if passing == at:
-            wire.cut()
-            return False
-        return True
-
+    cutter = Cutter("")
     with trio.fail_after(120):
-        async with booted(SHARED) as vm, wired(tmp_path, on_message) as wire:
+        async with booted(SHARED) as vm, wired(tmp_path, cutter):
             await begin(vm)
             for step in steps:
-                at = step
+                cutter.name, cutter.done = step, False
                 try:
                     async with waiting(SHARED, f"unix:{tmp_path}/there"):
                         with pytest.raises(UserError):
-                            await vm.migrate(f"unix:{tmp_path}/wire")
+                            await vm.migrate(f"unix:{tmp_path}/wire", PATIENT)
                 except* UserError:
                     # The destination's end of it.
                     pass
+                assert cutter.done
                 assert vm.motion.running
                 await vm.send_serial("m")
                 await vm.wait_serial("longest pause ")
-            at = ""
             async with waiting(SHARED, f"unix:{tmp_path}/there") as there:
                 await vm.migrate(f"unix:{tmp_path}/wire", PATIENT)
                 await there.wait_arrival()

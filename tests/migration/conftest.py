@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.mangled_runs import hurry
 from tests.support.moving_guests import World
+from tests.support.patience import hurry
 
 
 @pytest.fixture

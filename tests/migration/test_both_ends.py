@@ -7,115 +7,31 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trio
 
-from tests.migration.patience import hurry
+from tests.migration.ends import check_one_guest, connected, impatient, paired
 from tests.migration.rig import Group
-from tests.support.moving_guests import Wire, World
+from tests.support.cut_wire import Cutter
+from tests.support.moving_guests import World
+from tests.support.patience import PATIENT
 from tvmm.config.incoming import MigrationAddress
-from tvmm.errors import IncomingFailed
 from tvmm.kvm.pages import PAGE
-from tvmm.migration import (
-    incoming,
-    pairing,
-    policy,
-    tls,
-)
+from tvmm.migration import commit, incoming, policy, tls
 from tvmm.migration.destination import DestinationState
-from tvmm.migration.incoming import Incoming
-from tvmm.migration.link import listen, open_connection
+from tvmm.migration.link import open_connection
 from tvmm.migration.outgoing import Outgoing
-from tvmm.migration.secure import Insecure, Securer, Tls
+from tvmm.migration.secure import Insecure, Tls
 from tvmm.migration.source import SourceState
-from tvmm.migration.status import MigrationParameters, MigrationStatus
+from tvmm.migration.status import MigrationParameters
 from tvmm.migration.wire import Kind, Opening, Security
 
 TO_DESTINATION = ("Hello", "State", "Commit", "Goodbye")
 TO_SOURCE = ("Welcome", "RoundDone", "Ready", "Running")
 BEFORE_COMMIT = ("Hello", "Welcome", "RoundDone", "State", "Ready")
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds for a real peer takes a moment here."""
-    hurry(monkeypatch, 0.3)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    """A guest at its source."""
-    made = World()
-    yield made
-    made.close()
-
-
-class Ends(NamedTuple):
-    """Both sides, and the wire between them."""
-
-    out: Outgoing
-    incoming: Incoming
-    wire: Wire
-    ended: list[IncomingFailed]
-    incoming_over: trio.Event
-
-
-@asynccontextmanager
-async def connected(
-    world: World,
-    tmp_path: Path,
-    on_message: Callable[[str], bool] = lambda name: True,
-    parameters: MigrationParameters | None = None,
-    secured: tuple[Securer, Securer] | None = None,
-) -> AsyncIterator[Ends]:
-    """A destination that waits behind a wire, and a source that has not begun. Both ended when the block is left."""
-    here = MigrationAddress("unix", path=str(tmp_path / "wire"))
-    there = MigrationAddress("unix", path=str(tmp_path / "there"))
-    said: list[str] = []
-    told: list[MigrationStatus] = []
-    wire = Wire(here.path, there.path, on_message)
-    near, far = secured or (Insecure(), Insecure())
-    arriving = Incoming(world.destination, far, told.append, said.append)
-    parameters = parameters or MigrationParameters(max_downtime_ms=2000, connections=2)
-    # The wire cannot follow what is encrypted.
-    leaving = Outgoing(world.source, there if secured else here, parameters, near, told.append)
-    ended: list[IncomingFailed] = []
-
-    async def arrive() -> None:
-        try:
-            await arriving.run(listeners)
-        except IncomingFailed as error:
-            ended.append(error)
-        over.set()
-
-    over = trio.Event()
-    with trio.fail_after(20):
-        async with listen(there) as listeners, trio.open_nursery() as nursery:
-            await nursery.start(wire.run)
-            nursery.start_soon(arrive)
-            yield Ends(leaving, arriving, wire, ended, over)
-            nursery.cancel_scope.cancel()
-
-
-def check_one_guest(world: World, ends: Ends) -> None:
-    """The rule of the module's text."""
-    state = ends.out.state
-    if state is SourceState.DONE:
-        assert world.running == {"destination"}
-        assert world.disk.holder is world.destination
-        assert bytes(world.destination.ram.blocks["pc.ram"].view) == bytes(world.source.ram.blocks["pc.ram"].view)
-    elif state is SourceState.UNCERTAIN:
-        assert world.source.kept_paused
-        assert world.running <= {"destination"}
-    else:
-        assert world.running == {"source"}
-        assert world.disk.holder is world.source
 
 
 async def test_a_guest_moves(world: World, tmp_path: Path) -> None:
@@ -187,7 +103,7 @@ async def test_tracking_stops_beside_the_event_loop(world: World, tmp_path: Path
 @pytest.mark.parametrize("connections", [1, 3])
 async def test_ways_to_move(world: World, tmp_path: Path, compress: str, connections: int) -> None:
     """With hashes compared, compressed and not, on one lane and on several."""
-    parameters = MigrationParameters(2000, connections=connections, compress=compress, verify=True)
+    parameters = PATIENT._replace(connections=connections, compress=compress, verify=True)
     async with connected(world, tmp_path, parameters=parameters) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.DONE
         check_one_guest(world, ends)
@@ -198,16 +114,6 @@ async def screen_of(world: World) -> trio.abc.Stream:
     while not world.destination.screens:
         await trio.sleep(0.01)
     return world.destination.screens[0]
-
-
-def paired() -> tuple[Securer, Securer]:
-    """Both ends of a pairing code."""
-    secret = pairing.new_secret()
-    gate = pairing.Gate(time.monotonic)
-    return (
-        Tls(tls.paired_source(secret), Security.PAIR, "localhost"),
-        Tls(tls.paired_destination(secret, gate), Security.PAIR, gate=gate),
-    )
 
 
 @pytest.mark.parametrize("security", ["plain", "paired"])
@@ -266,7 +172,7 @@ async def test_nobody_waits_for_viewers_that_do_not_come(
 @pytest.mark.parametrize("connections", [1, 3])
 async def test_ways_to_move_with_tls(world: World, tmp_path: Path, connections: int) -> None:
     """Neither side waits for a handshake on one lane while the other waits for another lane."""
-    parameters = MigrationParameters(2000, connections=connections, verify=True)
+    parameters = PATIENT._replace(connections=connections, verify=True)
     async with connected(world, tmp_path, parameters=parameters, secured=paired()) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.DONE
         check_one_guest(world, ends)
@@ -275,36 +181,36 @@ async def test_ways_to_move_with_tls(world: World, tmp_path: Path, connections: 
 @pytest.mark.parametrize("name", [*TO_DESTINATION, *TO_SOURCE])
 async def test_a_connection_that_breaks(world: World, tmp_path: Path, name: str) -> None:
     """Just before each message. Nobody is in doubt for long, since both are there to be asked."""
-    cut: list[str] = []
-
-    def on_message(passing: str) -> bool:
-        if passing == name and not cut:
-            cut.append(passing)
-            ends.wire.cut()
-            return False
-        return True
-
-    async with connected(world, tmp_path, on_message) as ends:
+    cutter = Cutter(name)
+    async with connected(world, tmp_path, cutter) as ends:
         state = await ends.out.run(trio.Event())
-        assert cut
+        assert cutter.done
         check_one_guest(world, ends)
         assert state is (SourceState.DONE if name in ("Running", "Goodbye") else SourceState.FAILED)
 
 
 @pytest.mark.parametrize("name", [*TO_DESTINATION, *TO_SOURCE])
-async def test_a_connection_that_stalls(world: World, tmp_path: Path, name: str) -> None:
+async def test_a_connection_that_stalls(
+    world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From each message on nothing comes through, and nothing breaks. Questions go another way."""
-    async with connected(
-        world, tmp_path, lambda passing: passing != name, MigrationParameters(300, connections=1)
-    ) as ends:
+    seen: list[str] = []
+
+    def on_message(passing: str) -> bool:
+        seen.append(passing)
+        return passing != name
+
+    async with connected(world, tmp_path, on_message, impatient(name, monkeypatch)) as ends:
         state = await ends.out.run(trio.Event())
+        assert name in seen
         check_one_guest(world, ends)
         assert state is (SourceState.DONE if name in ("Running", "Goodbye") else SourceState.FAILED)
 
 
 @pytest.mark.parametrize("name", ["Commit", "Running"])
-async def test_nobody_answers(world: World, tmp_path: Path, name: str) -> None:
+async def test_nobody_answers(world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The destination is cut off in the moment of the commit: the guest is paused here, and a person decides."""
+    monkeypatch.setattr(commit, "ASK_SECONDS", 0.5)
 
     def on_message(passing: str) -> bool:
         if passing == name:
@@ -373,7 +279,7 @@ async def test_a_state_that_cannot_be_loaded(world: World, tmp_path: Path) -> No
 async def test_a_state_that_is_loaded_wrongly(world: World, tmp_path: Path) -> None:
     """Found by comparing what the destination would save with what was sent, if that is asked for."""
     world.destination.otherwise = ["serial0"]
-    parameters = MigrationParameters(2000, verify=True)
+    parameters = PATIENT._replace(verify=True)
     async with connected(world, tmp_path, parameters=parameters) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.FAILED
         assert "differs from the source's: serial0" in ends.out.status.error
@@ -383,7 +289,7 @@ async def test_a_state_that_is_loaded_wrongly(world: World, tmp_path: Path) -> N
 async def test_pages_that_differ(world: World, tmp_path: Path) -> None:
     """A page that changed without being marked, as a bug would have it: the hashes tell."""
     world.source.on_held = lambda: world.source.write_page(300, 99)
-    parameters = MigrationParameters(2000, verify=True)
+    parameters = PATIENT._replace(verify=True)
     async with connected(world, tmp_path, parameters=parameters) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.FAILED
         assert "pc.ram differs" in ends.out.status.error

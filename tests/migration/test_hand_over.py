@@ -13,24 +13,18 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.migration.test_both_ends import check_one_guest, connected, paired
+from tests.migration.ends import check_one_guest, connected, impatient, paired
+from tests.support.cut_wire import Cutter
 from tests.support.moving_guests import PAGE, World
-from tvmm.migration import commit
+from tests.support.patience import PATIENT
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.source import SourceState
-from tvmm.migration.status import MigrationParameters
 
 MESSAGES = (
     *("Hello", "Grants", "Welcome", "Descriptors", "RoundDone", "State", "Ready", "Commit", "Running", "Goodbye"),
 )
 LATE = ("Running", "Goodbye")
 """The guest is the destination's before these."""
-
-
-@pytest.fixture(autouse=True)
-def patience(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A destination that is there answers in the end, also on a busy host."""
-    monkeypatch.setattr(commit, "ASK_SECONDS", 10.0)
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ async def test_memory_is_handed_over(world: World, tmp_path: Path, verify: bool)
         passed.append(passing)
         return True
 
-    async with connected(world, tmp_path, on_message, MigrationParameters(2000, verify=verify)) as ends:
+    async with connected(world, tmp_path, on_message, PATIENT._replace(verify=verify)) as ends:
         assert await ends.out.run(trio.Event()) is SourceState.DONE
         assert ends.incoming.state is DestinationState.RUNNING
         assert world.running == {"destination"}
@@ -90,18 +84,10 @@ async def test_memory_is_handed_over(world: World, tmp_path: Path, verify: bool)
 async def test_a_connection_that_breaks(world: World, tmp_path: Path, name: str) -> None:
     """Just before each message."""
     before = ram_of(world)
-    cut: list[str] = []
-
-    def on_message(passing: str) -> bool:
-        if passing == name and not cut:
-            cut.append(passing)
-            ends.wire.cut()
-            return False
-        return True
-
-    async with connected(world, tmp_path, on_message) as ends:
+    cutter = Cutter(name)
+    async with connected(world, tmp_path, cutter) as ends:
         state = await ends.out.run(trio.Event())
-        assert cut
+        assert cutter.done
         if name == "Hello":
             # As from a destination that does not know the wish: it is asked again, without.
             assert state is SourceState.DONE
@@ -113,11 +99,12 @@ async def test_a_connection_that_breaks(world: World, tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-async def test_a_connection_that_stalls(world: World, tmp_path: Path, name: str) -> None:
+async def test_a_connection_that_stalls(
+    world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From each message on nothing comes through, and nothing breaks."""
     before = ram_of(world)
-    # The limit of the pause is what ends one that has not been given up: a busy host must not be what does.
-    parameters = MigrationParameters(5000 if name in LATE else 300)
+    parameters = impatient(name, monkeypatch)
     async with connected(world, tmp_path, lambda passing: passing != name, parameters) as ends:
         state = await ends.out.run(trio.Event())
         check_one_guest(world, ends)

@@ -77,7 +77,7 @@ async def answering(
                 if isinstance(message, Commit):
                     await stream.send_all(to_commit)
 
-    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(20):
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(60):
         address = MigrationAddress("unix", path=f"{directory}/there")
         async with listen(address) as listeners, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)

@@ -176,7 +176,7 @@ async def test_answers_that_are_none(world: World, disk: GuestDisk, at_once: tup
             while await stream.receive_some():
                 pass
 
-    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(20):
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(60):
         address = MigrationAddress("unix", path=f"{directory}/there")
         async with listen(address) as listeners, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)

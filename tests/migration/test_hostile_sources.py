@@ -11,6 +11,7 @@ import trio
 
 from tests.support.hostile_source import HELLO, STATE, HostileSource, round_end, waiting_for
 from tests.support.moving_guests import World
+from tests.support.patience import hurry
 from tests.support.plain_lanes import HEADER, MAGIC, PAGES, ZEROS, Frame, encode
 from tvmm.errors import ProtocolError
 from tvmm.migration import incoming
@@ -492,8 +493,10 @@ async def test_a_state_that_does_not_end(world: World) -> None:
         assert peak < MEMORY_LIMIT
 
 
-async def test_a_state_as_large_as_it_may_be(world: World) -> None:
+async def test_a_state_as_large_as_it_may_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs what the documents say at most."""
+    # While memory is counted all of this is slow.
+    hurry(monkeypatch.setattr, wait_s=60)
     data = pack(STATE._replace(sections=(Section("x", 1, 1, bytes(MAX_MESSAGE // 2 - 1000)),) * 2))
     async with waiting_for(world) as source:
         link, token = await source.greeted()

@@ -8,31 +8,31 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.migration.patience import hurry
+from tests.migration.ends import Ends, check_one_guest, connected
 from tests.migration.rig import Group
-from tests.migration.test_both_ends import Ends, check_one_guest, connected
+from tests.support.cut_wire import Cutter
 from tests.support.moving_guests import World
+from tests.support.patience import PATIENT
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import ProtocolError, UserError
 from tvmm.kvm.pages import PageBitmap
 from tvmm.kvm.uffd import can_wait_for_pages
-from tvmm.migration import postcopy_source, tls
+from tvmm.migration import incoming, postcopy_source, tls
 from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost, open_connection
 from tvmm.migration.messages import FROM_DESTINATION, Absent, Recover
 from tvmm.migration.secure import Tls
 from tvmm.migration.source import SourceState
-from tvmm.migration.status import MigrationParameters, MigrationStatus
+from tvmm.migration.status import MigrationStatus
 from tvmm.migration.wire import Kind, Opening, Security
 
-NOW = MigrationParameters(max_downtime_ms=2000, connections=2, postcopy="now")
+NOW = PATIENT._replace(connections=2, postcopy="now")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds for a real peer takes a moment here."""
-    hurry(monkeypatch, 0.5)
+    """What a source waits before it tries again is a moment here."""
     monkeypatch.setattr(postcopy_source, "LAST_WORD_SECONDS", 0.1)
     monkeypatch.setattr(postcopy_source, "AGAIN_SECONDS", 0.02)
 
@@ -72,30 +72,15 @@ BEFORE_COMMIT = ("Absent", "Absentees", "Discarded", "Partial", "State", "Ready"
 BEHIND_COMMIT = ("Commit", "Running", "Complete")
 
 
-class Cutter:
-    """Cuts the wire the first time that a message goes by, and lets connections in again afterwards."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.wire: object = None
-        self.seen: list[str] = []
-        self.done = False
-
-    def __call__(self, name: str) -> bool:
-        self.seen.append(name)
-        if name == self.name and not self.done:
-            self.done = True
-            self.wire.cut()  # type: ignore[attr-defined]
-            return False
-        return True
-
-
 @pytest.mark.parametrize("name", BEFORE_COMMIT)
-async def test_a_cut_before_commit_leaves_the_guest_here(world: World, tmp_path: Path, name: str) -> None:
+async def test_a_cut_before_commit_leaves_the_guest_here(
+    world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As without post-copy, whatever is missing there by then."""
+    # Behind Ready it waits to be asked.
+    monkeypatch.setattr(incoming, "ANSWER_SECONDS", 0.5)
     cutter = Cutter(name)
     async with connected(world, tmp_path, cutter, NOW) as ends:
-        cutter.wire = ends.wire
         assert await ends.out.run(trio.Event()) is SourceState.FAILED
         assert cutter.done
         check_one_guest(world, ends)
@@ -104,11 +89,15 @@ async def test_a_cut_before_commit_leaves_the_guest_here(world: World, tmp_path:
 
 
 @pytest.mark.parametrize("name", BEHIND_COMMIT)
-async def test_a_cut_behind_commit_is_mended(world: World, tmp_path: Path, name: str) -> None:
+async def test_a_cut_behind_commit_is_mended(
+    world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the source itself; a lost Commit is found out, and the guest stays here."""
+    if name == "Complete":
+        # The source has its answer by another connection, and does not say goodbye on this one.
+        monkeypatch.setattr(incoming, "ANSWER_SECONDS", 3.0)
     cutter = Cutter(name)
     async with connected(world, tmp_path, cutter, NOW) as ends:
-        cutter.wire = ends.wire
         state = await ends.out.run(trio.Event())
         assert cutter.done, ends.out.status.reason
         if name == "Commit":
@@ -181,7 +170,7 @@ async def test_certificates(world: World, tmp_path: Path) -> None:
     beta = group.join("beta", "localhost")
     near = Tls(tls.source(group.alpha), Security.TLS, "localhost")
     far = Tls(tls.destination(beta), Security.TLS)
-    parameters = NOW._replace(tls=True, max_downtime_ms=10_000)
+    parameters = NOW._replace(tls=True)
     async with connected(world, tmp_path, parameters=parameters, secured=(near, far)) as ends:
         told = ends.out._changed
         cuts: list[str] = []

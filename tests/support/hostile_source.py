@@ -107,7 +107,7 @@ async def waiting_for(
     world: World, security: Securer | None = None, random: Callable[[int], bytes] = os.urandom
 ) -> AsyncIterator[HostileSource]:
     """A destination, and somebody who comes in place of its source."""
-    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(20):
+    with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, trio.fail_after(60):
         path = f"{directory}/there"
         said: list[str] = []
         incoming = Incoming(world.destination, security or Insecure(), lambda status: None, said.append, random=random)

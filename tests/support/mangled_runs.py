@@ -12,20 +12,7 @@ from tests.support.mangling import MangledWire
 from tests.support.moving_guests import World
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
-from tvmm.migration import (
-    commit,
-    hand_over,
-    incoming,
-    intake,
-    lane_arrival,
-    link,
-    plain_thread,
-    reception,
-    rounds,
-    senders,
-    talk,
-    tls,
-)
+from tvmm.migration import tls
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen
@@ -36,11 +23,9 @@ from tvmm.migration.status import MigrationParameters
 from tvmm.migration.wire import Security
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tvmm.migration.secure import Securer
 
-__all__ = ["Ending", "hurry", "mangled_run"]
+__all__ = ["Ending", "mangled_run"]
 
 LIMIT_SECONDS = 30.0
 """Far above the sum of all patience: a run that takes so long hangs."""
@@ -53,31 +38,6 @@ class Ending(NamedTuple):
     source: SourceState
     destination: DestinationState
     error: str
-
-
-def hurry(put: Callable[[Any, str, Any], None]) -> None:
-    """What takes seconds for a real peer takes a moment: `put(module, name, value)` sets a limit."""
-    put(rounds, "ROUND_SECONDS", 0.5)
-    put(hand_over, "TAKEN_SECONDS", 0.5)
-    put(commit, "RUNNING_SECONDS", 0.5)
-    put(commit, "ASK_SECONDS", 1.0)
-    put(commit, "ASK_AGAIN_SECONDS", 0.1)
-    put(talk, "GREETING_SECONDS", 0.5)
-    for module, name in (
-        (incoming, "HELLO_SECONDS"),
-        (incoming, "ANSWER_SECONDS"),
-        (lane_arrival, "LANES_SECONDS"),
-        (intake, "COMMIT_SECONDS"),
-        (intake, "SILENCE_SECONDS"),
-    ):
-        put(module, name, 0.8)
-    put(incoming, "FAREWELL_SECONDS", 0.2)
-    put(talk, "FAREWELL_SECONDS", 0.2)
-    put(reception, "OPENING_SECONDS", 0.8)
-    put(link, "CONNECT_SECONDS", 0.5)
-    put(tls, "HANDSHAKE_SECONDS", 0.5)
-    for module in (senders, plain_thread):
-        put(module, "STALL_MS", 500)
 
 
 async def mangled_run(seed: int) -> Ending:
