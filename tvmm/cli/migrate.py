@@ -114,13 +114,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Mapping[str, Any]) -> int:
     """Move it, and say how it went."""
-    from tvmm.cli.migration_display import choose
     from tvmm.control.client import CommandError
 
     recovers = bool(options.get("recover"))
     uri, parameters = _recovery(options) if recovers else order(options)
     entry = named(options)
-    display = choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
     with control(entry) as client, Interrupts() as interrupts:
         follower = Follower(client)
         try:
@@ -130,15 +128,22 @@ def run(options: Mapping[str, Any]) -> int:
                 follower.start(uri, parameters)
         except TvmmError as error:
             outcome = "refused" if isinstance(error, CommandError) else "unknown"
-            display.end({"error-desc": str(error)}, outcome, STATUS_USAGE)
+            _display(options).end({"error-desc": str(error)}, outcome, STATUS_USAGE)
             raise
-        with display:
+        # Found now, when the machine is at work.
+        with _display(options) as display:
             for info in follower.updates(interrupts):
                 if not follower.ended:
                     display.update(info)
                 if follower.waits:
                     break
     return _report(entry.name, follower, interrupts, display, silent="json" in options or "quiet" in options)
+
+
+def _display(options: Mapping[str, Any]) -> Display:
+    from tvmm.cli.migration_display import choose
+
+    return choose(as_json=bool(options.get("json")), quiet=bool(options.get("quiet")))
 
 
 def _recovery(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ process died.
 from __future__ import annotations
 
 import signal
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,8 +43,8 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python lets the main thread alone set handlers; those that were ignored stay so.
-        if threading.current_thread() is threading.main_thread():
+        # Python lets the main thread alone set handlers, by this error; those that were ignored stay so.
+        with suppress(ValueError):
             for number in self.NUMBERS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
