@@ -1,10 +1,14 @@
-"""What `tvmm run` imports before the guest's first byte is on its way: a list, so that nothing creeps in."""
+"""What `tvmm run` imports before the guest's first byte is on its way, and `tvmm migrate` before it looks for its
+machine: lists, so that nothing creeps in.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +64,30 @@ def test_only_what_the_path_needs_is_imported() -> None:
     found = set(json.loads(line.removeprefix("MODULES")))
     assert {name for name in found if name.startswith("tvmm")} == set(TVMM)
     assert {name for name in found if not name.startswith("tvmm")} == set(OTHERS)
+
+
+CLIENT_SCRIPT = """
+import sys, json
+before = set(sys.modules)
+from tvmm.cli import main
+main(['migrate', 'nobody', '--to', 'unix:there'])
+print("MODULES", json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+CLIENT = """
+tvmm tvmm.cli tvmm.cli.completers tvmm.cli.machines tvmm.cli.migrate tvmm.cli.migration_follow tvmm.cli.output
+tvmm.cli.parser tvmm.cli.verbs tvmm.config tvmm.config.incoming tvmm.config.names tvmm.config.options
+tvmm.config.units tvmm.control tvmm.control.client tvmm.control.directory tvmm.control.migration_info
+tvmm.control.registry tvmm.errors tvmm.migration tvmm.migration.status tvmm.outcome
+""".split()
+
+
+def test_a_client_imports_what_a_client_needs(tmp_path: Path) -> None:
+    """`tvmm migrate` has these modules when it finds that there is no such machine, and none that help texts need."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT_SCRIPT],
+        capture_output=True, text=True, check=True, timeout=60, env={**os.environ, "TVMM_RUNTIME_DIR": str(tmp_path)},
+    )  # fmt: skip
+    found = set(json.loads(done.stdout.removeprefix("MODULES")))
+    assert {name for name in found if name.startswith("tvmm")} == set(CLIENT)
+    assert found.isdisjoint({"shutil", "threading", "trio", "rich"})

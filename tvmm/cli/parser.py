@@ -7,6 +7,7 @@ told in the help texts.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,19 +34,23 @@ exit status:
 """
 
 
+WIDEST = 110
+"""Columns that read well."""
+
+
 def _width() -> int:
     """Columns of the terminal, within what reads well."""
     # Not at the top of the file: whoever asks for no help text starts some milliseconds earlier.
     from shutil import get_terminal_size
 
-    return max(60, min(get_terminal_size((100, 24)).columns, 110)) - 2
+    return max(60, min(get_terminal_size((100, 24)).columns, WIDEST)) - 2
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Examples keep their lines; the column of explanations starts where most option names fit."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=_width())
+    def __init__(self, prog: str, width: int = WIDEST) -> None:
+        super().__init__(prog, max_help_position=30, width=width)
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,6 +73,11 @@ class Parser(argparse.ArgumentParser):
         elif colon:
             message = f"{argument}: {complaint}"
         raise ConfigError(message, f"see '{self.prog} --help'")
+
+    def format_help(self) -> str:
+        """As wide as the terminal is. That is looked at here alone: argparse wants a formatter for each option too."""
+        self.formatter_class = partial(_Formatter, width=_width())
+        return super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Where argparse prints its help."""
