@@ -153,6 +153,9 @@ def test_a_live_panel_leaves_nothing() -> None:
     out = StringIO()
     console = Console(file=out, width=70, force_terminal=True, color_system=None, legacy_windows=False)
     with Live(console) as live:
+        live.update(info_of(ACTIVE._replace(total_ms=100.0)))
+        # It may be over in a moment.
+        assert not out.getvalue()
         live.update(info_of(ACTIVE))
         live.update(info_of(LAST_PASS))
     assert "round 3" in out.getvalue()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import Console, RenderableType
+    from rich.live import Live as RichLive
 
     from tvmm.migration.status import MigrationStatus
 
@@ -23,6 +24,8 @@ __all__ = ["Display", "JsonLines", "Lines", "Live", "Nothing", "bar_and_rows", "
 
 LINE_MS = 2000.0
 """A log gets a line when the phase changes, and after this time in the same one."""
+PANEL_MS = 300.0
+"""What is over sooner gets no panel: to import what draws it takes as long as to hand a guest over."""
 BAR_COLUMNS = 50
 
 
@@ -90,25 +93,38 @@ class Lines(Nothing):
 
 
 class Live(Nothing):
-    """A panel on the terminal that `console` writes to; it goes away at the end."""
+    """A panel on the terminal that `console` writes to, by default standard error; it goes away at the end."""
 
-    def __init__(self, console: Console) -> None:
-        from rich.live import Live as RichLive
-
-        self._live = RichLive(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        self._live: RichLive | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Draw it anew."""
-        self._live.update(panel(status_of(info)), refresh=True)
+        status = status_of(info)
+        if self.is_due(status.total_ms):
+            self.draw(panel(status))
+
+    def is_due(self, total_ms: float | None) -> bool:
+        """Whether it goes on for long enough to be looked at."""
+        return self._live is not None or (total_ms or 0.0) >= PANEL_MS
+
+    def draw(self, what: RenderableType) -> None:
+        """In place of what is there."""
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live as RichLive
+
+            console = self._console or Console(stderr=True)
+            self._live = RichLive(console=console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(what, refresh=True)
 
 
 def panel(status: MigrationStatus) -> RenderableType:
@@ -138,6 +154,4 @@ def choose(*, as_json: bool, quiet: bool, lines: type[Lines] = Lines, live: type
         return Nothing()
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return lines()
-    from rich.console import Console
-
-    return live(Console(stderr=True))
+    return live()

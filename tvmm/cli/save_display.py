@@ -36,7 +36,9 @@ class SaveLive(Live):
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Draw it anew."""
-        self._live.update(_panel(save_status_of(info)), refresh=True)
+        status = save_status_of(info)
+        if self.is_due(status.total_ms):
+            self.draw(_panel(status))
 
 
 def _panel(status: SaveStatus) -> RenderableType:
