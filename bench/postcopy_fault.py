@@ -1,21 +1,26 @@
 """Faults of post-copy: how long a touch of an absent page takes, over loopback, between two processes.
 
-    python -m bench.postcopy_fault [--runs 3] [--mib 1024] [--lanes 0,1,2] [--family tcp,unix]
+    python -m bench.postcopy_fault [--runs 3] [--mib 1024] [--lanes 0,1,2] [--family tcp,unix] [--awake]
 
 The source has random bytes in every page. With lanes they push all of it as fast as it goes while one thread of the
 destination touches pages at random that are not there yet; with 0 lanes only the touches bring pages, and those around
 them. `service` is from the report of the fault to the page, `touch` is what the thread waits.
+
+A touch wakes three threads in turn. Where nothing else runs each of them may wake a processor that sleeps, and in a
+virtual machine that is the host's business: with `--awake` none sleeps, and what is left is tvmm's and the kernel's.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -93,6 +98,27 @@ def lane(work: Callable[[], LaneStop], nice: bool) -> None:
         run()
 
 
+def turn() -> None:
+    """Keep a processor from sleeping, and nobody from using it."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    while True:
+        pass
+
+
+@contextmanager
+def processors_awake(awake: bool) -> Iterator[None]:
+    """Within the block, if `awake`."""
+    turners = [get_context("spawn").Process(target=turn, daemon=True) for _ in range((os.cpu_count() or 1) * awake)]
+    for turner in turners:
+        turner.start()
+    try:
+        yield
+    finally:
+        for turner in turners:
+            turner.kill()
+            turner.join()
+
+
 def run(control: Connection, listener: socket.socket, lanes: int, options: argparse.Namespace) -> str:
     """One migration: a line of figures."""
     control.send(lanes)
@@ -164,7 +190,14 @@ def main() -> None:
     parser.add_argument("--pause", type=int, default=0, help="us between two touches")
     parser.add_argument("--greedy", action="store_true", help="lanes do not leave the processors to others")
     parser.add_argument("--shared", action="store_true", help="the destination's memory is a memfd")
+    parser.add_argument("--awake", action="store_true", help="no processor sleeps meanwhile")
     options = parser.parse_args()
+    with processors_awake(options.awake):
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """All families and numbers of lanes."""
     context = get_context("spawn")
     for family in options.family.split(","):
         with tempfile.TemporaryDirectory() as folder, socket.socket(
