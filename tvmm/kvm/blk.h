@@ -246,6 +246,7 @@ void tvmm_blk_answer_id(const struct tvmm_blk_limits *limits, const struct tvmm_
 int tvmm_blk_next_step(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);
+int tvmm_blk_may_start(const struct tvmm_blk *blk, const struct tvmm_blk_step *step);
 int tvmm_blk_is_fault(struct tvmm_blk *blk);
 
 /* blk_limit.c */

@@ -161,6 +161,9 @@ static void nbd_take_over(const struct blk_nbd *nbd, struct tvmm_nbd_link *link)
 static int blk_nbd_start(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
     struct blk_nbd *nbd = blk->engine_state;
+    request->result = tvmm_blk_may_start(blk, &request->step);
+    if (request->result)
+        return 0;
     struct tvmm_nbd_link *link = nbd_choose(nbd);
     if (link->state == TVMM_NBD_FAILING) {
         request->result = -link->failing;

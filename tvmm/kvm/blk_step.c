@@ -223,9 +223,21 @@ int tvmm_blk_step_done(struct tvmm_blk *blk, struct tvmm_blk_request *request)
     return blk_range_done(blk, request);
 }
 
+/* 0; or -ECANCELED for what would change the image by what the guest has not written, since its memory was lost. May wait
+ * for memory that is still to come. Engines ask before they make the call. */
+int tvmm_blk_may_start(const struct tvmm_blk *blk, const struct tvmm_blk_step *step)
+{
+    if (step->call == TVMM_BLK_CALL_READ || step->call == TVMM_BLK_CALL_SYNC)
+        return 0;
+    return tvmm_iovecs_are_real(blk->queue.ring, step->iovecs, step->iovec_count) ? 0 : -ECANCELED;
+}
+
 /* The step's call on this thread: bytes, 0 for calls that move none, or -errno. */
 int64_t tvmm_blk_execute(const struct tvmm_blk *blk, const struct tvmm_blk_step *step)
 {
+    int refused = tvmm_blk_may_start(blk, step);
+    if (refused)
+        return refused;
     int fd = step->plain ? blk->setup.plain_fd : blk->setup.fd;
     uint64_t range[2] = {step->offset, step->length};
     int64_t result;

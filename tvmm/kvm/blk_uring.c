@@ -183,6 +183,9 @@ static int blk_uring_start(struct tvmm_blk *blk, struct tvmm_blk_request *reques
     struct blk_uring *ring = blk->engine_state;
     if (blk_uring_is_alone(blk, ring) || request->step.call == TVMM_BLK_CALL_DISCARD)
         return tvmm_blk_sync_engine.start(blk, request);
+    request->result = tvmm_blk_may_start(blk, &request->step);
+    if (request->result)
+        return 0;
     blk_uring_fill(blk, ring, &ring->sqes[ring->tail & ring->sq_mask], request);
     ring->tail++;
     return 1;

@@ -246,7 +246,14 @@ enum tvmm_ring_error {
 };
 struct iovec { void *iov_base; size_t iov_len; };
 struct tvmm_region { uint64_t gpa, size; uint8_t *hva; uint32_t flags; ...; };
-struct tvmm_memory_map { uint32_t count; struct tvmm_device_log *log; struct tvmm_region regions[]; };
+#define TVMM_MEMORY_COMING ...
+#define TVMM_MEMORY_LOST ...
+struct tvmm_memory_map {
+    uint32_t count;
+    struct tvmm_device_log *log;
+    const int32_t *presence;
+    struct tvmm_region regions[];
+};
 struct tvmm_chain {
     uint32_t id, first, readable_count, writable_count;
     uint64_t readable_bytes, writable_bytes;

@@ -344,17 +344,30 @@ uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch)
     return batch->count;
 }
 
-/* Look at each page of all buffers: where guest memory is still on its way, that waits for it. */
-void tvmm_batch_touch(const struct tvmm_batch *batch)
+static void touch_iovecs(const struct iovec *iovecs, uint32_t count)
 {
-    for (uint32_t index = 0; index < batch->iovec_count; index++) {
-        const volatile uint8_t *base = batch->iovecs[index].iov_base;
-        size_t length = batch->iovecs[index].iov_len, at = 0;
+    for (uint32_t index = 0; index < count; index++) {
+        const volatile uint8_t *base = iovecs[index].iov_base;
+        size_t length = iovecs[index].iov_len, at = 0;
         while (at < length) {
             (void)base[at];
             at += 4096 - ((uintptr_t)base + at) % 4096;
         }
     }
+}
+
+/* Look at each page of all buffers: where guest memory is still on its way, that waits for it. */
+void tvmm_batch_touch(const struct tvmm_batch *batch) { touch_iovecs(batch->iovecs, batch->iovec_count); }
+
+/* Whether what these buffers hold, and the ring said of them, is the guest's; waits until they are here. Once they are,
+ * they stay. Memory is marked as lost before its pages become zeros, so the mark is looked at last. */
+int tvmm_iovecs_are_real(const struct tvmm_vring *ring, const struct iovec *iovecs, uint32_t count)
+{
+    const int32_t *presence = ring->map ? ring->map->presence : NULL;
+    if (__builtin_expect(!presence || !__atomic_load_n(presence, __ATOMIC_ACQUIRE), 1))
+        return 1;
+    touch_iovecs(iovecs, count);
+    return __atomic_load_n(presence, __ATOMIC_ACQUIRE) != TVMM_MEMORY_LOST;
 }
 
 /* The last `count` chains of the batch that was popped last, as if they had not been: the next pop reads them anew.

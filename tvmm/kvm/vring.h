@@ -69,9 +69,15 @@ struct tvmm_region {
     uint32_t flags;
 };
 
+/* Of the whole memory. Who reads a page that is elsewhere waits for it; when that is given up, who waits gets zeros. The
+ * guest never wrote them: they must not reach a disk. */
+#define TVMM_MEMORY_COMING 1 /* some of it may be elsewhere */
+#define TVMM_MEMORY_LOST 2   /* what was elsewhere will not come, and is zeros */
+
 struct tvmm_memory_map {
     uint32_t count;
     struct tvmm_device_log *log;
+    const int32_t *presence; /* TVMM_MEMORY_..., or 0: all is here. NULL is 0 for good */
     struct tvmm_region regions[];
 };
 
@@ -136,6 +142,7 @@ void tvmm_vring_reset(struct tvmm_vring *ring);
 int tvmm_vring_configure(struct tvmm_vring *ring, const struct tvmm_memory_map *map);
 uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch);
 void tvmm_batch_touch(const struct tvmm_batch *batch);
+int tvmm_iovecs_are_real(const struct tvmm_vring *ring, const struct iovec *iovecs, uint32_t count);
 int tvmm_vring_unpop(struct tvmm_vring *ring, struct tvmm_batch *batch, uint32_t count);
 int tvmm_vring_push(struct tvmm_vring *ring, const struct tvmm_used *used, uint32_t count);
 int tvmm_vring_should_notify(struct tvmm_vring *ring);

@@ -113,7 +113,14 @@ class MemoryMap:
             }
             for run in runs
         ]
-        fields = {"count": len(regions), "log": log.raw if log is not None else ffi.NULL, "regions": regions}
+        presence = getattr(ram, "presence", None)
+        self._presence = ffi.NULL if presence is None else ffi.from_buffer("int32_t[]", presence)
+        fields = {
+            "count": len(regions),
+            "log": log.raw if log is not None else ffi.NULL,
+            "presence": self._presence,
+            "regions": regions,
+        }
         self.raw = ffi.new("struct tvmm_memory_map *", fields)
 
     def fetch(self, batch: Batch) -> None:

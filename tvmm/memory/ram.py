@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import time
+from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from tvmm.errors import HostError, MemoryAccessError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["DirtyLog", "GuestRam", "RamBlock"]
 
 MAIN_BLOCK, VRAM_BLOCK = "pc.ram", "vga.vram"
+PRESENT, COMING, LOST = 0, 1, 2
+"""All of it is here; some of it may be elsewhere; what was elsewhere will not come (TVMM_MEMORY_... of vring.h)."""
 HUGE_SHIFT = 26
 """Where memfd_create(2) takes log2 of the huge page size (MFD_HUGE_SHIFT)."""
 MADV_POPULATE_WRITE = 23
@@ -121,6 +124,8 @@ class GuestRam:
         self.regions = RegionTable()
         self.dirty_log: DirtyLog | None = None
         """Hears of each write through this object, after it."""
+        self.presence = array("i", [PRESENT])
+        """PRESENT, COMING or LOST, for C too: what was elsewhere when it was lost is zeros that no disk is to get."""
         self.has: Callable[[str, int, int], bool] | None = None
         """Whether these bytes of a block are here, set along with `fetch`."""
         self.let_go: Callable[[], None] | None = None
@@ -169,6 +174,7 @@ class GuestRam:
             block.populate()
         for block in self.blocks.values():
             self._mark(block.name, 0, block.size)
+        self.presence[0] = PRESENT
 
     def read(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa`; raises `MemoryAccessError` unless all of them are RAM."""

@@ -16,7 +16,7 @@ import trio
 from tvmm.errors import ProtocolError
 from tvmm.kvm.pager import Pager
 from tvmm.kvm.pages import PAGE, PageBitmap
-from tvmm.memory.ram import MAIN_BLOCK
+from tvmm.memory.ram import COMING, LOST, MAIN_BLOCK, PRESENT
 from tvmm.migration.absent import difference, take_piece
 from tvmm.migration.engine_end import engine_end
 from tvmm.migration.link import LinkLost
@@ -150,6 +150,7 @@ class PartialArrival:
         if self._requests is None:
             raise LinkLost("its connection for page requests did not come")
         self._begun = True
+        self._ram.presence[0] = COMING
         self._ram.has = self._has
         self._ram.fetch = self.pager.touch
         self._ram.let_go = self.release
@@ -191,6 +192,8 @@ class PartialArrival:
     def release(self) -> None:
         """Nobody needs what is missing: it is zeros from now on. From any thread."""
         if self.pager is not None:
+            if self.begun and self.pager.remaining:
+                self._ram.presence[0] = LOST
             self.pager.release()
 
     def give_up(self) -> None:
@@ -205,6 +208,8 @@ class PartialArrival:
         """No page is missing: the memory is the guest's, as any."""
         self._ram.fetch = self._ram.has = self._ram.let_go = None
         self.release()
+        if self._ram.presence[0] == COMING:
+            self._ram.presence[0] = PRESENT
 
     async def close(self) -> None:
         """Give everything back. The guest is whole, or abandoned, or will not run again."""
@@ -218,6 +223,9 @@ class PartialArrival:
         if self._loop_thread is not None:
             self._loop_thread.close()
         self._lanes.pager = None
+        if not self._kept:
+            # Abandoned: nothing of it has run, and the next guest is another one.
+            self._ram.presence[0] = PRESENT
         if self.pager is not None:
             self._final = self.progress()
             pager, self.pager = self.pager, None
