@@ -20,7 +20,7 @@ from tests.support.plain_stream import framed, unframed
 from tests.wiring.guests import PROMPT, GuestShell
 from tests.wiring.test_stream_nets import GUEST, HOST, MAC, answer
 from tvmm import Machine, MachineConfig, halt, moves
-from tvmm.board import Board
+from tvmm.board import Board, GuestRequest
 from tvmm.config.incoming import IncomingConfig
 from tvmm.errors import UserError
 from tvmm.kvm.uffd import Uffd
@@ -334,6 +334,64 @@ async def test_a_reset_while_nobody_brings_pages(gate: Gate, tmp_path: Path) -> 
         assert machines.states[1] == "completed"
         status = await machines.here.moves.wait_migration()
         assert status.state == "completed", status.reason
+
+
+async def write_from_missing_pages(machines: Pair, image: Path) -> bytes:
+    """With the network cut, the disk is given one write of a MiB, most of which has not come; what the image has."""
+    # The guest's own pages come with that, and the first of the data.
+    assert " 0 errors" in await machines.shell.ask("blkbench 0 write 4096 1 1")
+    before = image.read_bytes()
+    machines.there.moves.pause_migration()
+    await machines.until("postcopy-paused", "postcopy-paused")
+    await machines.shell.order("blkbench 0 write 1048576 1 1")
+    assert machines.there.board.devices is not None
+    [disk] = machines.there.board.devices.disks.values()
+    while not any(ring.state().in_flight for ring in disk.tracked.rings):
+        await trio.sleep(0.002)
+    return before
+
+
+@pytest.mark.parametrize(
+    ("how", "aio"),
+    [
+        ("reset", "threads"),
+        ("quit", "io_uring"),
+        *(
+            pytest.param(how, aio, marks=pytest.mark.slow)
+            for how, aio in [("reset", "io_uring"), ("guest", "threads"), ("guest", "io_uring"), ("crash", "threads")]
+        ),
+    ],
+)
+async def test_a_disk_that_waits_for_pages(
+    gate: Gate, tmp_path: Path, aio: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the network down the machine is reset or ended all the same, and the image has none of that write."""
+    monkeypatch.setattr(moves, "PAUSE_SECONDS", 0.1)
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"\x11" * 8 * MIB)
+    config = MachineConfig.parse(memory="64M", disk=[f"{image},aio={aio}"])
+    async with pair(gate, tmp_path, config) as machines:
+        await machines.go()
+        there = machines.there
+        before = await write_from_missing_pages(machines, image)
+        with pytest.raises(UserError, match="cannot be paused before"):
+            await there.pause()
+        if how == "reset":
+            await there.reset()
+            await machines.shell.prompt()
+        elif how == "guest":
+            there.supervisor.from_guest(GuestRequest("reset"))
+            await machines.shell.prompt()
+        elif how == "crash":
+            there.supervisor.crashed("report")
+            assert (await there.wait()).kind == "crashed"
+        else:
+            there.quit()
+            assert (await there.wait()).kind == "quit"
+        if there.outcome is None:
+            assert " 0 failed requests" in await machines.shell.ask("blkfill 0 1 7")
+        else:
+            assert image.read_bytes() == before
 
 
 async def test_nobody_looks_whether_a_guest_that_waits_is_halted(

@@ -194,15 +194,24 @@ class Machine:
 
         The kernel waits for some pages, such as the guest's page tables, in a way that only a fatal signal ends.
         """
-        patience_seconds = self.moves.pause_seconds
-        if patience_seconds < math.inf:
+        if self.moves.pause_seconds < math.inf:
             # What is cancelled below is not to let the others go on.
             self.motion.end()
-        with trio.move_on_after(patience_seconds) as patience:
+        await self.hold_without_memory()
+
+    async def hold_without_memory(self) -> None:
+        """The same for a guest that needs its memory no more, and may be started anew."""
+        with trio.move_on_after(self.moves.pause_seconds) as patience:
             await self.motion.hold()
-        if patience.cancelled_caught and self.board.ram.let_go is not None:
+        if patience.cancelled_caught:
+            self.motion.hold_now()
+            self.let_go_of_missing()
+            await self.motion.hold()
+
+    def let_go_of_missing(self) -> None:
+        """Nobody waits any more for pages that have not come; disks take nothing that was made of them."""
+        if self.board.ram.let_go is not None:
             self.board.ram.let_go()
-            await self.motion.hold()
 
     async def vsock(self, port: int) -> trio.SocketStream:
         """A stream to what the guest has at `port` of its vsock. Raises `UserError` if nobody listens there."""
@@ -306,7 +315,7 @@ class Machine:
             # Its memory may be wanted at the destination.
             self.moves.refuse_if_incomplete("reset here")
         async with self.motion.lock:
-            await self.motion.hold()
+            await self.hold_without_memory()
             await self.reset_board()
         self.tell("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
@@ -346,6 +355,8 @@ class Machine:
 
     async def reset_board(self) -> None:
         """With the transition lock held and no vCPU running."""
+        # First: a request that waits for a page would keep its device.
+        self.let_go_of_missing()
         if self.board.devices is not None:
             await self.board.devices.stop()
         await trio.to_thread.run_sync(self.board.reset)

@@ -70,15 +70,21 @@ class Supervisor:
     async def _carry_out(self, life: int, request: GuestRequest | Outcome) -> None:
         machine = self._machine
         async with machine.motion.lock:
-            await (machine.hold_for_good() if isinstance(request, Outcome) else machine.motion.hold())
             if isinstance(request, Outcome):
+                await machine.hold_for_good()
                 machine.end(request)
             elif life != self._life_number:
                 machine.motion.release()
             elif request.kind == "io-error":
-                await machine.motion.stop(request.kind)
+                with trio.move_on_after(machine.moves.pause_seconds) as patience:
+                    await machine.motion.stop(request.kind)
+                if patience.cancelled_caught:
+                    # A vCPU waits for a page. What the user wants meanwhile comes first.
+                    self.post(request)
             elif request.kind == "reset" and machine.config.reboot:
+                await machine.hold_without_memory()
                 await machine.reset_board()
                 machine.tell("RESET", {"guest": True, "reason": "guest-reset"})
             else:
+                await machine.hold_for_good()
                 machine.end(Outcome(request.kind, request.code))
