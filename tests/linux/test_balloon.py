@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.linux.shell import Shell
+from tests.linux.shell import Shell, linux_options
 from tests.support.process import call, read_until, started, until
 from tvmm.control.client import QmpClient
 
@@ -65,14 +65,10 @@ def check_reports(client: QmpClient) -> None:
 
 def test_all(tiny: Path) -> None:
     """One boot for everything, and a move to another process at the end."""
-    append = (tiny / "cmdline.txt").read_text().strip()
     with tempfile.TemporaryDirectory(prefix="tvmm-") as directory, ExitStack() as stack:
         environment = {"TVMM_RUNTIME_DIR": directory}
         everything = {**os.environ, **environment}
-        options = (
-            *("--memory", "256M", "--kernel", f"{tiny / 'vmlinux'}", "--initrd", f"{tiny / 'initrd.cpio'}"),
-            *("--append", append, "--device", DEVICE),
-        )
+        options = (*linux_options(tiny, memory="256M"), "--device", DEVICE)
         source = stack.enter_context(started("run", "--name", "tiny", *options, environment=environment))
         shell = Shell(source, boot_seconds=PATIENCE_S, seconds=PATIENCE_S)
         with QmpClient(Path(directory) / "tiny" / "control.sock", PATIENCE_S) as client:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import COMMAND_SECONDS, Shell, inside
+from tests.linux.shell import COMMAND_SECONDS, Shell, inside, linux_options
 from tests.support.process import call, read_until, started
 
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
@@ -57,11 +57,8 @@ class Files:
 @contextmanager
 def linux(tiny: Path, namespace: str, directory: Path, options: list[str]) -> Iterator[Shell]:
     """The machine, in a namespace, up to its shell; it must power off within the block."""
-    append = (tiny / "cmdline.txt").read_text().strip()
     with started(
-        *("run", "--name", "tiny", "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}"),
-        *("--initrd", f"{tiny / 'initrd.cpio'}", "--append", f"{append} ip={GUEST}::{HOST}:255.255.255.0::eth0:off"),
-        *options,
+        *("run", "--name", "tiny", *linux_options(tiny, f"ip={GUEST}::{HOST}:255.255.255.0::eth0:off"), *options),
         environment={"TVMM_RUNTIME_DIR": str(directory)},
         under=inside(namespace),
     ) as process:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.linux.shell import Shell
+from tests.linux.shell import Shell, linux_options
 from tests.support.bridged import BRIDGE, GUEST, HOST, Listener, Pinger, bridged
 from tests.support.process import call, read_until, started
 
@@ -48,10 +48,8 @@ class Host:
         with self.image.open("wb") as file:
             file.truncate(61 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", self.image], check=True)
-        append = (tiny / "cmdline.txt").read_text().strip()
         self.options = [
-            *("--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}", "--initrd", f"{tiny / 'initrd.cpio'}"),
-            *("--append", f"{append} ip={GUEST}::{HOST}:255.255.255.0::eth0:off"),
+            *linux_options(tiny, f"ip={GUEST}::{HOST}:255.255.255.0::eth0:off"),
             *("--disk", f"{self.image}", "--net", f"tap,br={BRIDGE}", "--device", "virtio-rng"),
         ]
 

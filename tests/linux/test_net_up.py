@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import Shell, inside
+from tests.linux.shell import Shell, inside, linux_options
 from tests.support.net_state import need_programs
 from tests.support.process import call, started
 
@@ -73,9 +73,7 @@ def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tvmm-") as name, outside(namespace):
         directory = Path(name)
         with network(namespace, directory, *options), started(
-            *("run", "--name", "web", "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}", "--initrd"),
-            *(f"{tiny / 'initrd.cpio'}", "--append", (tiny / "cmdline.txt").read_text().strip()),
-            *("--net", "tap,network=lan"),
+            *("run", "--name", "web", *linux_options(tiny), "--net", "tap,network=lan"),
             environment={"TVMM_RUNTIME_DIR": str(directory)},
             under=inside(namespace),
         ) as process:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import COMMAND_SECONDS, Shell, inside
+from tests.linux.shell import COMMAND_SECONDS, Shell, inside, linux_options
 from tests.support.internet import DNS_NAME, SERVER, WEB_PAGE, internet, need_passt
 from tests.support.ordinary import USER, ordinary_user
 from tests.support.process import started
@@ -53,14 +53,11 @@ def resolv(namespace: str) -> Iterator[None]:
 def test_everything(tiny: Path, namespace: str, resolv: None, tmp_path: Path) -> None:
     """One boot proves it all, because a boot takes long where kernel mode is emulated."""
     need_passt()
-    append = (tiny / "cmdline.txt").read_text().strip()
     with (
         tempfile.TemporaryDirectory(prefix="tvmm-") as name,
         internet(tmp_path, inside=namespace, servers=True),
         started(
-            *("run", "--name", "tiny", "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}"),
-            *("--initrd", f"{tiny / 'initrd.cpio'}"),
-            *("--append", f"{append} ip={GUEST}::{GATEWAY}:255.255.255.0::eth0:off"),
+            *("run", "--name", "tiny", *linux_options(tiny, f"ip={GUEST}::{GATEWAY}:255.255.255.0::eth0:off")),
             *("--net", f"user,dns={DNS},hostfwd=tcp:127.0.0.1:{PORT}-:22"),
             environment={"TVMM_RUNTIME_DIR": name, "HOME": name},
             under=ordinary_user(namespace, Path(name)),

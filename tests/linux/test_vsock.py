@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import Shell
+from tests.linux.shell import Shell, linux_options
 from tests.support.process import started
 from tests.support.vsock_programs import echo, listening
 from tvmm.chardev.vsock_client import dial
@@ -47,8 +47,7 @@ def initrd(tiny: Path, tmp_path: Path) -> Path:
 def options(tiny: Path, initrd: Path, name: str, path: Path) -> list[str]:
     """For `tvmm run`."""
     return [
-        *("run", "--name", name, "--memory", "64M", "--kernel", f"{tiny / 'vmlinux'}", "--initrd", f"{initrd}"),
-        *("--append", (tiny / "cmdline.txt").read_text().strip(), "--vsock", f"{path},cid=42"),
+        *("run", "--name", name, *linux_options(tiny, initrd=initrd), "--vsock", f"{path},cid=42"),
     ]
 
 
