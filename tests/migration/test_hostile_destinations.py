@@ -13,6 +13,7 @@ import trio
 from tests.support.moving_guests import PAGE, RAM_BYTES, World
 from tests.support.plain_lanes import ROUND_END, decode
 from tvmm.config.incoming import MigrationAddress
+from tvmm.migration import commit
 from tvmm.migration.link import Link, LinkLost, listen, read_opening
 from tvmm.migration.messages import (
     FROM_SOURCE,
@@ -33,8 +34,7 @@ from tvmm.migration.secure import Insecure
 from tvmm.migration.source import SourceState
 from tvmm.migration.status import MigrationParameters
 from tvmm.migration.wire import Kind, Reply, pack
-
-pytestmark = pytest.mark.usefixtures("hurried")
+from tvmm.testing import LONGEST_PAUSE_MS
 
 WELCOME = Welcome(1, b"t" * 16)
 ROUNDS = tuple(map(RoundDone, range(12)))
@@ -43,7 +43,13 @@ ROUNDS = tuple(map(RoundDone, range(12)))
 
 @asynccontextmanager
 async def answering(
-    world: World, at_once: bytes, *, to_state: bytes = b"", to_commit: bytes = b"", lanes: bool = True
+    world: World,
+    at_once: bytes,
+    *,
+    to_state: bytes = b"",
+    to_commit: bytes = b"",
+    lanes: bool = True,
+    pause_ms: float = LONGEST_PAUSE_MS,
 ) -> AsyncIterator[Outgoing]:
     """A source, and somebody who says `at_once` after its greeting, and more when it sends its state and COMMIT.
 
@@ -81,9 +87,8 @@ async def answering(
         address = MigrationAddress("unix", path=f"{directory}/there")
         async with listen(address) as listeners, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)
-            yield Outgoing(
-                world.source, address, MigrationParameters(1000, connections=1), Insecure(), lambda status: None
-            )
+            parameters = MigrationParameters(pause_ms, connections=1)
+            yield Outgoing(world.source, address, parameters, Insecure(), lambda status: None)
             nursery.cancel_scope.cancel()
 
 
@@ -92,6 +97,7 @@ def packed(*messages: Any) -> bytes:
     return b"".join(map(pack, messages))
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     ("at_once", "why"),
     [
@@ -141,7 +147,8 @@ async def test_nonsense_while_pages_flow(world: World, at_once: bytes, why: str)
 )
 async def test_nonsense_in_the_pause(world: World, to_state: bytes, why: str) -> None:
     """The guest goes on, with its disk."""
-    async with answering(world, packed(WELCOME), to_state=to_state) as out:
+    pause_ms = 300 if "paused" in why else LONGEST_PAUSE_MS
+    async with answering(world, packed(WELCOME), to_state=to_state, pause_ms=pause_ms) as out:
         assert await out.run(trio.Event()) is SourceState.FAILED
         assert why in out.status.error
     assert world.running == {"source"}
@@ -160,8 +167,9 @@ async def test_nonsense_behind_ready(world: World) -> None:
 @pytest.mark.parametrize(
     "to_commit", [packed(Ready()), packed(Answer("running")), packed(*ROUNDS), b"\xff" * 8, packed(Welcome(1, b""))]
 )
-async def test_nonsense_after_commit(world: World, to_commit: bytes) -> None:
+async def test_nonsense_after_commit(world: World, to_commit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest may run there, and nobody can be asked: it is paused here, and a person decides."""
+    monkeypatch.setattr(commit, "ASK_SECONDS", 0.5)
     async with answering(world, packed(WELCOME), to_state=packed(Ready()), to_commit=to_commit) as out:
         assert await out.run(trio.Event()) is SourceState.UNCERTAIN
         assert "resume" in out.status.error_hint

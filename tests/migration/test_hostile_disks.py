@@ -14,6 +14,7 @@ import trio
 from tests.support.copied_disks import GuestDisk, target_in
 from tests.support.hostile_source import HELLO, HostileSource, waiting_for
 from tests.support.moving_guests import World
+from tests.support.patience import PATIENT
 from tvmm.config.incoming import MigrationAddress
 from tvmm.migration.disk_frames import DiskFrame, FrameKind
 from tvmm.migration.link import Link, LinkLost, listen, read_opening
@@ -21,10 +22,7 @@ from tvmm.migration.messages import FROM_SOURCE, Copies, Grants, Image, Images, 
 from tvmm.migration.outgoing import Outgoing
 from tvmm.migration.secure import Insecure
 from tvmm.migration.source import SourceState
-from tvmm.migration.status import MigrationParameters
 from tvmm.migration.wire import Kind, Opening, Reply, pack
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 SIZE = 1 << 20
 IMAGE = Image("disk0", SIZE, SIZE, b"f" * 32, b"s" * 32)
@@ -180,7 +178,7 @@ async def test_answers_that_are_none(world: World, disk: GuestDisk, at_once: tup
         address = MigrationAddress("unix", path=f"{directory}/there")
         async with listen(address) as listeners, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)
-            parameters = MigrationParameters(1000, connections=1, copy_storage=True)
+            parameters = PATIENT._replace(connections=1, copy_storage=True)
             out = Outgoing(world.source, address, parameters, Insecure(), lambda status: None)
             assert await out.run(trio.Event()) is SourceState.FAILED
             assert why in out.status.reason

@@ -15,7 +15,17 @@ from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import Link, listen
-from tvmm.migration.messages import FROM_DESTINATION, Block, Hello, State, Welcome
+from tvmm.migration.messages import (
+    FROM_DESTINATION,
+    Block,
+    Commit,
+    Goodbye,
+    Hello,
+    Ready,
+    Running,
+    State,
+    Welcome,
+)
 from tvmm.migration.receivers import LAST_ROUND
 from tvmm.migration.secure import Insecure
 from tvmm.migration.wire import REPLY_BYTES, Kind, Opening, Reply
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
     from tests.support.moving_guests import World
     from tvmm.migration.secure import Securer
 
-__all__ = ["HELLO", "STATE", "HostileSource", "round_end", "waiting_for"]
+__all__ = ["HELLO", "STATE", "HostileSource", "given_up", "round_end", "waiting_for"]
 
 HELLO = Hello(
     b"s" * 16, "hostile", (("ram", "2M"),), b"cpu", (Block("pc.ram", RAM_BYTES // PAGE),), 1
@@ -85,11 +95,43 @@ class HostileSource:
         assert isinstance(welcome, Welcome)
         return link, welcome.token
 
+    async def ready(self) -> tuple[Link, bytes]:
+        """`greeted`, and all of a guest has come over one lane."""
+        link, token = await self.greeted()
+        stream, _ = await self.lane(token, 0)
+        await stream.send_all(round_end(0))
+        await link.send(STATE)
+        assert isinstance(await link.receive(), Ready)
+        return link, token
+
+    async def arrived(self) -> tuple[Link, bytes]:
+        """`ready`, and the guest runs there."""
+        link, token = await self.ready()
+        await link.send(Commit())
+        assert isinstance(await link.receive(), Running)
+        return link, token
+
+    async def arrive(self, link: Link) -> None:
+        """What follows all pages: state, the word, and the last word."""
+        await link.send(STATE)
+        assert isinstance(await link.receive(), Ready)
+        await link.send(Commit())
+        assert isinstance(await link.receive(), Running)
+        await link.send(Goodbye())
+        await self.over.wait()
+        assert not self.errors
+
     async def until_over(self) -> str:
         """What the destination's user is told in the end."""
         await self.over.wait()
         (error,) = self.errors
         return error.message
+
+
+async def given_up(world: World) -> None:
+    """The source of `world` has let go of its guest."""
+    world.pause(world.source)
+    world.source.release_disks()
 
 
 async def read(stream: trio.SocketStream, count: int) -> bytes:
