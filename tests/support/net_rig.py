@@ -26,7 +26,8 @@ from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
 from tvmm.virtio.net import Net, NetBackend, NetSettings
 from tvmm.virtio.runner.base import Ends
-from tvmm.virtio.runner.net import NetRunner, Wire
+from tvmm.virtio.runner.net import NetRunner
+from tvmm.virtio.runner.wire import Wire
 
 __all__ = [
     "BUFFERS",

@@ -19,7 +19,7 @@ from tvmm.wiring.ring import ring_features
 if TYPE_CHECKING:
     from tvmm.config.net import NetConfig
     from tvmm.kvm.bus_lock import BusLock
-    from tvmm.virtio.runner.net import Wire
+    from tvmm.virtio.runner.wire import Wire
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.net_stream import Keeper
 

@@ -54,7 +54,7 @@ class Keeper(ABC):
         self._runner, self._warn, self._announce = runner, warn, announce
         runner.beside[f"{self.config.id} connection"] = self.run
         if self._reason:
-            runner.fail(self._reason)
+            runner.wire.fail(self._reason)
 
     def lost(self, reason: str) -> None:
         """From any thread: the device can use the connection no more."""
@@ -88,7 +88,7 @@ class Keeper(ABC):
         while True:
             since = trio.current_time()
             reason = await self.useless()
-            self._runner.fail(reason)
+            self._runner.wire.fail(reason)
             self._tell(f"{reason}; its link is down")
             if trio.current_time() - since > LASTING_S:
                 delay = FIRST_DELAY_S

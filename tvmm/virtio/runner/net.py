@@ -1,73 +1,44 @@
 """Serves a network device: one thread for each pair of queues, between the rings and a TAP or a stream socket.
 
-Frames are C's (`tvmm.kvm.net`). Pair 0's thread has the control queue too, and does what concerns the whole device.
-What the host needs time for (attaching queues, offloads) is done there, without the bus lock.
+Frames are C's (`tvmm.kvm.net`). Pair 0's thread has the control queue too, and does what concerns the whole device:
+what the host needs time for (attaching queues, offloads, see `PluggedWire`) is done there, without the bus lock.
 """
 
 from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tvmm.config.limits import NO_LIMITS
-from tvmm.errors import HostError, UserError
+from tvmm.errors import HostError
 from tvmm.kvm.limit import Limiter
 from tvmm.kvm.net import CONTROL, RX, TX, NetCounters, NetPair, SpinCounters
 from tvmm.kvm.serve import CALL_PYTHON, SERVE_BROKEN, SERVE_CHAIN, SERVE_FAILED, SERVE_INTERRUPT
 from tvmm.kvm.vring import Vring
 from tvmm.records import check_bits, check_flag, check_record
 from tvmm.virtio.features import Net as Feature
-from tvmm.virtio.net import Net, NetBackend
+from tvmm.virtio.net import Net
 from tvmm.virtio.runner.base import QueueRun, check_runs, hold_all, ring_config
-from tvmm.virtio.runner.net_orders import Orders, Wishes, wishes_of
+from tvmm.virtio.runner.net_orders import Orders, wishes_of
 from tvmm.virtio.runner.thread import ServerThread
+from tvmm.virtio.runner.wire import PluggedWire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from tvmm.config.limits import Limits
     from tvmm.kvm.vring_records import VringConfig
     from tvmm.metrics.histogram import Times
     from tvmm.virtio.device import Activation, QueueSetup
     from tvmm.virtio.runner.base import Ends
+    from tvmm.virtio.runner.wire import Wire
 
-__all__ = ["NetInfo", "NetRun", "NetRunner", "Wire"]
+__all__ = ["NetInfo", "NetRun", "NetRunner"]
 
 BAD_BUFFER = "a receive buffer is readable, or has no room for a header"
-
-
-class Wire(Protocol):
-    """What frames go through. `tvmm.net.tap.Tap` is one; any descriptors that keep frames apart make another."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def fds(self) -> Sequence[int]:
-        """A descriptor for each pair of queues, not blocking."""
-
-    @property
-    def is_stream(self) -> bool:
-        """Frames come behind their lengths, and without headers (net_stream.h). Else each read has one, behind a header
-        of 12 bytes.
-        """
-
-    @property
-    def backend(self) -> NetBackend:
-        """What it can do."""
-
-    def set_offload(self, features: int) -> None:
-        """What the driver takes: GUEST_ bits. Raises `UserError` if the host refuses, as all of these."""
-
-    def attach(self, pair: int, on: bool) -> None:
-        """Whether frames come to the descriptor of this pair, for pairs behind the first."""
-
-    def set_carrier(self, up: bool) -> None:
-        """Show the host whether the cable is in."""
 
 
 class NetInfo(NamedTuple):
@@ -123,7 +94,7 @@ class PairServer:
             assert ring is not None
             runner.give_up(self.indices[local], ring.error_sentence or BAD_BUFFER)
         elif word == SERVE_FAILED:
-            runner.fail(pair.failure)
+            runner.wire.fail(pair.failure)
 
 
 class NetRunner:
@@ -137,28 +108,23 @@ class NetRunner:
         self, name: str, model: Net, wire: Wire, ends: Ends, *, poll_ns: int, on_failed: Callable[[str], None]
     ) -> None:
         self._model = model
-        self._wire = wire
         self._ends = ends
-        self._on_failed = on_failed
-        self._failure = ""
-        self._plugged_in = model.link_up
         self.beside: dict[str, Callable[[], Awaitable[None]]] = {}
         self.rings = [Vring(ends.memory) for _ in model.queue_sizes]
         self._calls = [CALL_PYTHON] * len(self.rings)
         self._features = 0
         self._places: dict[int, tuple[int, int]] = {}
-        self._orders = Orders(model, ends.bus_lock, self._fulfil)
         self._pairs = [NetPair(fd, poll_ns, stream=wire.is_stream) for fd in wire.fds[: model.settings.pairs]]
+        self.wire = PluggedWire(wire, self._pairs, model, ends.bus_lock, on_failed)
+        self._orders = Orders(model, ends.bus_lock, self.wire.fulfil)
         self._servers = [PairServer(self, pair) for pair in self._pairs]
         self._threads = [
             ServerThread(f"{name}/{number}", server.pair.waker, server) for number, server in enumerate(self._servers)
         ]
         self._limiter = Limiter()
         self.set_limits(NO_LIMITS)
-        for pair in self._pairs:
-            pair.set_link(model.link_up)
         if not model.link_up:
-            self._threads[0].post(lambda: self._show_carrier(False))
+            self._threads[0].post(lambda: self.wire.show_carrier(False))
 
     # -- life, under the bus lock ----------------------------------------------------------------------------
 
@@ -166,7 +132,7 @@ class NetRunner:
         """Serve what is ready; pairs that the driver has not asked for yet have no frames."""
         self._assign(activation.features)
         wishes = wishes_of(self._model)
-        self._threads[0].post(lambda: self._begin(wishes))
+        self._threads[0].post(lambda: self.wire.begin(wishes))
         for setup in activation.queues:
             if setup.ready:
                 self.start_queue(setup)
@@ -190,10 +156,7 @@ class NetRunner:
             if number:
                 self._threads[number - 1].post(lambda: let_go(number - 1))
                 return
-            try:
-                self._attach_pairs(0)
-            except UserError as error:
-                self.fail(str(error))
+            self.wire.end()
             with self._ends.bus_lock:
                 done()
 
@@ -232,12 +195,8 @@ class NetRunner:
 
     def set_link(self, up: bool) -> None:
         """Plug the cable in or out. A wire that is gone has none to plug in."""
-        self._plugged_in = up
-        up = up and not self._failure
-        self._model.set_link(up)
-        for pair in self._pairs:
-            pair.set_link(up)
-        self._threads[0].post(lambda: self._show_carrier(up))
+        shown = self.wire.plug(up)
+        self._threads[0].post(lambda: self.wire.show_carrier(shown))
 
     def set_limits(self, limits: Limits) -> None:
         """For all frames from now on."""
@@ -267,13 +226,13 @@ class NetRunner:
         """As it is."""
         model = self._model
         return NetInfo(
-            self._wire.name,
+            self.wire.name,
             model.mac,
             model.link_up,
             model.pairs,
             model.accepted,
             model.offloads,
-            self._failure,
+            self.wire.failure,
             tuple(pair.counters for pair in self._pairs),
             tuple(pair.spin for pair in self._pairs),
         )
@@ -322,7 +281,7 @@ class NetRunner:
         return NetRun(
             tuple(QueueRun(ring.state(), index in served) for index, ring in enumerate(self.rings)),
             given_up,
-            bool(self._failure and self._plugged_in),
+            self.wire.lost,
         )
 
     async def restore(self, activation: Activation, state: NetRun) -> None:
@@ -333,25 +292,15 @@ class NetRunner:
         check_bits("given_up", state.given_up, sum(1 << index for index, run in enumerate(runs) if run.served))
         with self._ends.bus_lock:
             self._assign(activation.features)
-            self._plugged_in = self._model.link_up or state.lost
-            up = self._plugged_in and not self._failure
-            if up != self._model.link_up:
-                self._model.set_link(up)
+            up = self.wire.restore(state.lost)
             wishes = wishes_of(self._model)
         if any(run.served and (index not in self._places or run.ring.in_flight) for index, run in enumerate(runs)):
             raise ValueError("queues: in_flight is not empty, or a queue is served that the driver does not have")
-        await self._threads[0].call(lambda: self._set_up_wire(wishes if activation.features else None, up))
+        await self._threads[0].call(lambda: self.wire.set_up(wishes if activation.features else None, up))
         for index, run in enumerate(runs):
             number = self._places.get(index, (0, 0))[0]
             given_up = bool(state.given_up >> index & 1)
             await self._threads[number].call(partial(self._go_on, index, run, given_up))
-
-    def _set_up_wire(self, wishes: Wishes | None, up: bool) -> None:
-        for pair in self._pairs:
-            pair.set_link(up)
-        self._show_carrier(up)
-        if wishes is not None:
-            self._begin(wishes)
 
     def _go_on(self, index: int, run: QueueRun, given_up: bool) -> None:
         try:
@@ -374,15 +323,6 @@ class NetRunner:
         """Nothing to tell."""
 
     # -- on the servers' threads ---------------------------------------------------------------------------------
-
-    def _begin(self, wishes: Wishes) -> None:
-        """The wire as the driver negotiated, before the first queue is served."""
-        try:
-            self._wire.set_offload(wishes.offloads)
-            self._attach_pairs(wishes.pairs)
-        except UserError as error:
-            self.fail(str(error))
-        self._set_filters(wishes)
 
     def _start(self, server: PairServer, local: int, index: int, config: VringConfig) -> None:
         self._stop(server, local)
@@ -417,40 +357,6 @@ class NetRunner:
         elif server.pair.call(CONTROL):
             self.interrupt(index)
 
-    def _fulfil(self, old: Wishes, new: Wishes) -> None:
-        if new.offloads != old.offloads:
-            self._wire.set_offload(new.offloads)
-        if new.pairs != old.pairs:
-            self._attach_pairs(new.pairs)
-        if new[2:] != old[2:]:
-            self._set_filters(new)
-
-    def _set_filters(self, wishes: Wishes) -> None:
-        pair_filter = wishes.pair_filter()
-        for pair in self._pairs:
-            pair.set_filter(pair_filter)
-
-    def _attach_pairs(self, count: int) -> None:
-        """Frames for the first `count` pairs, and no more for the others when this returns (5.1.6.5.5.1).
-
-        What came while a pair was off is thrown away: for this driver, or this number of pairs, it was not meant.
-        """
-        for number, pair in enumerate(self._pairs):
-            wanted = number < count
-            if pair.attached == wanted:
-                continue
-            with pair.attachment(wanted):
-                if number:
-                    self._wire.attach(number, wanted)
-                if wanted:
-                    pair.flush()
-
-    def _show_carrier(self, up: bool) -> None:
-        try:
-            self._wire.set_carrier(up)
-        except UserError as error:
-            self.fail(str(error))
-
     def interrupt(self, index: int) -> None:
         """By way of the transport."""
         with self._ends.bus_lock:
@@ -461,28 +367,13 @@ class NetRunner:
         with self._ends.bus_lock:
             self._ends.needs_reset(f"queue {index}: {reason}")
 
-    def fail(self, reason: str) -> None:
-        """The wire is of no use any more: the driver sees that the cable is out."""
-        with self._ends.bus_lock:
-            if self._failure:
-                return
-            self._failure = f"{self._wire.name}: {reason}"
-            self._model.set_link(False)
-            for pair in self._pairs:
-                pair.set_link(False)
-        self._on_failed(self._failure)
-
     def reconnect(self, fd: int, done: Callable[[], None]) -> None:
         """From any thread: a stream that failed goes on with the connection `fd`. `done` is called on a server's thread
         when the old one is not used any more; the link is as it was wanted last.
         """
 
         def swap() -> None:
-            self._pairs[0].connect(fd)
-            with self._ends.bus_lock:
-                self._failure = ""
-                self._model.set_link(self._plugged_in)
-                self._pairs[0].set_link(self._plugged_in)
+            self.wire.connect(fd)
             done()
 
         self._threads[0].post(swap)
