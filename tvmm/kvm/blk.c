@@ -1,72 +1,17 @@
-/* The loop of a block device's queue: see blk.h. */
+/* The loop of a block device's queue: see blk.h. How it begins and ends is in blk_life.c. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "blk.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 /* The owner hears of errors that stop nothing no more often than that: a guest can make as many as it likes. */
 #define BLK_NOTICE_NS 1000000000u
-/* How often somebody who waits for an engine looks whether it is too late. */
-#define BLK_SETTLE_MS 500
-
-static const struct tvmm_blk_engine *const blk_engines[] = {
-    [TVMM_BLK_SYNC] = &tvmm_blk_sync_engine,
-    [TVMM_BLK_THREADS] = &tvmm_blk_threads_engine,
-    [TVMM_BLK_URING] = &tvmm_blk_uring_engine,
-    [TVMM_BLK_NBD] = &tvmm_blk_nbd_engine,
-};
-
-/* NULL, with *error a -errno: the engine is not to be had. */
-struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
-                              struct tvmm_waker *waker, int kick_fd, uint64_t spin_max_ns, int *error)
-{
-    struct tvmm_blk *blk = calloc(1, sizeof *blk);
-    *error = -ENOMEM;
-    if (!blk)
-        return NULL;
-    blk->setup = *setup;
-    blk->file = file;
-    blk->waker = waker;
-    blk->queue = (struct tvmm_served){NULL, kick_fd, TVMM_CALL_NONE, 0};
-    blk->spin.max_ns = blk->busy_spin.max_ns = spin_max_ns;
-    blk->batch = (struct tvmm_batch){
-        .chain_limit = TVMM_BLK_BATCH, .iovec_limit = TVMM_BLK_IOVECS_MAX,
-        .chains = blk->chains, .used = blk->unused, .iovecs = blk->iovecs};
-    blk->engine = blk_engines[setup->engine];
-    *error = blk->engine->open(blk);
-    if (!*error)
-        return blk;
-    free(blk);
-    return NULL;
-}
-
-void tvmm_blk_free(struct tvmm_blk *blk)
-{
-    if (!blk)
-        return;
-    tvmm_blk_stop(blk);
-    blk->engine->close(blk);
-    free(blk);
-}
-
-void tvmm_blk_set_capacity(struct tvmm_blk *blk, uint64_t sectors)
-{
-    __atomic_store_n(&blk->limits.capacity, sectors, __ATOMIC_RELAXED);
-}
-
-void tvmm_blk_set_write_through(struct tvmm_blk *blk, uint32_t on)
-{
-    __atomic_store_n(&blk->write_through, on, __ATOMIC_RELAXED);
-}
-
 /* --- completion --------------------------------------------------------------------------------------------------- */
 
 /* What is done becomes visible to the driver. */
-static void blk_show(struct tvmm_blk *blk)
+void tvmm_blk_show(struct tvmm_blk *blk)
 {
     if (!blk->used_count)
         return;
@@ -79,7 +24,7 @@ static void blk_show(struct tvmm_blk *blk)
         blk->call_pending = 1;
 }
 
-static void blk_release(struct tvmm_blk *blk, struct tvmm_blk_request *request)
+void tvmm_blk_release(struct tvmm_blk *blk, struct tvmm_blk_request *request)
 {
     tvmm_blk_forget(request);
     request->next = blk->free;
@@ -93,9 +38,9 @@ static void blk_complete(struct tvmm_blk *blk, struct tvmm_blk_request *request,
     tvmm_mark(tvmm_ring_log(blk->queue.ring), request->status, 1);
     blk->used[blk->used_count++] = (struct tvmm_used){request->id, length};
     blk->used_bytes += request->length;
-    blk_release(blk, request);
+    tvmm_blk_release(blk, request);
     if (blk->used_count == TVMM_BLK_USED_MAX || blk->used_bytes >= TVMM_BLK_USED_BYTES)
-        blk_show(blk);
+        tvmm_blk_show(blk);
 }
 
 /* --- errors ------------------------------------------------------------------------------------------------------- */
@@ -121,16 +66,6 @@ static void blk_note(struct tvmm_blk *blk, uint32_t operation, int error, enum t
     *notice = (struct tvmm_blk_notice){1, operation, action, error, now};
 }
 
-/* Until the owner has mended what is wrong; in the order of the ring, so that they are repeated in it. */
-static void blk_keep(struct tvmm_blk *blk, struct tvmm_blk_request *request)
-{
-    struct tvmm_blk_request **at = &blk->kept;
-    while (*at && (*at)->number < request->number)
-        at = &(*at)->next;
-    request->next = *at;
-    *at = request;
-}
-
 static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, int error)
 {
     uint32_t operation = request->operation;
@@ -141,7 +76,7 @@ static void blk_finish(struct tvmm_blk *blk, struct tvmm_blk_request *request, i
         if (action == TVMM_BLK_STOP) {
             blk->counters.stops += !blk->stopped;
             blk->stopped = error;
-            blk_keep(blk, request);
+            tvmm_blk_keep(blk, request);
             return;
         }
         if (action == TVMM_BLK_IGNORE) {
@@ -201,7 +136,7 @@ void tvmm_blk_put_back(struct tvmm_blk *blk, struct tvmm_blk_request *request)
     if (request->step.call == TVMM_BLK_CALL_READ)
         tvmm_mark_iovecs(tvmm_ring_log(blk->queue.ring), request->step.iovecs, request->step.iovec_count,
                          request->step.length);
-    blk_keep(blk, request);
+    tvmm_blk_keep(blk, request);
 }
 
 /* --- taking ------------------------------------------------------------------------------------------------------- */
@@ -241,7 +176,7 @@ static void blk_take_one(struct tvmm_blk *blk, const struct tvmm_chain *chain)
         blk->broken = TVMM_BLK_BROKEN_HEADER;
         break;
     }
-    blk_release(blk, request);
+    tvmm_blk_release(blk, request);
 }
 
 /* The rest of the batch, or a new one; how many chains that were. */
@@ -282,7 +217,7 @@ static int blk_begin_parked(struct tvmm_blk *blk)
 /* --- sleeping ----------------------------------------------------------------------------------------------------- */
 
 /* Whether an engine that expects nothing has something to look at. */
-static void blk_news(struct tvmm_blk *blk, const struct pollfd *waits, uint32_t count)
+void tvmm_blk_news(struct tvmm_blk *blk, const struct pollfd *waits, uint32_t count)
 {
     for (uint32_t index = 0; index < count; index++)
         blk->news |= waits[index].revents != 0;
@@ -318,7 +253,7 @@ static void blk_idle(struct tvmm_blk *blk, uint64_t *idle_ns)
     spin->sleeps++;
     uint32_t count = blk->engine->waits(blk, waits + 2);
     tvmm_limit_poll(waits, 2 + count, wait_ns);
-    blk_news(blk, waits + 2, count);
+    tvmm_blk_news(blk, waits + 2, count);
     if (waits[1].revents)
         tvmm_served_take_kick(&blk->queue);
     tvmm_vring_disable_kicks(ring);
@@ -346,7 +281,7 @@ static void blk_repeat_kept(struct tvmm_blk *blk)
         struct tvmm_blk_request *next = request->next;
         blk->counters.retried += request->limited != TVMM_BLK_PARKED;
         if (blk->stopped)
-            blk_keep(blk, request);
+            tvmm_blk_keep(blk, request);
         else if (blk_is_outside(blk, request))
             blk_complete(blk, request, TVMM_BLK_IO_ERROR, tvmm_blk_used_length(request, 0));
         else if (tvmm_blk_admit(blk, request))
@@ -375,7 +310,7 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
         if (worked)
             blk->latency.now_ns = 0;
         int unsubmitted = blk->engine->submit(blk);
-        blk_show(blk);
+        tvmm_blk_show(blk);
         if (blk->call_pending) {
             blk->call_pending = 0;
             return TVMM_SERVE_INTERRUPT;
@@ -394,100 +329,4 @@ uint32_t tvmm_blk_serve(struct tvmm_blk *blk)
             idle_ns = 0;
         }
     }
-}
-
-/* --- starting and stopping ---------------------------------------------------------------------------------------- */
-
-/* Serve `ring`, which was configured. 0, -ENOMEM, or -EINVAL for one that is larger than `depth`. */
-int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring)
-{
-    if (ring->size > blk->setup.depth)
-        return -EINVAL;
-    blk->requests = calloc(ring->size ? ring->size : 1, sizeof *blk->requests);
-    if (!blk->requests)
-        return -ENOMEM;
-    blk->free = NULL;
-    for (uint32_t index = ring->size; index--;) {
-        blk->requests[index].next = blk->free;
-        blk->free = &blk->requests[index];
-    }
-    blk->queue.ring = ring;
-    /* Unless they are: a ring of a saved machine goes on without a write to the guest's memory. */
-    if (ring->kicks_wanted)
-        tvmm_vring_disable_kicks(ring);
-    return 0;
-}
-
-/* Wait until nothing is at the engine. */
-static void blk_settle(struct tvmm_blk *blk)
-{
-    uint64_t late = tvmm_now_ns() + TVMM_BLK_PATIENCE_NS;
-    while (blk->at_engine) {
-        blk->engine->submit(blk);
-        if (blk->engine->reap(blk))
-            continue;
-        if (blk->engine->give_up)
-            blk->engine->give_up(blk, tvmm_now_ns() >= late);
-        struct pollfd waits[TVMM_BLK_WAITS_MAX];
-        uint32_t count = blk->at_engine ? blk->engine->waits(blk, waits) : 0;
-        if (count)
-            poll(waits, count, BLK_SETTLE_MS);
-        blk_news(blk, waits, count);
-    }
-}
-
-/* Everything that was begun is done and shown; what was taken and not begun goes back. Requests that were kept over an
- * error stay, and so do those that a limit has set aside: the ring may have given others after them. */
-void tvmm_blk_drain(struct tvmm_blk *blk)
-{
-    struct tvmm_blk_request *parked;
-    if (!blk->queue.ring)
-        return;
-    blk_settle(blk);
-    blk_show(blk);
-    while ((parked = tvmm_blk_any_parked(blk)))
-        blk_keep(blk, parked);
-    tvmm_blk_limit_leave(blk);
-    tvmm_vring_unpop(blk->queue.ring, &blk->batch, blk->batch.count - blk->position);
-    blk->position = blk->batch.count;
-}
-
-/* Whether there is anything to serve, or to be told. */
-int tvmm_blk_active(const struct tvmm_blk *blk)
-{
-    return blk->queue.ring && !blk->given_up && (!blk->stopped || blk->notice.pending);
-}
-
-/* What stopped the queue has been mended: the next serve repeats what was kept. */
-void tvmm_blk_resume(struct tvmm_blk *blk)
-{
-    /* If the owner has not heard of it yet: it is on record again if it fails again. */
-    if (blk->stopped)
-        blk->notice.pending = 0;
-    blk->stopped = 0;
-}
-
-/* Let go of the ring. What is at the engine is waited for, and no longer than a step takes; nothing else is begun. */
-void tvmm_blk_stop(struct tvmm_blk *blk)
-{
-    if (!blk->queue.ring)
-        return;
-    struct tvmm_blk_request *request;
-    blk->abandoning = 1;
-    blk_settle(blk);
-    blk_show(blk);
-    tvmm_blk_limit_leave(blk);
-    while ((request = tvmm_blk_any_parked(blk)))
-        blk_release(blk, request);
-    while ((request = blk->kept)) {
-        blk->kept = request->next;
-        blk_release(blk, request);
-    }
-    free(blk->requests);
-    blk->requests = blk->free = NULL;
-    blk->queue.ring = NULL;
-    blk->position = blk->batch.count = 0;
-    blk->abandoning = blk->broken = blk->given_up = blk->call_pending = 0;
-    blk->stopped = 0;
-    blk->notice.pending = 0;
 }

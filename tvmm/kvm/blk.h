@@ -5,7 +5,8 @@
  * engine makes the calls: at once on the server's thread or on a pool of threads (blk_engine.c), by io_uring
  * (blk_uring.c), or has an NBD server make them (blk_nbd.c). Short reads and writes, ranges one after the other, and other ways after "not supported" are further
  * steps of the same request.
- * blk.c is the loop around that: what to take, what an error means, when to tell the driver, when to sleep.
+ * blk.c is the loop around that: what to take, what an error means, when to tell the driver, when to sleep; blk_life.c
+ * is what comes before and after.
  *
  * Data goes between guest memory and file without a copy. With O_DIRECT the kernel wants places and lengths aligned;
  * drivers need not care, so a request that does not fit goes through a second, buffered descriptor of the same file:
@@ -223,12 +224,12 @@ struct tvmm_blk {
     struct iovec iovecs[TVMM_BLK_IOVECS_MAX];
 };
 
+/* blk_life.c */
 struct tvmm_blk *tvmm_blk_new(const struct tvmm_blk_setup *setup, struct tvmm_blk_file *file,
                               struct tvmm_waker *waker, int kick_fd, uint64_t spin_max_ns, int *error);
 void tvmm_blk_free(struct tvmm_blk *blk);
 int tvmm_blk_start(struct tvmm_blk *blk, struct tvmm_vring *ring);
 void tvmm_blk_stop(struct tvmm_blk *blk);
-uint32_t tvmm_blk_serve(struct tvmm_blk *blk);
 void tvmm_blk_drain(struct tvmm_blk *blk);
 int tvmm_blk_active(const struct tvmm_blk *blk);
 void tvmm_blk_resume(struct tvmm_blk *blk);
@@ -259,6 +260,7 @@ void tvmm_blk_set_limit(struct tvmm_blk *blk, struct tvmm_limit *limit, uint32_t
 void tvmm_blk_limit_leave(struct tvmm_blk *blk);
 
 /* blk_kept.c */
+void tvmm_blk_keep(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 int tvmm_blk_keep_again(struct tvmm_blk *blk, const struct tvmm_blk_request *request);
 
 /* blk_image.c */
@@ -267,7 +269,11 @@ int tvmm_in_memory(int fd);
 int tvmm_can_punch(int fd, uint64_t end);
 int tvmm_zero_range(int fd, uint64_t offset, uint64_t length);
 
-/* blk.c, for engines */
+/* blk.c; the last two are for engines */
+uint32_t tvmm_blk_serve(struct tvmm_blk *blk);
+void tvmm_blk_show(struct tvmm_blk *blk);
+void tvmm_blk_release(struct tvmm_blk *blk, struct tvmm_blk_request *request);
+void tvmm_blk_news(struct tvmm_blk *blk, const struct pollfd *waits, uint32_t count);
 void tvmm_blk_returned(struct tvmm_blk *blk, struct tvmm_blk_request *request, int64_t result);
 void tvmm_blk_put_back(struct tvmm_blk *blk, struct tvmm_blk_request *request);
 

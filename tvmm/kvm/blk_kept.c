@@ -1,9 +1,19 @@
-/* Requests that were kept over an error, put back by a machine that goes on from a saved state: see blk.h. */
+/* Requests that are kept: over an error, and in a machine that goes on from a saved state. See blk.h. */
 #include "blk.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Until the owner has mended what is wrong; in the order of the ring, so that they are repeated in it. */
+void tvmm_blk_keep(struct tvmm_blk *blk, struct tvmm_blk_request *request)
+{
+    struct tvmm_blk_request **at = &blk->kept;
+    while (*at && (*at)->number < request->number)
+        at = &(*at)->next;
+    request->next = *at;
+    *at = request;
+}
 
 /* A request as it was kept, behind those that are there; its chain is in flight in the ring. `request` brings id, operation,
  * status, offset, length, done, stable, and the pieces and ranges that are left to do, which are copied. The caller has

@@ -10,8 +10,8 @@ HERE = Path(__file__).resolve().parent
 SOURCES = (
     *("shim.c", "dirty.c", "vring.c", "vring_used.c", "serve.c", "histogram.c", "limit.c", "prompt.c"),
     *("blk_limit.c", "net_limit.c"),
-    *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c", "blk_kept.c"),
-    "blk_dirty.c",
+    *("blk.c", "blk_request.c", "blk_step.c", "blk_engine.c", "blk_uring.c", "blk_image.c"),
+    *("blk_kept.c", "blk_life.c", "blk_dirty.c"),
     *("nbd_link.c", "nbd_wire.c", "nbd_reply.c", "blk_nbd.c"),
     *("net.c", "net_tx.c", "net_rx.c", "net_stream.c"),
     *("vsock.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
