@@ -134,6 +134,21 @@ struct tvmm_intake {
     uint8_t *bounce;
 };
 
+/* Whether the round is to stop: what was taken and is not on its way is given back. */
+static inline int tvmm_lanes_stopped(const struct tvmm_lane_group *group)
+{
+    return __atomic_load_n(&group->stop, __ATOMIC_ACQUIRE) != 0;
+}
+
+/* A lane that fills buffers has no waker: its caller has the thread back after each. */
+static inline int tvmm_lane_woken(const struct tvmm_lane *lane) { return lane->waker && tvmm_woken(lane->waker); }
+
+/* lanes_gather.c */
+int tvmm_lane_gather(struct tvmm_lane *lane, uint32_t limit);
+void tvmm_lane_give_back(struct tvmm_lane *lane);
+void tvmm_lane_forget_batch(struct tvmm_lane *lane);
+
+/* lanes.c */
 struct tvmm_lane *tvmm_lane_new(struct tvmm_lane_group *group, struct tvmm_waker *waker, int fd);
 void tvmm_lane_free(struct tvmm_lane *lane);
 enum tvmm_lane_stop tvmm_lane_send(struct tvmm_lane *lane, uint64_t number, uint32_t stall_ms);
@@ -141,6 +156,7 @@ uint64_t tvmm_lane_pack(struct tvmm_lane *lane, uint8_t *buffer, uint64_t size, 
 int tvmm_lane_wait(int fd, short events, struct tvmm_waker *waker, uint32_t stall_ms, uint64_t progress_ns);
 uint64_t tvmm_lanes_charge(struct tvmm_lane_group *group, uint64_t bytes);
 
+/* lanes_receive.c */
 enum tvmm_lane_stop tvmm_intake_receive(struct tvmm_intake *intake, uint32_t stall_ms);
 enum tvmm_lane_stop tvmm_intake_take(struct tvmm_intake *intake, const uint8_t *buffer, uint64_t length,
                                      uint64_t *consumed);
