@@ -14,7 +14,7 @@ SOURCES = (
     *("blk_kept.c", "blk_life.c", "blk_dirty.c"),
     *("nbd_link.c", "nbd_wire.c", "nbd_reply.c", "blk_nbd.c"),
     *("net.c", "net_tx.c", "net_rx.c", "net_stream.c"),
-    *("vsock.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
+    *("vsock.c", "vsock_table.c", "vsock_conn.c", "vsock_tx.c", "vsock_rx.c"),
     *("pages.c", "dirty_log.c", "lanes.c", "lanes_gather.c", "lanes_receive.c"),
     *("uffd.c", "pager.c", "pager_serve.c", "page_server.c"),
     *("pixels.c", "rfb_pixels.c", "rfb_tiles.c", "rfb_tight.c", "scroll.c"),

@@ -88,6 +88,9 @@ enum {
 };
 
 #define VSOCK_NONE UINT32_MAX
+/* Ports of the host's end when it begins: apart from those that anybody chooses. */
+#define VSOCK_FIRST_HOST_PORT (1u << 30)
+#define VSOCK_LAST_HOST_PORT ((1u << 31) - 1)
 
 /* Counts of bytes go round at 2^32, as those in packets do. `received` and `forwarded` are the guest's bytes, and between
  * them is what waits in the buffer; `told` is the last `forwarded` that the guest knows of. `sent` are those to the guest,
@@ -183,21 +186,27 @@ static inline uint32_t vsock_index(const struct tvmm_vsock *vsock, const struct 
 int vsock_broken(struct tvmm_vsock *vsock, uint32_t index);
 int vsock_told(struct tvmm_vsock *vsock, uint32_t index);
 
-/* vsock_conn.c: the table, and what becomes of a connection */
+/* vsock_table.c: the table */
 void vsock_table_init(struct tvmm_vsock *vsock);
 struct vsock_conn *vsock_find(struct tvmm_vsock *vsock, uint32_t guest_port, uint32_t host_port);
 struct vsock_conn *vsock_make(struct tvmm_vsock *vsock, uint32_t guest_port, uint32_t host_port, uint32_t state);
+void vsock_forget(struct tvmm_vsock *vsock, struct vsock_conn *conn);
+void vsock_wait_for_guest(struct tvmm_vsock *vsock, struct vsock_conn *conn);
+struct vsock_conn *vsock_next_waiting(struct tvmm_vsock *vsock);
+void vsock_unwait(struct tvmm_vsock *vsock, struct vsock_conn *conn);
+void vsock_unhash(struct tvmm_vsock *vsock, struct vsock_conn *conn);
+void vsock_close(struct vsock_conn *conn);
+void vsock_drop_buffer(struct tvmm_vsock *vsock, struct vsock_conn *conn);
+
+/* vsock_conn.c: what becomes of a connection */
 int vsock_request(struct tvmm_vsock *vsock, const struct vsock_packet *packet);
 void vsock_answered(struct tvmm_vsock *vsock, struct vsock_conn *conn);
 void vsock_knock_again(struct tvmm_vsock *vsock);
-void vsock_forget(struct tvmm_vsock *vsock, struct vsock_conn *conn);
 void vsock_reset(struct tvmm_vsock *vsock, struct vsock_conn *conn);
 void vsock_guest_reset(struct tvmm_vsock *vsock, struct vsock_conn *conn);
 void vsock_guest_shut(struct tvmm_vsock *vsock, struct vsock_conn *conn, uint32_t flags);
 void vsock_host_shut(struct tvmm_vsock *vsock, struct vsock_conn *conn, uint32_t flags);
 void vsock_happened(struct tvmm_vsock *vsock, uint64_t what, uint32_t events);
-void vsock_wait_for_guest(struct tvmm_vsock *vsock, struct vsock_conn *conn);
-struct vsock_conn *vsock_next_waiting(struct tvmm_vsock *vsock);
 
 /* vsock_tx.c: from the guest */
 int vsock_send(struct tvmm_vsock *vsock);
