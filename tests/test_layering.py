@@ -49,6 +49,7 @@ PURE = (
     "control/limit_target.py",
     "control/limit_verbs.py",
     "control/migration_info.py",
+    "control/migration_target.py",
     "control/migration_verbs.py",
     "control/save_info.py",
     "control/save_target.py",

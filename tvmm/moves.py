@@ -29,7 +29,7 @@ PASSES_TOLD = 32
 
 
 class Moves:
-    """`MigrationTarget` of `tvmm.control.target`, for a machine in whose nursery they run."""
+    """`MigrationTarget` of `tvmm.control.migration_target`, for a machine in whose nursery they run."""
 
     def __init__(self, machine: Machine) -> None:
         self.arrived = trio.Event()

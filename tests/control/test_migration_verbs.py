@@ -14,8 +14,8 @@ import trio
 
 from tests.control.fake_migration import COMPLETED, WHOLE, states
 from tests.control.fakes import FakeMachine, Peer, connected, serving
+from tvmm.control.migration_target import NoMigration
 from tvmm.control.migration_verbs import parameters_as_arguments
-from tvmm.control.target import NoMigration
 from tvmm.control.verbs import VERBS
 from tvmm.errors import TvmmError, UserError
 from tvmm.migration.status import MigrationParameters

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from tvmm.board import Board
     from tvmm.control.input_target import InputTarget
+    from tvmm.control.migration_target import MigrationTarget
     from tvmm.control.save_target import SaveTarget
-    from tvmm.control.target import Json, MigrationTarget, VirtioDevices, VncTarget
+    from tvmm.control.target import Json, VirtioDevices, VncTarget
     from tvmm.machine import Machine
     from tvmm.metrics.model import Reading
 

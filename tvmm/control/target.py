@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from tvmm.control.input_target import InputTarget
 from tvmm.control.limit_target import LimitTargets
 from tvmm.control.metrics_verbs import MetricsTarget
+from tvmm.control.migration_target import MigrationTarget
 from tvmm.control.save_target import SaveTarget
 from tvmm.control.vnc_target import NoVnc, VncTarget
 from tvmm.errors import UserError
-from tvmm.migration.status import NO_MIGRATION, MigrationParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from tvmm.control.balloon_target import BalloonTarget
     from tvmm.control.limit_target import LimitTarget
-    from tvmm.migration.status import MigrationStatus
 
     Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
@@ -30,9 +29,7 @@ __all__ = [
     "DiskInfo",
     "FlatRange",
     "MemorySummary",
-    "MigrationTarget",
     "NetInfo",
-    "NoMigration",
     "NoVirtio",
     "NoVnc",
     "QueueInfo",
@@ -281,101 +278,6 @@ class NoVirtio:
         """Nothing to do; raises `UserError` for a name."""
         for net_id in net_ids:
             raise no_such("network device", net_id, ())
-
-
-class MigrationTarget(Protocol):
-    """The migration of a machine, as control clients see it.
-
-    The machine announces each change of state by the event MIGRATION, with `migration_info.event_data`, and each pass
-    over RAM by MIGRATION_PASS, ``{"pass": n}``. What clients rely on, to be never in doubt about how it ended:
-
-    - ``setup`` is announced before `start_migration` returns, and what was announced before it is about an earlier one;
-    - each migration that was begun ends with one event of a state that is in `status.ENDED`, announced when
-      `migration_status` has the same state and all its figures, and before the machine ends for it.
-    """
-
-    def migration_status(self) -> MigrationStatus:
-        """How the migration goes, out of the machine or into it, or how the last one ended."""
-
-    def migration_parameters(self) -> MigrationParameters:
-        """How the next migration out of the machine goes."""
-
-    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
-        """Give fields of `migration_parameters` other values, checked together by the caller. One under way takes over
-        what it can (limits of bandwidth, pause and time)."""
-
-    async def start_migration(self, uri: str, parameters: MigrationParameters) -> None:
-        """Begin to move the guest to `uri` (``tcp:HOST:PORT``, ``unix:PATH``) and return, before anything can have
-        been refused over there. `parameters` are checked. Raises `UserError` if it cannot begin: one is under way, the
-        guest has moved, the machine waits for a guest."""
-
-    def cancel_migration(self) -> None:
-        """Begin to give up the migration out of the machine, if it can still be given up. The guest goes on here.
-        Raises `UserError` where it runs at the destination already and gets its memory from here.
-        """
-
-    def start_postcopy(self) -> None:
-        """Let the guest of a migration go before its memory, at the end of its first pass. Raises `UserError`: none is
-        under way, or it was begun without the leave to do so.
-        """
-
-    def pause_migration(self) -> None:
-        """Cut the connections of a post-copy; they stay cut until `recover_migration`. Raises `UserError` if there is
-        none.
-        """
-
-    async def recover_migration(self, uri: str) -> None:
-        """Go on with a post-copy that is paused. At the source: connect to the destination, at `uri` if that is not ''.
-        At the destination, which waits for its source anyway: listen at `uri` too. Raises `UserError`.
-        """
-
-    async def listen_for_migration(self, uri: str) -> None:
-        """Return when the machine, started with ``--incoming defer``, listens at `uri`. Raises `UserError`: it was
-        not started so, it listens already, or it cannot listen there."""
-
-
-class NoMigration:
-    """`MigrationTarget` of a machine that cannot move."""
-
-    def migration_status(self) -> MigrationStatus:
-        """That there was none."""
-        return NO_MIGRATION
-
-    def migration_parameters(self) -> MigrationParameters:
-        """The defaults."""
-        return MigrationParameters()
-
-    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
-        """Raise `UserError`, unless there is nothing to set."""
-        if changes:
-            raise self._refusal()
-
-    async def start_migration(self, uri: str, parameters: MigrationParameters) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def cancel_migration(self) -> None:
-        """Nothing to do."""
-
-    async def listen_for_migration(self, uri: str) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def start_postcopy(self) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def pause_migration(self) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    async def recover_migration(self, uri: str) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    @staticmethod
-    def _refusal() -> UserError:
-        return UserError("this machine cannot be moved")
 
 
 class ScreenTarget(Protocol):
