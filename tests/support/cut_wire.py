@@ -90,13 +90,14 @@ class Wire:
             server.socket.close()
 
     async def _pass_descriptors(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
-        files = await receive_descriptors(client)
+        files: dict[str, int] = {}
         try:
+            files = await receive_descriptors(client)
             if not self._on_message("Descriptors"):
                 await trio.sleep_forever()
             await send_descriptors(server, list(files), list(files.values()))
         except LinkLost:
-            # It was cut.
+            # It was cut, or never used.
             return
         finally:
             close_all(files)

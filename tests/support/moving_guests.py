@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -15,11 +16,11 @@ from tvmm.errors import HostError, ImageError, ProtocolError
 from tvmm.kvm.remap import adopt_file, borrow_file
 from tvmm.kvm.uffd import can_wait_for_pages
 from tvmm.memory.ram import GuestRam
-from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
+from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all, tap_feature
 from tvmm.state import Section
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from tests.support.copied_disks import GuestDisk
     from tvmm.kvm.pages import PageBitmap
@@ -71,6 +72,8 @@ class World:
     def close(self) -> None:
         """Give the memory back."""
         close_all(self.destination.lent)
+        for fd in self.destination.taken:
+            os.close(fd)
         self.source.ram.close()
         self.destination.ram.close()
 
@@ -154,6 +157,8 @@ class Leaving(Side):
         self.moved_to = self.serves_pages_to = ""
         self.kept_paused = False
         self.memory_let_go = False
+        self.tap_queues: dict[str, list[int]] = {}
+        self.taps_gone: set[str] = set()
         self.hints: list[str] = []
         self.free: list[tuple[int, int]] = []
         """Told of when hints are asked for."""
@@ -190,6 +195,14 @@ class Leaving(Side):
     def cpu(self) -> bytes:
         """Anything."""
         return b"cpu"
+
+    def taps(self) -> Mapping[str, Sequence[int]]:
+        """Those of the test."""
+        return self.tap_queues
+
+    def let_go_of_taps(self, names: Collection[str]) -> None:
+        """Remembered."""
+        self.taps_gone = set(names)
 
     def tracker(self) -> Tracker:
         """See above."""
@@ -279,6 +292,10 @@ class Arriving(Side):
         self.otherwise: list[str] = []
         self.rehearsed = 0
         self.lent: dict[str, int] = {}
+        self.late_taps: list[str] = []
+        """Those that another one has."""
+        self.taps_came: dict[str, list[int]] | None = None
+        self.taken: list[int] = []
 
     async def rehearse(self) -> None:
         """Counted."""
@@ -293,6 +310,7 @@ class Arriving(Side):
         """What it was made for, and post-copy, where the host has userfaultfd."""
         found = {MEMFD} if can_be_passed(self.ram) else set()
         found |= {"storage"} if self.targets else set()
+        found |= set(map(tap_feature, self.late_taps))
         return frozenset(found | ({"postcopy"} if can_wait_for_pages(self.ram.blocks["pc.ram"]) else set()))
 
     def copy_problems(self, images: tuple[Image, ...] | None) -> Sequence[str]:
@@ -302,6 +320,19 @@ class Arriving(Side):
     def open_targets(self, images: tuple[Image, ...]) -> list[DiskTarget | None]:
         """Files of the test's, all of them."""
         return [make(image) for make, image in zip(self.targets, images, strict=True)]
+
+    async def tap_problems(self, coming: Collection[str]) -> Sequence[str]:
+        """Nobody gives up what is not coming."""
+        return [f"tap {name} is in use" for name in self.late_taps if name not in coming]
+
+    async def take_taps(self, taps: Mapping[str, list[int]]) -> None:
+        """What came for each of the test's, or nothing."""
+        self.taps_came = {name: list(fds) for name, fds in taps.items()}
+        for name in self.late_taps:
+            if not taps.get(name):
+                raise HostError(f"tap {name} is in use")
+            self.taken.extend(taps[name])
+            taps[name].clear()
 
     async def borrow_memory(self, files: dict[str, int]) -> None:
         """To look at."""

@@ -42,25 +42,36 @@ def network_namespace() -> Iterator[None]:
         if libc.unshare(CLONE_NEWNET):
             pytest.skip(f"no new network namespace: {os.strerror(ctypes.get_errno())}")
         try:
+            _bring_threads(libc)
             yield
         finally:
             assert libc.setns(before, CLONE_NEWNET) == 0
-            _bring_threads_home(libc, before)
+            _bring_threads(libc)
     finally:
         os.close(before)
 
 
-def _bring_threads_home(libc: ctypes.CDLL, before: int) -> None:
-    """Trio keeps threads for the next who needs one, and those that were started in there are in there."""
+def _bring_threads(libc: ctypes.CDLL) -> None:
+    """Trio keeps threads for the next who needs one, and those are in the namespace in which they were started: have
+    them in that of this thread.
+    """
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _move_threads(libc, here)
+    finally:
+        os.close(here)
+
+
+def _move_threads(libc: ctypes.CDLL, there: int) -> None:
     count = len(THREAD_CACHE._idle_workers)
     all_of_them = threading.Barrier(count + 1)
 
-    def home() -> None:
-        libc.setns(before, CLONE_NEWNET)
+    def move() -> None:
+        libc.setns(there, CLONE_NEWNET)
         all_of_them.wait(THREAD_SECONDS)
 
     for _ in range(count):
-        trio.lowlevel.start_thread_soon(home, lambda result: None)
+        trio.lowlevel.start_thread_soon(move, lambda result: None)
     all_of_them.wait(THREAD_SECONDS)
 
 

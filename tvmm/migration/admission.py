@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmm.errors import ProtocolError
 from tvmm.migration.descriptors import is_trusted
 from tvmm.migration.guest import blocks_of
-from tvmm.migration.hand_over import MEMFD
+from tvmm.migration.hand_over import MEMFD, only_here, taps_in
 from tvmm.migration.messages import Hello, Images, Refuse, Wants
 from tvmm.migration.status import COMPRESSIONS
 from tvmm.migration.wire import MAX_LANES, readable
@@ -48,8 +48,11 @@ async def read_request(link: Link) -> Request:
     return Request(hello, wants, images)
 
 
-async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDisks) -> Refuse | None:
-    """Why this is not the machine that can arrive here; None if it is. Raises `ProtocolError` for what none can be."""
+async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDisks, link: Link) -> Refuse | None:
+    """Why this is not the machine that can arrive here, over `link`; None if it is.
+
+    Raises `ProtocolError` for what none can be.
+    """
     hello = request.hello
     _check_hello(hello)
     reasons = list(guest.differences(hello.description, await guest.description()))
@@ -59,16 +62,17 @@ async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDis
     reasons += await disks.problems(request.wants, request.images)
     if hello.compress not in COMPRESSIONS:
         reasons.append(f"compression {readable(hello.compress)!r} is not known here")
-    if not reasons:
-        return None
-    return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
+    if reasons:
+        return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
+    busy = await guest.tap_problems(taps_in(granted(request.wants, guest, link)))
+    return Refuse(tuple(busy[:MAX_REASONS]), "end who has it, or start it with another ifname=") if busy else None
 
 
 def granted(wants: Wants, guest: ArrivingGuest, link: Link) -> frozenset[str]:
     """Features that a migration over `link` gets, of those that its source wants."""
     features = frozenset(wants.features[:MAX_FEATURES]) & guest.features()
     if not is_trusted(link.stream):
-        features -= {MEMFD}
+        features -= only_here(features)
     if MEMFD in features:
         # Nothing has to come after the guest.
         features -= {"postcopy"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tvmm.errors import ProtocolError
+from tvmm.errors import HostError, ProtocolError
 from tvmm.memory.ram import SEALS
 from tvmm.migration.link import LinkLost
 from tvmm.migration.messages import Descriptors
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_memory", "is_trusted", "receive_descriptors", "send_descriptors"]
 
-MAX_DESCRIPTORS = 64
+MAX_DESCRIPTORS = 128
 """In one message. A peer does not fill this process' table of them; the kernel's own limit is 253."""
 MAX_NAMES_BYTES = 1 << 14
 _CREDENTIALS = struct.Struct("=3i")
@@ -51,7 +51,12 @@ def is_trusted(stream: trio.abc.Stream) -> bool:
 
 
 async def send_descriptors(stream: trio.abc.Stream, names: Sequence[str], fds: Sequence[int]) -> None:
-    """One of `fds` for each name; they stay open here. Raises `LinkLost`."""
+    """One of `fds` for each name; they stay open here. Raises `LinkLost`, and `HostError` for more than can be sent."""
+    if len(fds) > MAX_DESCRIPTORS:
+        raise HostError(
+            f"{len(fds)} descriptors cannot be handed over at once, {MAX_DESCRIPTORS} can",
+            "let the new machine have taps of other names, in the same bridge",
+        )
     assert isinstance(stream, trio.SocketStream)
     data = pack(Descriptors(tuple(names)))
     try:

@@ -1,19 +1,19 @@
 """How the source asks to be let in: Hello with the features that it wants, and again without them where that is needed.
 
-Memory is handed over where that is possible, without being asked for.
+Memory and taps are handed over where that is possible, without being asked for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tvmm.migration.hand_over import MEMFD, can_be_passed, why_copied
+from tvmm.migration.hand_over import MEMFD, can_be_passed, tap_feature, why_copied
 from tvmm.migration.source import SourceEvent
 from tvmm.migration.talk import Ended, Talk
 
 if TYPE_CHECKING:
-    from tvmm.memory.ram import GuestRam
     from tvmm.migration.disk_departure import LeavingDisks
+    from tvmm.migration.guest import LeavingGuest
     from tvmm.migration.link import Address
     from tvmm.migration.messages import Hello
     from tvmm.migration.progress import Progress
@@ -41,30 +41,34 @@ class Greeting:
         """The connection that there is last."""
         await self.talk.close()
 
-    async def ask_in(self, hello: Hello, ram: GuestRam, disks: LeavingDisks) -> bytes:
+    async def ask_in(self, hello: Hello, guest: LeavingGuest, disks: LeavingDisks) -> bytes:
         """The token for other connections. Raises `Ended`, `UserError`, `LinkLost` or `ProtocolError`."""
-        wants = ("postcopy",) if self._postcopy != "off" else ()
+        postcopy = ("postcopy",) if self._postcopy != "off" else ()
+        taps = tuple(map(tap_feature, guest.taps())) if self.talk.is_trusted else ()
         if self.talk.is_trusted:
-            self._progress.advice = why_copied(ram)
-        if disks.is_wanted or not self.talk.is_trusted or not can_be_passed(ram):
-            token = await self.talk.greet(hello, (*disks.wants, *wants), await disks.details())
+            self._progress.advice = why_copied(guest.ram)
+        if disks.is_wanted or not self.talk.is_trusted or not can_be_passed(guest.ram):
+            needed = (*disks.wants, *postcopy)
+            token = await self._ask(hello, (*needed, *taps), needed if taps else None, await disks.details())
         else:
-            token = await self._ask_for_hand_over(hello, wants)
+            token = await self._ask(hello, (MEMFD, *postcopy, *taps), ())
+            if MEMFD in self.talk.granted:
+                self._progress.advice = ""
         if self._postcopy == "now" and not self.talk.granted & {MEMFD, "postcopy"}:
             raise Ended(SourceEvent.BROKEN, "the destination's host does not let it wait for single pages of memory",
                         "'tvmm doctor' there says why; migrate without post-copy")  # fmt: skip
         return token
 
-    async def _ask_for_hand_over(self, hello: Hello, wants: tuple[str, ...]) -> bytes:
+    async def _ask(
+        self, hello: Hello, wants: tuple[str, ...], needed: tuple[str, ...] | None, details: tuple[Any, ...] = ()
+    ) -> bytes:
+        """Ask for `wants`; of a tvmm that is too old to know of them for what is `needed`. None: it is not asked again.
+        """
         try:
-            token = await self.talk.greet(hello, (MEMFD, *wants))
+            return await self.talk.greet(hello, wants, details)
         except Ended as ended:
-            if ended.event is not SourceEvent.LOST:
+            if ended.event is not SourceEvent.LOST or needed is None:
                 raise
-            # A tvmm that is too old to know the wish: it gets a copy.
-            await self.talk.close()
-            await self.open()
-            token = await self.talk.greet(hello)
-        if MEMFD in self.talk.granted:
-            self._progress.advice = ""
-        return token
+        await self.talk.close()
+        await self.open()
+        return await self.talk.greet(hello, needed, details)

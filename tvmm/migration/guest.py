@@ -8,7 +8,7 @@ from tvmm.kvm.pages import PAGE
 from tvmm.migration.messages import Block, Image
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     import trio
@@ -81,6 +81,12 @@ class LeavingGuest(Guest, Protocol):
     def open_images(self, places: Sequence[int]) -> list[DiskOrigin]:
         """Those of them, opened and not tracked yet. Raises `UserError`."""
 
+    def taps(self) -> Mapping[str, Sequence[int]]:
+        """By interface the descriptors of its queues, which stay the guest's. Those that are of no use are left out."""
+
+    def let_go_of_taps(self, names: Collection[str]) -> None:
+        """These are the destination's: nothing comes from them here, and nothing is undone on them."""
+
     def let_go_of_memory(self) -> None:
         """It is the destination's own: whatever is done to it here from now on does not reach it. On a thread."""
 
@@ -136,6 +142,14 @@ class ArrivingGuest(Guest, Protocol):
         """Have the RAM be that of the source, a memfd for each block, to look at: nothing that is written to it reaches
         the source before `start`, and what was written before then is lost. The descriptors are the guest's then, and
         taken out of `files`. Raises `HostError`.
+        """
+
+    async def tap_problems(self, coming: Collection[str]) -> Sequence[str]:
+        """Open the taps that are not here and will not come along, if they are free now; why not, in sentences."""
+
+    async def take_taps(self, taps: Mapping[str, list[int]]) -> None:
+        """Queues of the source's taps have come along. Those that the guest needs it takes out of the lists, and uses
+        them from `start` on. Raises `UserError` or `ProtocolError`.
         """
 
     async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:

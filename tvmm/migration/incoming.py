@@ -19,11 +19,23 @@ from tvmm.kvm.pages import PAGE
 from tvmm.migration.admission import Request, granted, read_request, why_refused
 from tvmm.migration.destination import INCOMPLETE, MAY_RUN, DestinationEvent, DestinationState, after
 from tvmm.migration.disk_arrival import ArrivingDisks
-from tvmm.migration.hand_over import MEMFD, MemoryArrival
+from tvmm.migration.hand_over import MEMFD, MemoryArrival, only_here
 from tvmm.migration.intake import Intake
 from tvmm.migration.lane_arrival import NOBODY, LaneArrivals, Session
 from tvmm.migration.link import Link, LinkLost
-from tvmm.migration.messages import Answer, Failure, Goodbye, Grants, Query, Recover, Refuse, Running, Watched, Welcome
+from tvmm.migration.messages import (
+    Answer,
+    Failure,
+    Goodbye,
+    Grants,
+    Query,
+    Recover,
+    Refuse,
+    RoundDone,
+    Running,
+    Watched,
+    Welcome,
+)
 from tvmm.migration.receivers import ReceiverLanes
 from tvmm.migration.reception import Doors, Reception, same
 from tvmm.migration.status import MigrationStatus, RamProgress
@@ -221,7 +233,7 @@ class Incoming:
 
     async def take_memory(self, stream: trio.abc.Stream) -> None:
         """See `Desk`."""
-        if MEMFD not in self._granted:
+        if not only_here(self._granted):
             raise ProtocolError("a connection for memory has no place here")
         self._memory.take(stream)
 
@@ -310,7 +322,7 @@ class Incoming:
             request = await read_request(link)
         if patience.cancelled_caught:
             raise LinkLost("it did not say what is to be moved")
-        refusal = await why_refused(request, self._guest, self._disks)
+        refusal = await why_refused(request, self._guest, self._disks, link)
         # Looked at last: who is slow to say what it wants keeps nobody else out.
         if refusal is None and self.state is not DestinationState.WAITING:
             refusal = Refuse(("another machine is arriving, or has arrived",))
@@ -347,6 +359,8 @@ class Incoming:
                         await link.send(Grants(tuple(sorted(self._granted))))
                     await link.send(Welcome(version, self._session.token))
                     link.inbox.limit = MAX_MESSAGE
+                    if MEMFD not in self._granted:
+                        await self._take_taps_over(link)
                     await self._disks.begin(link, images)
                     if MEMFD in self._granted:
                         await self._take_memory_over(link, self._intake)
@@ -408,9 +422,16 @@ class Incoming:
         """In place of lanes and rounds."""
         begun = time.perf_counter_ns()
         self._session = self._session._replace(lanes=0)
-        await self._memory.lend(self._guest)
+        await self._memory.lend(self._guest, self._granted)
         self._handed_over = self._ram_bytes
         await intake.memory_is_here(link, begun)
+
+    async def _take_taps_over(self, link: Link) -> None:
+        """Beside copies of memory."""
+        if only_here(self._granted):
+            begun = time.perf_counter_ns()
+            await self._memory.lend(self._guest, self._granted)
+            await link.send(RoundDone(0, time.perf_counter_ns() - begun))
 
     async def _start(self, link: Link, intake: Intake) -> None:
         """COMMIT has come: nothing but a failure of our own keeps the guest from running."""

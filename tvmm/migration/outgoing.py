@@ -19,7 +19,7 @@ from tvmm.migration.commit import Commitment, Destination
 from tvmm.migration.disk_departure import LeavingDisks
 from tvmm.migration.greeting import Greeting
 from tvmm.migration.guest import blocks_of
-from tvmm.migration.hand_over import MEMFD, pass_memory
+from tvmm.migration.hand_over import MEMFD, pass_memory, pass_taps, taps_in
 from tvmm.migration.lane_opening import lane_count, open_lanes
 from tvmm.migration.link import LinkLost, open_connection, peer_name
 from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, State, Watched
@@ -227,6 +227,7 @@ class Outgoing:
             stack.callback(self.progress.freeze)
             # Before the lanes are closed: the destination is to hear why, and not to find out that they are gone.
             stack.push_async_exit(self._say_why)
+            await pass_taps(self._guest, self._address, self._security, self._token, self._talk)
             await self._open_lanes(self._token)
             await self._disks.open(stack, self._talk, self._open_storage, self._security, self._lanes.group)
             await self._copy_disks()
@@ -280,7 +281,7 @@ class Outgoing:
     async def _hand_memory_over(self) -> None:
         """The memory itself in place of copies, and all else as ever."""
         with attentive():
-            await pass_memory(self._guest.ram, self._address, self._security, self._token, self._talk)
+            await pass_memory(self._guest, self._address, self._security, self._token, self._talk)
             self.progress.pass_memory(self._ram_bytes)
             self._tell("active")
             await self._switch_over(self._hand_state_over)
@@ -313,7 +314,7 @@ class Outgoing:
             self.parameters.compress,
             self.parameters.verify,
         )
-        self._token = await greeting.ask_in(hello, self._guest.ram, self._disks)
+        self._token = await greeting.ask_in(hello, self._guest, self._disks)
         self._talk = greeting.talk
         destination = Destination(self._address, self._security, self._session)
         self._commitment = Commitment(
@@ -426,6 +427,7 @@ class Outgoing:
         if self.state is SourceState.DONE:
             # Told before the machine ends for it: who watches is never in doubt.
             self._tell("completed")
+            self._guest.let_go_of_taps(taps_in(self._talk.granted))
             viewers = self._guest.end(self.progress.peer, self._open_screen)
             if viewers:
                 await say_if_possible(link, Watched(viewers))

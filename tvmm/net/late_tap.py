@@ -105,7 +105,7 @@ class LateTap(Tap):
         with Links() as links:
             link = links.find(self.name)
             if link is None or addresses != {link.mac}:
-                # In another network namespace.
+                # None at all, or in another network namespace.
                 return False
             words, by_hand = what_differs(links, link, self._options)
         if len(fds) != len(self.fds):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tvmm.config.rng import RngConfig
     from tvmm.config.vsock import VsockConfig
     from tvmm.metrics.model import Sample
+    from tvmm.net.opened_tap import Tap
     from tvmm.virtio.device import VirtioDevice
     from tvmm.virtio.runner.input import InputRunner
     from tvmm.wiring.balloon import BalloonPart
@@ -55,6 +56,7 @@ class Devices:
         self.bus: PciBus | None = None
         self.disks: dict[str, DiskPart] = {}
         self.nets: dict[str, NetPart] = {}
+        self.taps: dict[str, Tap] = {}
         self.consoles: dict[str, ConsoleDevice] = {}
         self.display: Display | None = None
         self.inputs: dict[str, InputRunner] = {}

@@ -17,16 +17,25 @@ from tvmm.kvm.remap import adopt_file, borrow_file
 from tvmm.kvm.uffd import can_wait_for_pages
 from tvmm.memory.host import host_memory
 from tvmm.memory.ram import MAIN_BLOCK
-from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all
+from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all, tap_feature
 from tvmm.outcome import STATUS_MIGRATED, Outcome
 from tvmm.state import Section, decode, encode
 from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved, suggest
 from tvmm.vcpu.compat_kvm import guest_on, host_under
 from tvmm.wiring.cpu_parts import KvmParts
+from tvmm.wiring.moving_taps import (
+    begin_taps,
+    late_taps,
+    let_go_of_taps,
+    open_others,
+    own_taps,
+    passable_taps,
+    take_taps,
+)
 from tvmm.wiring.verification import differing_sections
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from tvmm.kvm.dirty_log import DirtyTracker
     from tvmm.machine import Machine
@@ -113,6 +122,14 @@ class LeavingMachine(_MovingMachine):
         from tvmm.wiring.disk_copies import open_origins
 
         return open_origins(self._board.devices, places)
+
+    def taps(self) -> Mapping[str, Sequence[int]]:
+        """See `LeavingGuest`."""
+        return passable_taps(self._board.devices)
+
+    def let_go_of_taps(self, names: Collection[str]) -> None:
+        """See `LeavingGuest`."""
+        let_go_of_taps(self._board.devices, names)
 
     def tracker(self) -> DirtyTracker:
         """See `LeavingGuest`."""
@@ -270,6 +287,8 @@ class ArrivingMachine(_MovingMachine):
         super().__init__(machine)
         self._lent: dict[str, int] = {}
         """Memory that is the guest's once it starts."""
+        self._late_taps = late_taps(self._board.devices)
+        self._opening_taps = trio.Lock()
         self._features = frozenset({MEMFD}) if can_be_passed(self.ram) else frozenset()
 
     async def rehearse(self) -> None:
@@ -288,6 +307,8 @@ class ArrivingMachine(_MovingMachine):
         async with motion.lock:
             await motion.stop()
             motion.stage = "inmigrate"
+        for name, tap in self._late_taps.items():
+            self._machine.on_warning(f"{name}: {tap.why}; a guest that comes from there brings it along")
         try:
             yield
         finally:
@@ -303,7 +324,8 @@ class ArrivingMachine(_MovingMachine):
     def features(self) -> frozenset[str]:
         """See `ArrivingGuest`."""
         postcopy = {"postcopy"} if can_wait_for_pages(self.ram.blocks[MAIN_BLOCK]) else set()
-        return self._features | ({"storage"} if self._fills_disks else set()) | postcopy
+        taps = {tap_feature(tap.name) for tap in self._late_taps.values() if not tap.is_here}
+        return self._features | ({"storage"} if self._fills_disks else set()) | taps | postcopy
 
     @property
     def _fills_disks(self) -> bool:
@@ -368,6 +390,18 @@ class ArrivingMachine(_MovingMachine):
             adopt_file(self.ram.blocks[name], self._lent[name])
             del self._lent[name]
 
+    async def tap_problems(self, coming: Collection[str]) -> Sequence[str]:
+        """See `ArrivingGuest`."""
+        if not self._late_taps:
+            return ()
+        async with self._opening_taps:
+            return await trio.to_thread.run_sync(open_others, self._late_taps, coming)
+
+    async def take_taps(self, taps: Mapping[str, list[int]]) -> None:
+        """See `ArrivingGuest`."""
+        if self._late_taps:
+            await trio.to_thread.run_sync(take_taps, self._late_taps, taps)
+
     async def load(self, sections: tuple[Section, ...], ran_at_ns: int) -> None:
         """See `ArrivingGuest`."""
         await load_board(self._board, sections, KvmParts(ran_at_ns))
@@ -393,6 +427,8 @@ class ArrivingMachine(_MovingMachine):
             from tvmm.wiring.disk_copies import keep_targets
 
             keep_targets(self._board.devices)
+        if self._late_taps:
+            await trio.to_thread.run_sync(begin_taps, self._late_taps)
         self._keep_memory()
         async with machine.motion.lock:
             machine.motion.arrive(running=running and not machine.config.paused)
@@ -419,4 +455,7 @@ class ArrivingMachine(_MovingMachine):
             # A guest that moves on this soon is announced by the next host: a word from here would turn switches back.
             for net in nets if not self._machine.motion.stage else ():
                 net.announce_arrival(by_guest=not number)
+            if not number and self._late_taps:
+                # It is for others, and takes its time: guest and source have not waited for it.
+                await trio.to_thread.run_sync(own_taps, self._late_taps, self._machine.on_warning)
             await trio.sleep(ANNOUNCE_FIRST_S + number * ANNOUNCE_STEP_S)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.config.limits import NET_WORDS
 from tvmm.control.target import NetInfo
-from tvmm.errors import UserError
+from tvmm.errors import HostError, UserError
 from tvmm.virtio.net import Net, NetSettings
 from tvmm.virtio.net_control import RX_MODES
 from tvmm.virtio.runner.net import NetRunner
@@ -17,8 +17,10 @@ from tvmm.wiring.measures import net_samples
 from tvmm.wiring.ring import ring_features
 
 if TYPE_CHECKING:
+    from tvmm.config.incoming import IncomingConfig
     from tvmm.config.net import NetConfig
     from tvmm.kvm.bus_lock import BusLock
+    from tvmm.net.opened_tap import Tap
     from tvmm.virtio.runner.wire import Wire
     from tvmm.wiring.devices import Devices
     from tvmm.wiring.net_stream import Keeper
@@ -96,6 +98,24 @@ def _addresses(table: bytes) -> tuple[bytes, ...]:
     return tuple(table[at : at + 6] for at in range(0, len(table), 6))
 
 
+def _open_tap(options: NetConfig, machine_name: str, incoming: IncomingConfig | None) -> Tap:
+    """The tap, or one that comes along with the guest. Raises `UserError`."""
+    from tvmm.net.tap import TapBusy, open_tap
+
+    if incoming is None or not options.ifname:
+        return open_tap(options, machine_name)
+    if incoming.address is None or incoming.address.kind == "unix":
+        from tvmm.net.late_tap import open_or_wait
+
+        return open_or_wait(options, machine_name)
+    try:
+        return open_tap(options, machine_name)
+    except TapBusy as busy:
+        raise HostError(
+            busy.message, "choose another ifname; over --incoming unix:PATH the guest would bring the tap along"
+        ) from busy
+
+
 def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int) -> None:
     """Put it into a slot of `devices`. Raises `UserError`."""
     stack = devices.host.stack
@@ -104,10 +124,9 @@ def make_net(devices: Devices, options: NetConfig, machine_name: str, index: int
     keeper: Keeper | None = None
     if options.type == "tap":
         from tvmm.net.membership import in_network
-        from tvmm.net.tap import open_tap
 
         options = in_network(options)
-        wire = tap = open_tap(options, machine_name)
+        wire = tap = devices.taps[options.id] = _open_tap(options, machine_name, devices.config.incoming)
         stack.callback(tap.close)
     else:
         from tvmm.wiring.net_stream import open_stream
