@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tvmm.clones.family import shares
+from tvmm.clones.family import Family, Listener, shares
+from tvmm.errors import HostError
 
 PATIENCE_S = 60
 
@@ -76,6 +78,18 @@ def test_some_fail() -> None:
     lines = output.splitlines()
     assert {"ended m-1 0 True", "error m-2 it cannot be", "ended m-2 2 False", "ended m-3 1 False"} <= set(lines)
     assert "RuntimeError: a bug" in errors
+
+
+def test_a_host_that_starts_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the host's error, in one line."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    family = Family(["m-1"], lambda members: 0, Listener())
+    with pytest.raises(HostError, match="starts no more processes: Resource temporarily unavailable"):
+        family.run()
 
 
 def test_one_crashes() -> None:

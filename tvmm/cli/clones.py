@@ -12,7 +12,7 @@ from tvmm.cli import STATUS_SIGNAL
 from tvmm.cli.clone_group import be_clones
 from tvmm.cli.output import RED, flush, message, print_json
 from tvmm.clones.family import STATUS_BUG, Family, Listener
-from tvmm.clones.plan import check_together, clone_names, filled_options
+from tvmm.clones.plan import MAX_CLONES, check_together, clone_names, filled_options
 from tvmm.config.units import format_duration, parse_integer
 from tvmm.control.registry import machines
 from tvmm.errors import ConfigError, UserError
@@ -46,7 +46,7 @@ TAP_MODULES = ("tvmm.net.tap", "tvmm.net.links")
 
 def run_clones(options: Mapping[str, Any], ask: Any, given: Mapping[str, Any], places: Mapping[str, str]) -> int:
     """Start them, stay until all have ended, and return the exit status. `given` are the options of machines."""
-    count = parse_integer(options["clones"], "clones", 1, 1 << 20)
+    count = parse_integer(options["clones"], "number of clones", 1, MAX_CLONES)
     processes = parse_integer(options.get("processes") or f"{PROCESSES}", "processes", 1, 1 << 20)
     if options.get("eager"):
         raise ConfigError("--eager and --clones do not go together", "--verify checks the whole file once")
@@ -82,7 +82,8 @@ def _refuse_taken(names: Sequence[str], runtime_dir: str) -> None:
     taken = [entry.name for entry in machines(Path(runtime_dir)) if entry.alive and entry.name in wanted]
     if taken:
         more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
-        raise UserError(f"machines named {', '.join(taken[:3])}{more} are running", "choose another --name")
+        many = f"machines named {', '.join(taken[:3])}{more} are running"
+        raise UserError(many if len(taken) > 1 else f"a machine named {taken[0]} is running", "choose another --name")
 
 
 def _import_for(config: MachineConfig) -> None:
@@ -134,7 +135,7 @@ class _Telling(Listener):
         started = [name for name in self._names if name in self._ready]
         if self._as_json:
             clones = [{"name": name, **self._facts(self._ready[name])} for name in started]
-            failed = [{"name": name, "error": text} for name, text in self._errors.items()]
+            failed = [{"name": name, "error": self._errors[name]} for name in self._names if name in self._errors]
             print_json({"clones": clones, "failed": failed, "seconds": round(seconds, 3)})
             flush()
         if len(self._names) > len(started):

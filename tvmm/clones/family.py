@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tvmm.clones.member import MAX_LINE, Member, Report, parse_report
+from tvmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +98,10 @@ class Family:
         return {self._names[number]: pid for pid, members in self._alive.items() for number in members}
 
     def run(self) -> None:
-        """Start all, and return when all have ended. In the main thread of a process with no other thread."""
+        """Start all, and return when all have ended. In the main thread of a process with no other thread.
+
+        Raises `HostError` if the host starts no more processes; those that live are killed.
+        """
         with ExitStack() as stack:
             wakeups = stack.enter_context(_signals())
             self._reports = stack.enter_context(_pipe())
@@ -137,7 +141,13 @@ class Family:
                 # What is in a buffer would be written by both.
                 sys.stdout.flush()
                 sys.stderr.flush()
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:
+                    raise HostError(
+                        f"the host starts no more processes: {error.strerror}",
+                        "start fewer clones, or raise its limits ('ulimit -u', pids.max)",
+                    ) from None
                 if not pid:
                     self._become(members, before)
             finally:
