@@ -13,6 +13,7 @@ import pytest
 from tests.support.snapshot_files import write_small
 from tvmm.cli import main
 from tvmm.cli.parser import parse
+from tvmm.cli.restore import host_options
 from tvmm.cli.save_display import progress_rows, summary_lines
 from tvmm.cli.snapshot_secret import answer, new_secret
 from tvmm.cli.verbs import VERBS
@@ -133,6 +134,7 @@ def test_a_file_is_described_and_verified(tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "name       golden" in out
     assert "disk       /a.img (disk0, 1M)" in out
+    assert "options    --disk /a.img --disk /b.img,readonly=on" in out
     assert main(["restore", str(path), "--verify", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verified"]
@@ -143,3 +145,14 @@ def test_a_file_is_described_and_verified(tmp_path: Path, capsys: pytest.Capture
     assert main(["restore", str(path), "--verify"]) == 2
     assert "checksum of chunk 0 of pc.ram differs" in capsys.readouterr().err
     assert main(["restore", str(path), "--json"]) == 2
+
+
+def test_what_a_file_uses_of_the_host_is_shown() -> None:
+    """Everything that can be a path, as it could be given anew."""
+    options = {
+        "memory": "2M", "serial": "file=/etc/a b", "net": ["tap,br=br0"],
+        "device": ["virtio-rng", "virtconsole,chardev=unix=/tmp/h"],
+    }  # fmt: skip
+    assert host_options(options) == (
+        "--net tap,br=br0 --serial 'file=/etc/a b' --device virtconsole,chardev=unix=/tmp/h"
+    )

@@ -221,6 +221,17 @@ def test_memory_can_be_closed_after_a_full_disk(tmp_path: Path, monkeypatch: pyt
     assert "more room" in str(caught.value)
 
 
+def test_options_that_are_none_are_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everything that is wrong with one."""
+    monkeypatch.setattr(
+        "tests.support.snapshot_files.DESCRIPTION", DESCRIPTION._replace(options=(("memory", ("2M", "3M")),))
+    )
+    path = tmp_path / "a.snap"
+    write_small(str(path))
+    with SnapshotFile(str(path)) as file, pytest.raises(ImageError, match=r"a\.snap: its option memory has 2 values"):
+        file.options(("disk",))
+
+
 CUT_SHORT = """
 import os, resource, sys
 from tests.support.snapshot_files import PAGES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def _verify(file: SnapshotFile) -> float:
 
 def describe(file: SnapshotFile, checked: float | None) -> dict[str, Any]:
     """What ``--info --json`` prints."""
-    from tvmm.snapshot.description import options_of_record
+    from tvmm.memory.ram import MAIN_BLOCK
     from tvmm.snapshot.options import LISTS
 
     found = file.description
@@ -211,12 +212,12 @@ def describe(file: SnapshotFile, checked: float | None) -> dict[str, Any]:
         "saved-at": found.saved_at_ns / 1e9,
         "program": found.program,
         "running": found.running,
-        "memory": sum(place.pages for place in found.ram_blocks()) * 4096,
+        "memory": sum(place.pages for place in found.ram_blocks() if place.name == MAIN_BLOCK) * 4096,
         "cpus": int(facts.get("vCPU count", "0")) if facts.get("vCPU count", "").isdecimal() else 0,
         "encrypted": file.encrypted,
         "size": file.size,
         "stored": os.fstat(file.fd).st_blocks * 512,
-        "options": dict(options_of_record(found, LISTS)),
+        "options": dict(file.options(LISTS)),
         "images": [{"block": image.block, "path": image.path, "size": image.bytes} for image in found.images],
         "disks": [{"id": disk.id, "path": disk.path, "size": disk.bytes} for disk in found.disks],
         "devices": {name.removesuffix(" type"): value for name, value in found.facts if name.endswith(" type")},
@@ -224,6 +225,17 @@ def describe(file: SnapshotFile, checked: float | None) -> dict[str, Any]:
     if checked is not None:
         info |= {"verified": True, "seconds": checked}
     return info
+
+
+def host_options(options: Mapping[str, Any]) -> str:
+    """Those that say what of the host the machine uses, as they could be given anew: who made the file chose them."""
+    from tvmm.snapshot.options import LISTS
+
+    names = ("disk", "net", "serial", "control", "vnc", "metrics", "vsock")
+    given = [(name, value) for name in names if name in options
+             for value in (options[name] if name in LISTS else [options[name]])]  # fmt: skip
+    given += [("device", value) for value in options.get("device", ()) if "chardev=" in value]
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in given)
 
 
 def info_lines(info: Mapping[str, Any]) -> list[str]:
@@ -238,6 +250,7 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         ("memory", amount(info["memory"])),
         ("vCPUs", str(info["cpus"])),
         ("devices", devices or "none beyond those of every machine"),
+        ("options", host_options(info["options"]) or "none of this host"),
         *(("disk", f"{disk['path']} ({disk['id']}, {amount(disk['size'])})") for disk in info["disks"]),
         ("file", f"{amount(info['stored'])} on the disk, {amount(info['size'])} with holes"
                  f"{', encrypted' if info['encrypted'] else ''}"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.errors import ImageError
 from tvmm.kvm.snapshot import PageSource, SnapshotPages, map_chunks
-from tvmm.snapshot.description import parse_description
+from tvmm.snapshot.description import options_of_record, parse_description
 from tvmm.snapshot.files import open_direct
 from tvmm.snapshot.format import (
     CHUNK_BYTES,
@@ -26,7 +26,7 @@ from tvmm.snapshot.format import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -114,6 +114,11 @@ class SnapshotFile:
         """Have a private block of guest RAM, made anew, read as it is in the file. Raises `HostError`."""
         place = self.place(block.name)
         map_chunks(block, self.fd, place.offset, self.sums(place))
+
+    def options(self, lists: Sequence[str]) -> Mapping[str, str | list[str]]:
+        """The machine's, as `options_of_record` has them. Raises `ImageError`."""
+        with self._naming():
+            return options_of_record(self.description, lists)
 
     def place(self, name: str) -> BlockPlace:
         """Of the block of that name. Raises `ImageError` if there is none."""

@@ -33,7 +33,7 @@ from tvmm.errors import ConfigError, ImageError, ProtocolError, UserError
 from tvmm.kvm.serve import Waker
 from tvmm.machine import Machine
 from tvmm.migration.threads import run_together, yielding
-from tvmm.snapshot.description import IMAGE_BLOCKS, options_of_record
+from tvmm.snapshot.description import IMAGE_BLOCKS
 from tvmm.snapshot.options import LISTS
 from tvmm.snapshot.reader import Reading, SnapshotFile, ram_views
 from tvmm.state import decode
@@ -60,7 +60,7 @@ def config_of(file: SnapshotFile, options: Mapping[str, Any], **places: str) -> 
     """The machine in the file. `options` replace saved ones, as on a command line those of a configuration file;
     `places` are fields of the record such as `runtime_dir`. Raises `ConfigError`, `ImageError` for what is no machine.
     """
-    saved = options_of_record(file.description, LISTS)
+    saved = file.options(LISTS)
     try:
         # A file that was tampered with gets no further than the parser of the command line.
         config = MachineConfig.from_options({"paused": False, **saved, **options})
