@@ -164,6 +164,38 @@ async def test_a_pause_waits_for_the_user(world: World, tmp_path: Path) -> None:
     ]
 
 
+async def test_a_wrong_address_is_not_kept(world: World, tmp_path: Path) -> None:
+    """The guest is where it was, which is what users are told, and where the next recovery looks for it."""
+    async with connected(world, tmp_path, parameters=NOW) as ends, trio.open_nursery() as nursery:
+        told = ends.out._changed
+
+        def changed(status: MigrationStatus) -> None:
+            told(status)
+            if status.state == "postcopy-active" and not ends.out.status.postcopy.cuts:  # type: ignore[union-attr]
+                ends.out.pause()
+
+        ends.out._changed = changed
+
+        async def waits() -> None:
+            while not (ends.out.status.postcopy and ends.out.status.postcopy.waiting):
+                await trio.sleep(0.01)
+
+        nursery.start_soon(ends.out.run, trio.Event())
+        await waits()
+        peer = ends.out.status.peer
+        ends.out.recover(MigrationAddress("unix", path=str(tmp_path / "nowhere")))
+        while "nowhere" not in (ends.out.status.error or ""):
+            await trio.sleep(0.01)
+        await waits()
+        assert ends.out.status.error.count("tvmm run --incoming") == 0
+        assert ends.out.status.peer == peer
+        ends.out.recover(None)
+        while ends.out.state is not SourceState.DONE:
+            await trio.sleep(0.01)
+        assert ends.out.status.peer == peer
+        check_moved(world, ends)
+
+
 async def test_certificates(world: World, tmp_path: Path) -> None:
     """Requests and their pages are encrypted like all else, through a thread that no event loop holds up."""
     group = Group(tmp_path / "keys")

@@ -78,7 +78,7 @@ class Outgoing:
         self.state = SourceState.GREETING
         self._guest = guest
         self._disks = LeavingDisks(guest, parameters)
-        self._address = address
+        self._address = self._met_at = address
         self._security = security
         self._changed = changed
         self._session = random(SESSION_BYTES)
@@ -140,13 +140,11 @@ class Outgoing:
         self._serving.pause()
 
     def recover(self, address: Address | None) -> None:
-        """Go on with a post-copy, at `address` from now on if there is one. Raises `UserError`."""
+        """Go on with a post-copy, at `address` if there is one; it is kept if the guest is there. `UserError`."""
         if self._serving is None or self.state not in (SourceState.CUT, SourceState.UNHEARD):
             raise UserError("there is no post-copy that is paused")
-        if address is not None:
-            self._address = address
-            self.progress.peer = peer_name(address)
-            self._commitment.look_at(Destination(address, self._security, self._session))
+        self._address = address or self._met_at
+        self._commitment.look_at(Destination(self._address, self._security, self._session))
         self._serving.go_on()
 
     def set_parameters(self, parameters: MigrationParameters) -> None:
@@ -421,7 +419,12 @@ class Outgoing:
     def _recovery(self) -> Recovery:
         from tvmm.migration.recovering import Recovery
 
-        return Recovery(self._address, self._security, self._session, self._token, self._open_lanes)
+        return Recovery(self._address, self._security, self._session, self._token, self._open_lanes, self._met)
+
+    def _met(self) -> None:
+        """The destination is where it was looked for."""
+        self._met_at = self._address
+        self.progress.peer = peer_name(self._address)
 
     async def _end_if_done(self, link: Link) -> None:
         if self.state is SourceState.DONE:

@@ -30,13 +30,16 @@ RECEIVED_MESSAGES_MAX = 1 << 16
 
 
 class Recovery(NamedTuple):
-    """Where the destination is, and what it knows this source by. `open_lanes` makes those of a token."""
+    """Where the destination is, and what it knows this source by. `open_lanes` makes those of a token; `met` hears that
+    it is there.
+    """
 
     address: Address
     security: Securer
     session: bytes
     token: bytes
     open_lanes: Callable[[bytes], Awaitable[None]]
+    met: Callable[[], None]
 
 
 async def recover(
@@ -48,9 +51,7 @@ async def recover(
     made up to then is closed, but for lanes.
     """
     with trio.move_on_after(RECOVER_SECONDS):
-        stream = await open_connection(
-            recovery.address, Opening(Kind.RECOVER, recovery.security.kind, token=recovery.token)
-        )
+        stream = await _connect(recovery)
         link = Link(await recovery.security.wrap(stream), FROM_DESTINATION)
         link.inbox.limit = MAX_MESSAGE
         try:
@@ -66,6 +67,16 @@ async def recover(
     raise LinkLost(f"the destination did not go on within {RECOVER_SECONDS:g} s")
 
 
+async def _connect(recovery: Recovery) -> trio.SocketStream:
+    try:
+        return await open_connection(
+            recovery.address, Opening(Kind.RECOVER, recovery.security.kind, token=recovery.token)
+        )
+    except UserError as error:
+        # Its hint is for who begins: another machine there would be of no use.
+        raise UserError(error.message, "where the guest is, its machine has to listen") from error
+
+
 async def _rejoin(
     recovery: Recovery, link: Link, lanes: SenderLanes, departure: Departure, welcomed: Callable[[], None]
 ) -> Complete | None:
@@ -73,6 +84,7 @@ async def _rejoin(
     for _ in range(RECEIVED_MESSAGES_MAX):
         message = await link.receive()
         if isinstance(message, Complete):
+            recovery.met()
             return message
         if isinstance(message, Rejoin) and len(message.token) == TOKEN_BYTES:
             break
@@ -80,6 +92,7 @@ async def _rejoin(
         take_piece(message, received)
     else:
         raise ProtocolError("the destination names pages without an end")
+    recovery.met()
     welcomed()
     departure.server.recover(received)
     lanes.group.begin_round()
