@@ -333,6 +333,10 @@ class Machine:
             self.board.pm.press_power_button()
         self.tell("POWERDOWN", {})
 
+    def keeps_another_alive(self) -> bool:
+        """Whether the guest runs elsewhere and would die there with this machine, which has some of its memory."""
+        return self.moves.lends_memory
+
     def quit(self) -> None:
         """End the machine now, whatever the guest does."""
         self.supervisor.post(self.farewell or Outcome("quit"))

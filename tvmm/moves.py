@@ -162,6 +162,11 @@ class Moves:
         return PAUSE_SECONDS
 
     @property
+    def lends_memory(self) -> bool:
+        """Whether the guest runs elsewhere, with memory that is here alone."""
+        return self._out is not None and self._out.status.state in POSTCOPY_STATES
+
+    @property
     def leaving(self) -> bool:
         """Whether a migration out of the machine is under way."""
         return self._out is not None and (self._out.status.under_way or not self._begun.is_set())

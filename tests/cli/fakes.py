@@ -87,6 +87,7 @@ class FakeGuest:
         self.started = trio.Event()
         self.button_presses = 0
         self.refusal = ""
+        self.needed_elsewhere = False
         self.closed = False
         self._heeds = heeds
         self._stuck = stuck_while_made
@@ -121,6 +122,9 @@ class FakeGuest:
         if self._heeds:
             self._outcome = Outcome("poweroff")
             self._ended.set()
+
+    def keeps_another_alive(self) -> bool:
+        return self.needed_elsewhere
 
     def quit(self) -> None:
         self._ended.set()

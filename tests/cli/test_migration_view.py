@@ -121,6 +121,9 @@ def test_a_process_that_died() -> None:
     """Before the switchover the guest died with it; in the middle of it it may have moved."""
     assert "(round 3), and its guest with it" in lost_text("web", LAST_PASS)
     assert "its guest may run at tcp:127.0.0.1:4444: look there" in lost_text("web", SWITCHOVER)
+    told = lost_text("web", SWITCHOVER._replace(state="postcopy-active"))
+    assert "memory that its guest at tcp:127.0.0.1:4444 has not got yet" in told
+    assert "discarded" not in told
 
 
 @given(statuses)

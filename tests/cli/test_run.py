@@ -227,6 +227,25 @@ async def test_a_signal_while_the_machine_is_made() -> None:
         assert await supervise(guest, GRACE, lambda text: None) == Ending(None, signal.SIGTERM)
 
 
+async def test_a_guest_that_lives_elsewhere_by_this_machine() -> None:
+    """One signal does not kill it over there."""
+    guest = FakeGuest()
+    guest.needed_elsewhere = True
+    said: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def twice() -> None:
+            await kill_when_started(guest, signal.SIGINT)
+            while not said:
+                await trio.testing.wait_all_tasks_blocked()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        nursery.start_soon(twice)
+        assert await supervise(guest, GRACE, said.append) == Ending(Outcome("quit"), signal.SIGTERM)
+    assert len(said) == 1
+    assert "it would die with this" in said[0]
+
+
 async def test_a_guest_that_cannot_be_asked() -> None:
     """If the button cannot be pressed, the first signal ends the machine."""
     guest = FakeGuest()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.cli.output import printable
 from tvmm.config.units import format_duration
+from tvmm.migration.status import POSTCOPY
 
 if TYPE_CHECKING:
     from tvmm.migration.status import DiskProgress, DowntimeParts, MigrationStatus, RamProgress
@@ -160,6 +161,11 @@ def lost_text(name: str, status: MigrationStatus) -> str:
         return (
             f"the process of {name} ended in the middle of the switchover; its guest may run at"
             f" {_peer(status)}: look there before you start it anew"
+        )
+    if status.state in POSTCOPY:
+        return (
+            f"the process of {name} ended with memory that its guest at {_peer(status)} has not got yet: the guest cannot"
+            " go on; 'tvmm stop --force' there ends its machine"
         )
     return (
         f"the process of {name} ended while it migrated ({where}), and its guest with it; what had arrived is discarded"

@@ -47,6 +47,9 @@ class Guest(Protocol):
     def powerdown(self) -> None:
         """Press the power button. Raises `UserError` if the guest cannot see it now."""
 
+    def keeps_another_alive(self) -> bool:
+        """Whether the guest runs elsewhere and would die there with this machine."""
+
     def quit(self) -> None:
         """End it; `run` and `wait` return soon."""
 
@@ -121,6 +124,12 @@ class _Watch:
 
     def _ask(self, guest: Guest, number: int, nursery: trio.Nursery) -> None:
         name = signal.Signals(number).name
+        if guest.keeps_another_alive():
+            self._say(
+                f"{name}: the guest runs elsewhere, and part of its memory is here alone: it would die with this; "
+                "a second signal ends it all the same"
+            )
+            return
         try:
             guest.powerdown()
         except UserError as error:
