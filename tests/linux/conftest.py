@@ -10,14 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux.initramfs import INIT, UDHCPC, extended
+
 
 @pytest.fixture(scope="session")
-def tiny() -> Path:
+def stock_tiny() -> Path:
     """The folder with vmlinux, initrd.cpio and cmdline.txt."""
     guests = os.environ.get("TVMM_TEST_GUESTS")
     if not guests:
         pytest.skip("TVMM_TEST_GUESTS is not set: it names a folder that holds linux-tiny (see tests/guests/linux)")
     return Path(guests) / "linux-tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny(stock_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the initramfs of `Shell`: a shell for programs, and /etc/udhcpc."""
+    folder = tmp_path_factory.mktemp("linux-tiny")
+    for name in ("vmlinux", "cmdline.txt"):
+        (folder / name).symlink_to(stock_tiny / name)
+    extended(stock_tiny / "initrd.cpio", {"init": INIT, "etc/udhcpc": UDHCPC}, folder / "initrd.cpio")
+    return folder
 
 
 @pytest.fixture

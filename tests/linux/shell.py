@@ -1,8 +1,4 @@
-"""A Linux that runs as a `tvmm` process with a shell on its serial line.
-
-The shell is told to read that line as it would a script. One that lets people edit what they type handles each key by
-itself, echoes it and asks for more: where kernel mode is emulated that is most of what a short command costs.
-"""
+"""A Linux that runs as a `tvmm` process with a shell on its serial line, which reads that as it would a script."""
 
 from __future__ import annotations
 
@@ -10,27 +6,27 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.linux.initramfs import READY
 from tests.support.process import read_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BOOT_SECONDS", "COMMAND_SECONDS", "Shell", "inside", "linux_options"]
+__all__ = ["BOOT_SECONDS", "COMMAND_SECONDS", "PLAIN_SHELL", "Shell", "inside", "linux_options"]
 
 BOOT_SECONDS = 200
 """Where kernel mode is emulated a boot with all devices takes about 20 s on a free processor."""
 
 COMMAND_SECONDS = 120
-READY = "SHELL IS READY"
 PLAIN_SHELL = f"run=busybox,stty,-echo;echo,{READY.replace(' ', ',')};exec,sh,/dev/console"
-"""For the initramfs, which takes commas for blanks."""
+"""For the command line of an initramfs with the stock /init, which takes commas for blanks."""
 
 
 def linux_options(
     folder: Path, words: str = "", *, memory: str = "64M", kernel: str = "vmlinux", initrd: Path | None = None
 ) -> list[str]:
-    """For `tvmm run`: the Linux of a folder as a `Shell` wants it. `words` are more of its command line."""
-    append = f"{(folder / 'cmdline.txt').read_text().strip()} {PLAIN_SHELL} {words}".strip()
+    """For `tvmm run`: the Linux of a folder. `words` are more of its command line."""
+    append = f"{(folder / 'cmdline.txt').read_text().strip()} {words}".strip()
     return [
         *("--memory", memory, "--kernel", f"{folder / kernel}", "--initrd", f"{initrd or folder / 'initrd.cpio'}"),
         *("--append", append),
@@ -38,7 +34,7 @@ def linux_options(
 
 
 class Shell:
-    """The shell of a guest with `linux_options`, after it has come up. `seconds`: most that one command may take."""
+    """The shell that /init of the guest is, after it has come up. `seconds`: most that one command may take."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], boot_seconds: float = BOOT_SECONDS, seconds: float = COMMAND_SECONDS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import Shell, inside, linux_options
+from tests.linux.shell import PLAIN_SHELL, Shell, inside, linux_options
 from tests.support.process import started
 
 pytestmark = [pytest.mark.linux, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -39,7 +39,7 @@ def test_stock_kernel(debian: Path, namespace: str) -> None:
         os.truncate(image, 24 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
         with started(
-            *("run", "--no-reboot", *linux_options(debian, memory="128M", kernel="vmlinuz")),
+            *("run", "--no-reboot", *linux_options(debian, PLAIN_SHELL, memory="128M", kernel="vmlinuz")),
             *("--disk", f"{image},serial=debian-disk", "--net", f"tap,ip={HOST}/24"),
             *("--device", f"virtio-console,chardev=file={console}", "--device", "virtio-rng"),
             under=inside(namespace),

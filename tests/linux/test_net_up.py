@@ -18,11 +18,6 @@ from tests.support.process import call, started
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(1200)]
 
 INTERNET = "203.0.113.1"
-UDHCPC = (
-    'echo \'[ "$1" = bound ] && ip address add $ip/$mask dev $interface && ip route add default via $router'
-    ' && echo "nameserver $dns" > /etc/resolv.conf\' > /etc/udhcpc && busybox sed -i "1i #!/bin/sh" /etc/udhcpc'
-    " && busybox chmod 755 /etc/udhcpc"
-)
 
 
 @contextmanager
@@ -78,7 +73,6 @@ def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
             under=inside(namespace),
         ) as process:
             shell = Shell(process)
-            shell.run(UDHCPC)
             assert shell.run("cat /sys/class/net/eth0/mtu") == "1400"
             shell.run("ip link set eth0 up && busybox udhcpc -i eth0 -s /etc/udhcpc -nqf -t 10")
             assert "10.9.8.7/24" in shell.run("ip address show dev eth0")

@@ -18,22 +18,22 @@ BOOT_SECONDS = 150
 """A boot takes 11 to 14 s where kernel mode is emulated and one core is free, and a fraction of a second elsewhere."""
 
 
-def config(tiny: Path, extra: str = "", **options: object) -> MachineConfig:
+def config(stock_tiny: Path, extra: str = "", **options: object) -> MachineConfig:
     """The tiny Linux with its own command line."""
-    append = (tiny / "cmdline.txt").read_text().strip()
+    append = (stock_tiny / "cmdline.txt").read_text().strip()
     return MachineConfig.parse(
-        kernel=tiny / "vmlinux",
-        initrd=tiny / "initrd.cpio",
+        kernel=stock_tiny / "vmlinux",
+        initrd=stock_tiny / "initrd.cpio",
         memory="64M",
         append=f"{append} {extra}".strip(),
         **options,  # type: ignore[arg-type]
     )
 
 
-async def test_boots_to_its_shell_and_powers_off(tiny: Path) -> None:
+async def test_boots_to_its_shell_and_powers_off(stock_tiny: Path) -> None:
     """By PVH: user space says hello, the shell answers in both directions, `poweroff` ends the machine."""
     with trio.fail_after(BOOT_SECONDS):
-        async with Machine(config(tiny)) as vm:
+        async with Machine(config(stock_tiny)) as vm:
             assert vm.board.loaded.startswith("PVH")
             await vm.resume()
             await vm.wait_serial("HELLO FROM GUEST")
@@ -52,10 +52,10 @@ async def test_boots_to_its_shell_and_powers_off(tiny: Path) -> None:
     assert outcome.status == 0
 
 
-async def test_enters_by_the_64_bit_protocol_and_resets(tiny: Path) -> None:
+async def test_enters_by_the_64_bit_protocol_and_resets(stock_tiny: Path) -> None:
     """By the zero page: it boots, runs a command from its command line, and its reset ends a machine without reboot."""
     with trio.fail_after(BOOT_SECONDS):
-        async with Machine(config(tiny, "run=echo,ran,this then=reboot", entry="linux64", reboot=False)) as vm:
+        async with Machine(config(stock_tiny, "run=echo,ran,this then=reboot", entry="linux64", reboot=False)) as vm:
             assert "64" in vm.board.loaded
             outcome = await vm.run()
             output = await vm.wait_serial("RUN STATUS 0")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux.initramfs import extended
 from tests.linux.shell import Shell, linux_options
 from tests.support.process import started
 from tests.support.vsock_programs import echo, listening
@@ -20,17 +21,6 @@ pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
 TOOL = Path(__file__).with_name("vsock_tool.c")
 
 
-def cpio(name: str, data: bytes) -> bytes:
-    """One executable in the form of an initramfs (newc), to be put behind another archive."""
-
-    def entry(path: str, mode: int, content: bytes) -> bytes:
-        fields = (0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path) + 1, 0)
-        head = b"070701" + "".join(f"{field:08X}" for field in fields).encode() + path.encode() + b"\0"
-        return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
-
-    return entry(name, 0o100755, data) + entry("TRAILER!!!", 0, b"")
-
-
 @pytest.fixture
 def initrd(tiny: Path, tmp_path: Path) -> Path:
     """With the tool in it."""
@@ -38,10 +28,7 @@ def initrd(tiny: Path, tmp_path: Path) -> Path:
         pytest.skip("gcc is not installed: apt-get install gcc")
     program = tmp_path / "vsock"
     subprocess.run(["gcc", "-O2", "-static", "-o", str(program), str(TOOL)], check=True)
-    whole = tmp_path / "initrd"
-    base = (tiny / "initrd.cpio").read_bytes()
-    whole.write_bytes(base + bytes(-len(base) % 512) + cpio("bin/vsock", program.read_bytes()))
-    return whole
+    return extended(tiny / "initrd.cpio", {"bin/vsock": program.read_bytes()}, tmp_path / "initrd")
 
 
 def options(tiny: Path, initrd: Path, name: str, path: Path) -> list[str]:
