@@ -79,6 +79,10 @@ class Shell:
         self.begin(command)
         return self.finish()
 
+    def read(self, path: str) -> str:
+        """The first line of a file, without a process for it."""
+        return self.run(f"read line < {path}; echo \"$line\"")
+
     def go_on_at(self, process: subprocess.Popen[bytes]) -> None:
         """The guest has moved to `process`; the one that had it ends by itself."""
         assert self._process.stdout is not None

@@ -25,7 +25,7 @@ from tests.support.process import call, read_until, started
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(1200)]
 
 ARP, RARP = 0x0806, 0x8035
-FILE_BYTES = 512 << 10
+FILE_BYTES = 192 << 10
 PATIENCE_S = 400
 """For a command. It takes a second or two, and a hundred times as long on a host that has much else to do."""
 PING_S = 0.1
@@ -114,9 +114,10 @@ class Clocks:
 
     def __init__(self, shell: Shell) -> None:
         before = time.monotonic(), time.time()
-        text = shell.run(f"cat /proc/uptime; date +%s; cat {CLOCKSOURCE}")
+        # A process for each of them would take a second.
+        text = shell.run(f"read up < /proc/uptime; date +%s; read source < {CLOCKSOURCE}; echo $up; echo $source")
         after = time.monotonic(), time.time()
-        uptime, date, self.source = text.splitlines()
+        date, uptime, self.source = text.splitlines()
         read = float(uptime.split()[0]), float(date)
         self.most = [guest - host for guest, host in zip(read, before, strict=True)]
         self.least = [guest - host for guest, host in zip(read, after, strict=True)]
@@ -176,7 +177,7 @@ def test_a_copy_and_pings_go_on(host: Host) -> None:
             shell.go_on_at(third)
             pinger.wait(10)
         clocks.check(Clocks(shell))
-        assert "2 packets received" in shell.run(f"ping -c 2 {HOST}")
+        assert "1 packets received" in shell.run(f"ping -c 1 {HOST}")
         said = shell.run("cp /mnt/copy /mnt/again && dmesg && umount /mnt")
         assert [line for line in said.splitlines() if "drop_caches" not in line] == []
         pauses = [move["downtime"] for move in moves]

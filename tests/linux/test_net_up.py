@@ -73,12 +73,12 @@ def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
             under=inside(namespace),
         ) as process:
             shell = Shell(process)
-            assert shell.run("cat /sys/class/net/eth0/mtu") == "1400"
+            assert shell.read("/sys/class/net/eth0/mtu") == "1400"
             shell.run("ip link set eth0 up && busybox udhcpc -i eth0 -s /etc/udhcpc -nqf -t 10")
             assert "10.9.8.7/24" in shell.run("ip address show dev eth0")
             assert "10.9.8.7" in shell.run("busybox nslookup web.lan.internal")
             assert "10.9.8.1" in shell.run("busybox nslookup host.lan.internal")
-            assert "2 packets received" in shell.run(f"ping -c 2 {INTERNET}")
+            assert "1 packets received" in shell.run(f"ping -c 1 {INTERNET}")
             shown = json.loads(net(namespace, directory, "show", "lan", "--json"))
             assert [port["machines"] for port in shown["ports"]] == [["web"]]
             assert [(lease["address"], lease["name"]) for lease in shown["leases"]] == [("10.9.8.7", "web")]
