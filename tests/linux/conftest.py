@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.linux.initramfs import INIT, UDHCPC, extended
+from tests.linux.saved import make_once
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,15 @@ def tiny(stock_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(stock_tiny / name)
     extended(stock_tiny / "initrd.cpio", {"init": INIT, "etc/udhcpc": UDHCPC}, folder / "initrd.cpio")
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved_linux(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The snapshot of tests/linux/saved.py: one for all processes of a run, which goes with the run's other files."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return make_once(folder / "linux.snap", tiny)
 
 
 @pytest.fixture

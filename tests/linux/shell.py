@@ -37,12 +37,21 @@ class Shell:
     """The shell that /init of the guest is, after it has come up. `seconds`: most that one command may take."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], boot_seconds: float = BOOT_SECONDS, seconds: float = COMMAND_SECONDS
+        self,
+        process: subprocess.Popen[bytes],
+        boot_seconds: float = BOOT_SECONDS,
+        seconds: float = COMMAND_SECONDS,
+        *,
+        restored: bool = False,
     ) -> None:
+        """`restored`: it had come up before it was saved."""
         self._process = process
         self._seconds = seconds
         self._count = 0
         self._rest = b""
+        self.boot_log = ""
+        if restored:
+            return
         self.boot_log = self._until(b"HELLO FROM GUEST", boot_seconds).decode(errors="replace")
         self.boot_log += self._until(f"{READY}\r\n".encode(), boot_seconds).decode(errors="replace")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import Shell, inside, linux_options
+from tests.linux.saved import CID, GUEST_SEES
+from tests.linux.shell import Shell, inside
 from tests.support.net_state import need_programs
 from tests.support.process import call, started
 
@@ -61,18 +62,19 @@ def net(namespace: str, directory: Path, *words: str) -> str:
     return out
 
 
-def test_dhcp_dns_and_nat(tiny: Path, namespace: str) -> None:
+def test_dhcp_dns_and_nat(saved_linux: Path, namespace: str) -> None:
     """The machine's name is its guest's in the DNS; the network names the machine, and has a lease for it."""
     need_programs("nft", "dnsmasq")
     options = ("--subnet", "10.9.8.0/24", "--host", "web=10.9.8.7", "--mtu", "1400")
     with tempfile.TemporaryDirectory(prefix="tvmm-") as name, outside(namespace):
         directory = Path(name)
         with network(namespace, directory, *options), started(
-            *("run", "--name", "web", *linux_options(tiny), "--net", "tap,network=lan"),
+            *("restore", f"{saved_linux}", "--name", "web", "--net", f"tap,network=lan,{GUEST_SEES}"),
+            *("--vsock", f"{directory / 'vsock'},cid={CID}"),
             environment={"TVMM_RUNTIME_DIR": str(directory)},
             under=inside(namespace),
         ) as process:
-            shell = Shell(process)
+            shell = Shell(process, restored=True)
             assert shell.read("/sys/class/net/eth0/mtu") == "1400"
             shell.run("ip link set eth0 up && busybox udhcpc -i eth0 -s /etc/udhcpc -nqf -t 10")
             assert "10.9.8.7/24" in shell.run("ip address show dev eth0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.shell import COMMAND_SECONDS, Shell, inside, linux_options
+from tests.linux.saved import CID, GUEST_SEES, NAME
+from tests.linux.shell import COMMAND_SECONDS, Shell, inside
 from tests.support.internet import DNS_NAME, SERVER, WEB_PAGE, internet, need_passt
 from tests.support.ordinary import USER, ordinary_user
 from tests.support.process import started
@@ -50,23 +52,30 @@ def resolv(namespace: str) -> Iterator[None]:
         directory.rmdir()
 
 
-def test_everything(tiny: Path, namespace: str, resolv: None, tmp_path: Path) -> None:
-    """One boot proves it all, because a boot takes long where kernel mode is emulated."""
+def own_copy(snapshot: Path, directory: Path) -> str:
+    """One that the ordinary user may read: what was in a guest's memory is its owner's alone."""
+    copy = directory / "linux.snap"
+    shutil.copyfile(snapshot, copy)
+    os.chown(copy, USER, USER)
+    return str(copy)
+
+
+def test_everything(saved_linux: Path, namespace: str, resolv: None, tmp_path: Path) -> None:
+    """One machine proves it all, because its commands take long where kernel mode is emulated."""
     need_passt()
     with (
         tempfile.TemporaryDirectory(prefix="tvmm-") as name,
         internet(tmp_path, inside=namespace, servers=True),
         started(
-            *("run", "--name", "tiny", *linux_options(tiny, f"ip={GUEST}::{GATEWAY}:255.255.255.0::eth0:off")),
-            *("--net", f"user,dns={DNS},hostfwd=tcp:127.0.0.1:{PORT}-:22"),
+            *("restore", own_copy(saved_linux, Path(name)), "--name", NAME, "--vsock", f"{name}/vsock,cid={CID}"),
+            *("--net", f"user,dns={DNS},hostfwd=tcp:127.0.0.1:{PORT}-:22,{GUEST_SEES}"),
             environment={"TVMM_RUNTIME_DIR": name, "HOME": name},
             under=ordinary_user(namespace, Path(name)),
         ) as process,
     ):
-        shell = Shell(process)
+        shell = Shell(process, restored=True)
+        lease = shell.run("ip link set eth0 up && busybox udhcpc -i eth0 -n -q -f -s /etc/udhcpc 2>&1")
         assert os.stat(f"/proc/{process.pid}").st_uid == USER
-        # Its DHCP says what the kernel was told by hand.
-        lease = shell.run("busybox udhcpc -i eth0 -n -q -f -s /bin/true 2>&1")
         assert f"lease of {GUEST} obtained from {GATEWAY}" in lease
         assert "1 packets received" in shell.run(f"ping -c 1 {SERVER}")
         # It asks for an address of IPv6 as well, and ends with the status of that.
