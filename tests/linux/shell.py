@@ -100,8 +100,12 @@ class Shell:
 
     def power_off(self) -> None:
         """Until the process has ended well."""
+        self.end("poweroff -f")
+
+    def end(self, command: str) -> None:
+        """`command` ends the machine, and the process with it, well."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"poweroff -f\n")
+        self._process.stdin.write(f"{command}\n".encode())
         _, errors = self._process.communicate(timeout=self._seconds)
         assert self._process.returncode == 0, errors
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.linux.test_devices import HOST, linux
+from tests.linux.shell import Shell, linux_options
 from tests.support.nbd_programs import RealServer, need
+from tests.support.process import started
 
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(600)]
 
@@ -29,9 +30,9 @@ def file_system(folder: Path, name: str, data: bytes) -> Path:
     return image
 
 
-def test_file_systems(tiny: Path, namespace: str) -> None:
+def test_file_systems(tiny: Path) -> None:
     """Both are mounted, read and written; a server that is killed in between is not noticed."""
-    need("qemu-nbd", "qemu-img", "nbdkit")
+    need("qemu-nbd", "qemu-img", "nbdkit", "mkfs.ext4", "e2fsck")
     data = random.Random(3).randbytes(100_000)
     with tempfile.TemporaryDirectory(prefix="tvmm-") as name:
         folder = Path(name)
@@ -42,19 +43,23 @@ def test_file_systems(tiny: Path, namespace: str) -> None:
         )
         server = RealServer("nbdkit", folder / "s", raw)
         trio.run(server.start)
-        options = ["--disk", server.uri, "--disk", str(qcow2), "--net", f"tap,ip={HOST}/24"]
+        options = ["--disk", server.uri, "--disk", str(qcow2), "--net", "none"]
         try:
-            with linux(tiny, namespace, folder, options) as shell:
+            with started(
+                *("run", "--name", "tiny", *linux_options(tiny), *options),
+                environment={"TVMM_RUNTIME_DIR": name},
+            ) as process:
+                shell = Shell(process)
                 shell.run("mkdir -p /mnt /tmp/b; mount -t ext4 /dev/vda /mnt; mount -t ext4 /dev/vdb /tmp/b")
                 wanted = hashlib.sha256(data).hexdigest()
-                sums = shell.run("cat /mnt/data | sha256sum; cat /tmp/b/data | sha256sum")
+                sums = shell.run("sha256sum /mnt/data /tmp/b/data")
                 assert [line.split()[0] for line in sums.splitlines()] == [wanted, wanted]
                 trio.run(server.kill)
                 trio.run(server.start)
                 # Read from the disks: a file system that is mounted again has nothing of it in memory.
                 for disk, place in (("/dev/vda", "/mnt"), ("/dev/vdb", "/tmp/b")):
                     shell.run(f"cp {place}/data {place}/copy && umount {place} && mount -t ext4 {disk} {place}")
-                sums = shell.run("cat /mnt/copy | sha256sum; cat /tmp/b/copy | sha256sum")
+                sums = shell.run("sha256sum /mnt/copy /tmp/b/copy")
                 assert [line.split()[0] for line in sums.splitlines()] == [wanted, wanted]
                 shell.run("umount /mnt /tmp/b")
                 shell.power_off()

@@ -52,6 +52,7 @@ async def test_boots_to_its_shell_and_powers_off(stock_tiny: Path) -> None:
     assert outcome.status == 0
 
 
+@pytest.mark.slow  # test_devices.py enters like this, and ends by a reset, with devices
 async def test_enters_by_the_64_bit_protocol_and_resets(stock_tiny: Path) -> None:
     """By the zero page: it boots, runs a command from its command line, and its reset ends a machine without reboot."""
     with trio.fail_after(BOOT_SECONDS):
