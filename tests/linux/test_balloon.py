@@ -47,11 +47,11 @@ def check_statistics(client: QmpClient) -> None:
 
 
 def check_size(client: QmpClient, shell: Shell) -> None:
-    """32 MiB go and come back; a file in memory keeps its content."""
+    """8 MiB go and come back; a file in memory keeps its content."""
     sums = shell.run("dd if=/dev/urandom of=/kept bs=16k count=1 2>/dev/null; md5sum /kept")
-    resize(client, 224 * MIB)
-    assert resident(client) <= 224 * MIB
-    assert client.execute("query-balloon")["x-pages"]["inflated"] >= 8192
+    resize(client, 248 * MIB)
+    assert resident(client) <= 248 * MIB
+    assert client.execute("query-balloon")["x-pages"]["inflated"] >= 2048
     assert shell.run("md5sum /kept") == sums
     resize(client, 256 * MIB)
     assert client.execute("query-balloon")["x-pages"]["strange"] == 0
@@ -89,6 +89,6 @@ def test_all(tiny: Path) -> None:
             assert moved["ram"]["x-spared"] > 1024
         shell.go_on_at(there)
         assert "kept" in shell.run("md5sum /kept")
-        status, _, errors = call("balloon", "there", "240M", "--wait", "--timeout", f"{PATIENCE_S}s", env=everything)
+        status, _, errors = call("balloon", "there", "252M", "--wait", "--timeout", f"{PATIENCE_S}s", env=everything)
         assert status == 0, errors
         shell.power_off()
