@@ -13,10 +13,10 @@ import trio
 
 from tests.support.cut_wire import Wire
 from tests.support.moving_guests import World
-from tests.support.patience import PATIENT, hurry
+from tests.support.patience import PATIENT
 from tvmm.config.incoming import MigrationAddress
 from tvmm.errors import IncomingFailed
-from tvmm.migration import pairing, tls
+from tvmm.migration import commit, hand_over, pairing, rounds, talk, tls
 from tvmm.migration.incoming import Incoming
 from tvmm.migration.link import listen
 from tvmm.migration.outgoing import Outgoing
@@ -94,15 +94,22 @@ def check_one_guest(world: World, ends: Ends) -> None:
         assert world.disk.holder is world.source
 
 
+STALL_SECONDS = 1.5
+"""After which a word is taken to be lost: no host is so busy that the one before it is late by as much."""
+
+
 def impatient(name: str, monkeypatch: pytest.MonkeyPatch) -> MigrationParameters:
-    """What has a source, from which message `name` is kept, find that out in a moment, while all that comes before
-    may take as long as on a busy host.
+    """What has a source, from which message `name` is kept, find that out soon. All that comes before may take as long
+    as for users.
     """
-    if name in ("Hello", "Welcome", "Grants", "Descriptors", "RoundDone"):
-        hurry(monkeypatch.setattr, ask_s=LIMIT_SECONDS, wait_s=LIMIT_SECONDS)
+    if name in ("Hello", "Welcome", "Grants"):
+        monkeypatch.setattr(talk, "GREETING_SECONDS", STALL_SECONDS)
+    elif name in ("Descriptors", "RoundDone"):
+        monkeypatch.setattr(rounds, "ROUND_SECONDS", STALL_SECONDS)
+        monkeypatch.setattr(hand_over, "TAKEN_SECONDS", STALL_SECONDS)
     else:
-        hurry(monkeypatch.setattr, answer_s=LIMIT_SECONDS, ask_s=LIMIT_SECONDS, wait_s=LIMIT_SECONDS)
-    return PATIENT._replace(max_downtime_ms=300 if name in ("State", "Ready") else LONGEST_PAUSE_MS)
+        monkeypatch.setattr(commit, "RUNNING_SECONDS", STALL_SECONDS)
+    return PATIENT._replace(max_downtime_ms=STALL_SECONDS * 1000 if name in ("State", "Ready") else LONGEST_PAUSE_MS)
 
 
 def paired() -> tuple[Securer, Securer]:
