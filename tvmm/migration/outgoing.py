@@ -22,14 +22,13 @@ from tvmm.migration.guest import blocks_of
 from tvmm.migration.hand_over import MEMFD, pass_memory, pass_taps, taps_in
 from tvmm.migration.lane_opening import lane_count, open_lanes
 from tvmm.migration.link import LinkLost, open_connection, peer_name
-from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Ready, State, Watched
-from tvmm.migration.policy import longest_pause
+from tvmm.migration.messages import Cancel, Complete, Goodbye, Hello, Watched
 from tvmm.migration.progress import Progress
-from tvmm.migration.receivers import LAST_ROUND
 from tvmm.migration.rounds import Rounds
 from tvmm.migration.senders import SenderLanes
 from tvmm.migration.source import SERVES, TERMINAL, SourceEvent, SourceState, after
 from tvmm.migration.status import MigrationStatus
+from tvmm.migration.switchover import Rest, RestWithPages
 from tvmm.migration.talk import Ended, say_if_possible
 from tvmm.migration.threads import attentive, the_cause
 from tvmm.migration.wire import Kind, Opening
@@ -272,7 +271,9 @@ class Outgoing:
             first = await self._rounds.one()
             with attentive():
                 leaves = await self._rounds.converge(*first, self._announce_departure)
-                await self._switch_over(self._hand_over, leaves=leaves)
+                rest = RestWithPages(self._guest, self._talk, self._disks, self.progress)
+                rest.pages(self._rounds, self._lanes, self._departure)
+                await self._switch_over(rest, leaves=leaves)
             await self._serve_pages()
             nursery.cancel_scope.cancel()
 
@@ -282,7 +283,7 @@ class Outgoing:
             await pass_memory(self._guest, self._address, self._security, self._token, self._talk)
             self.progress.pass_memory(self._ram_bytes)
             self._tell("active")
-            await self._switch_over(self._hand_state_over)
+            await self._switch_over(Rest(self._guest, self._talk, self._disks, self.progress))
         if self.state is SourceState.DONE:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._guest.let_go_of_memory)
@@ -331,56 +332,14 @@ class Outgoing:
     def _ram_bytes(self) -> int:
         return sum(block.size for block in self._guest.ram.blocks.values())
 
-    async def _switch_over(self, hand_over: Callable[[bool], Awaitable[None]], *, leaves: bool = False) -> None:
-        limit = longest_pause(self.parameters, self._ram_bytes + self._disks.total)
-        parts = self.progress.pause
+    async def _switch_over(self, rest: Rest, *, leaves: bool = False) -> None:
         self._tell("device")
-        parts.begin()
+        self.progress.pause.begin()
         async with self._guest.held() as was_running:
             self._move(SourceEvent.PARTED if leaves else SourceEvent.PAUSED)
-            parts.stopped()
-            with trio.move_on_after(limit if was_running else math.inf) as patience:
-                async with self._disks.finishing():
-                    await hand_over(was_running)
-                ready = await self._talk.expect(Ready, math.inf, "load the state")
-            if patience.cancelled_caught:
-                raise Ended(
-                    SourceEvent.OVERDUE,
-                    f"the guest would have been paused for more than {self.parameters.max_downtime_ms:g} ms",
-                    "it goes on here; try again, or allow more with --max-downtime",
-                )
-            # Bad news, or the user, may have been here in the same moment as Ready: the guest is not given up then.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            parts.ready(ready)
+            self.progress.pause.stopped()
+            await rest.go(self.parameters, self._ram_bytes, was_running=was_running)
             await self._commit()
-
-    async def _hand_over(self, was_running: bool) -> None:
-        """Send all that is left of RAM and devices."""
-        parts = self.progress.pause
-        self._guest.end_hints()
-        sections = await self._guest.save()
-        parts.saved()
-        # The log is read last: reading a vCPU's state may have made KVM write to the guest's memory.
-        self._rounds.sync()
-        self._lanes.group.log = None
-        hashes = await self._guest.hashes() if self.parameters.verify else ()
-        if self._departure is not None:
-            await self._departure.leave_behind(self._talk)
-        # Before the pages, so that it is taken apart there while they come.
-        await self._talk.say(State(sections, was_running, self._rounds.number, hashes))
-        await self._lanes.send_round(self._rounds.number | LAST_ROUND)
-        self._rounds.number += 1
-        if self._departure is not None:
-            self._departure.serve()
-        parts.pages_sent()
-
-    async def _hand_state_over(self, was_running: bool) -> None:
-        """The same where the destination has the memory already."""
-        sections = await self._guest.save()
-        self.progress.pause.saved()
-        hashes = await self._guest.hashes() if self.parameters.verify else ()
-        await self._talk.say(State(sections, was_running, 0, hashes))
-        self.progress.pause.pages_sent()
 
     async def _announce_departure(self) -> None:
         from tvmm.migration.postcopy_source import Departure
