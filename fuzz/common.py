@@ -76,7 +76,9 @@ class Watch:
             fail(f"threads leaked: {self.line()} {vcpu_threads()}")
 
 
-def hostile_runs(text: str, run: Callable[[int], str], runs: int, *, warm_up: int, report: int) -> None:
+def hostile_runs(
+    text: str, run: Callable[[int], str], runs: int = 5_000, *, warm_up: int = 50, report: int = 500
+) -> None:
     """The whole of a script whose `run`, by a seed, says how it ended: its options with `runs` by default, a line each
     `report` runs, how often each end came, and the figures since `warm_up` runs before.
     """

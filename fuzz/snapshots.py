@@ -11,14 +11,5 @@ from __future__ import annotations
 from fuzz.common import hostile_runs
 from tests.support.snapshot_files import hostile_run
 
-WARM_UP_RUNS = 50
-REPORT_RUNS = 500
-
-
-def main() -> None:
-    """All runs, and the figures."""
-    hostile_runs(__doc__ or "", hostile_run, 5_000, warm_up=WARM_UP_RUNS, report=REPORT_RUNS)
-
-
 if __name__ == "__main__":
-    main()
+    hostile_runs(__doc__ or "", hostile_run)

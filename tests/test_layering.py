@@ -35,6 +35,7 @@ PURE = (
     "vcpu/state.py",
     "vcpu/chips.py",
     "vcpu/compat.py",
+    "vcpu/compat_check.py",
     "vcpu/assist/",
     "chardev/history.py",
     "chardev/escape.py",

@@ -11,7 +11,8 @@ from tvmm.config.cpu import CpuConfig
 from tvmm.config.machine import MachineConfig
 from tvmm.kvm.system import Kvm, host_cpuid, kernel_mode_is_emulated
 from tvmm.vcpu.chips import load_chips, save_chips
-from tvmm.vcpu.compat import check_description, check_host, incompatibilities, moved, suggest
+from tvmm.vcpu.compat import incompatibilities, moved, suggest
+from tvmm.vcpu.compat_check import check_description, check_host
 from tvmm.vcpu.compat_kvm import guest_on, host_under
 from tvmm.vcpu.msrs import saved
 from tvmm.vcpu.state import VcpuState, load_vcpu, save_vcpu

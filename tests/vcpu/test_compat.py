@@ -13,8 +13,6 @@ from tvmm.config.cpu import CpuConfig
 from tvmm.vcpu.compat import (
     CpuDescription,
     HostCpu,
-    check_description,
-    check_host,
     describe,
     describe_host,
     incompatibilities,
@@ -22,6 +20,7 @@ from tvmm.vcpu.compat import (
     processor_words,
     suggest,
 )
+from tvmm.vcpu.compat_check import check_description, check_host
 from tvmm.vcpu.cpu_features import FEATURES
 from tvmm.vcpu.cpuid import CpuidEntry, policy
 from tvmm.vcpu.msrs import saved

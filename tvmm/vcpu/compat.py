@@ -1,7 +1,7 @@
 """Whether a guest that runs on one host's processor can go on on another's, and which `--cpu` would let it.
 
 Pure: two records, one of the guest as its source made it and one of the host that is to take it. Both may travel, so
-that either side can say it; a peer's is untrusted until it is checked.
+that either side can say it; a peer's is untrusted until it is checked (`tvmm.vcpu.compat_check`).
 
 A feature that the guest was shown and the host lacks is an illegal instruction sooner or later; so is everything below
 a reason to refuse, before a byte of RAM moves. What the host has and the guest was not shown does no harm, because a
@@ -21,12 +21,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvmm.config.cpu import CpuConfig
-from tvmm.records import check_flag, check_record, check_uint
 from tvmm.vcpu.cpu_features import FEATURES, REQUIRES, FeatureBit, words
 from tvmm.vcpu.cpuid import (
     BASELINE,
     IN_KVM,
-    MODELS,
     SET_BY_GUEST,
     SHARED_FEATURES,
     XSAVE_STATES,
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CpuDescription",
     "HostCpu",
-    "check_description",
-    "check_host",
     "describe",
     "describe_host",
     "incompatibilities",
@@ -56,9 +52,6 @@ __all__ = [
 
 Words = tuple[tuple[int, int, int, int], ...]
 """(leaf, subleaf, register, value): register 0 to 3 for EAX to EDX."""
-
-MAX_WORDS, MAX_COMPONENTS, MAX_MSRS, MAX_TEXT, MAX_ADJUSTMENTS = 256, 64, 4096, 64, 512
-"""Of a peer's record, which could otherwise make a long answer of a short question."""
 
 SET_BY_TOPOLOGY = ("ht", "cmp-legacy")
 """Features that follow from the number of vCPUs."""
@@ -297,56 +290,6 @@ def _roots(names: set[str]) -> set[str]:
 
 
 # --- records ---
-
-
-def check_description(state: CpuDescription) -> None:
-    """Raise `ValueError` naming the first field of a peer's record that is out of range."""
-    check_record(state, CpuDescription)
-    if state.model not in MODELS:
-        raise ValueError("model is not one of CPU models")
-    if type(state.adjustments) is not tuple or len(state.adjustments) > MAX_ADJUSTMENTS:
-        raise ValueError(f"adjustments is not a tuple of up to {MAX_ADJUSTMENTS} pairs")
-    for pair in state.adjustments:
-        if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str:
-            raise ValueError("adjustments has an entry that is no pair")
-        check_flag("adjustments", pair[1])
-        if pair[0] not in FEATURES:
-            raise ValueError("adjustments has an unknown feature")
-    check_uint("count", state.count, 0xFFFF)
-    _check_common(state)
-
-
-def check_host(state: HostCpu) -> None:
-    """Raise `ValueError` naming the first field of a peer's record that is out of range."""
-    check_record(state, HostCpu)
-    check_uint("max_count", state.max_count, 0xFFFF)
-    check_flag("tsc_control", state.tsc_control)
-    _check_common(state)
-
-
-def _check_common(state: CpuDescription | HostCpu) -> None:
-    for field in ("vendor", "host_id"):
-        text = getattr(state, field)
-        if type(text) is not str or len(text) > MAX_TEXT or not text.isprintable():
-            raise ValueError(f"{field} is not a text of up to {MAX_TEXT} printable characters")
-    for field, limit in (("features", MAX_WORDS), ("components", MAX_COMPONENTS), ("processor", MAX_WORDS)):
-        rows = getattr(state, field)
-        if type(rows) is not tuple or len(rows) > limit:
-            raise ValueError(f"{field} is not a tuple of up to {limit} words")
-        for row in rows:
-            if type(row) is not tuple or len(row) != 4:
-                raise ValueError(f"{field} has an entry that is no word")
-            for number in row:
-                check_uint(field, number, 0xFFFF_FFFF)
-            check_uint(field, row[2], 0xFFFF_FFFF if field == "components" else 3)
-    check_uint("xcr0", state.xcr0, (1 << 64) - 1)
-    check_uint("physical_bits", state.physical_bits, 64)
-    if type(state.msrs) is not tuple or len(state.msrs) > MAX_MSRS:
-        raise ValueError(f"msrs is not a tuple of up to {MAX_MSRS} numbers")
-    for index in state.msrs:
-        check_uint("msrs", index, 0xFFFF_FFFF)
-    check_uint("tsc_khz", state.tsc_khz, 0xFFFF_FFFF)
-    check_flag("emulated_kernel", state.emulated_kernel)
 
 
 # --- leaves ---

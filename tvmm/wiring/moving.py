@@ -20,7 +20,8 @@ from tvmm.memory.ram import MAIN_BLOCK
 from tvmm.migration.hand_over import MEMFD, can_be_passed, close_all, tap_feature
 from tvmm.outcome import STATUS_MIGRATED, Outcome
 from tvmm.state import Section, decode, encode
-from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved, suggest
+from tvmm.vcpu.compat import CpuDescription, incompatibilities, moved, suggest
+from tvmm.vcpu.compat_check import check_description
 from tvmm.vcpu.compat_kvm import guest_on, host_under
 from tvmm.wiring.cpu_parts import KvmParts
 from tvmm.wiring.moving_taps import (
@@ -32,6 +33,7 @@ from tvmm.wiring.moving_taps import (
     passable_taps,
     take_taps,
 )
+from tvmm.wiring.throttle import Throttle
 from tvmm.wiring.verification import differing_sections
 
 if TYPE_CHECKING:
@@ -41,18 +43,11 @@ if TYPE_CHECKING:
     from tvmm.machine import Machine
     from tvmm.migration.disk_files import DiskOrigin, DiskTarget
     from tvmm.migration.messages import Image
-    from tvmm.vcpu.thread import Vcpu
     from tvmm.virtio.runner.balloon import BalloonRunner
     from tvmm.wiring.relaying import Relaying
 
 __all__ = ["ArrivingMachine", "LeavingMachine"]
 
-THROTTLE_PERIOD_S = 0.01
-"""A vCPU that is held for a share of its time is held in pieces that nobody notices."""
-BRAKE_PERIOD_S, BRAKE_PERCENT = 0.002, 75
-"""Shorter ones up to that share. Above it they would leave it no time at all: each costs some tenth of a ms."""
-WRITER_SHARE = 0.1
-"""Of what the busiest vCPU dirties: one that dirties less is left alone, where it is known."""
 ROOM = 1.25
 """Times a guest's RAM that the host has to have before it is allocated while the guest is awaited."""
 REHEARSALS = 10
@@ -102,9 +97,8 @@ class LeavingMachine(_MovingMachine):
     def __init__(self, machine: Machine, *, local: bool) -> None:
         super().__init__(machine)
         self._local = local
-        self._percent = 0
         self._tracker: DirtyTracker | None = None
-        self._throttling = False
+        self._throttle: Throttle | None = None
         self._kept = self._ended = False
 
     def cpu(self) -> bytes:
@@ -206,25 +200,9 @@ class LeavingMachine(_MovingMachine):
 
     def throttle(self, percent: int) -> None:
         """See `LeavingGuest`."""
-        self._percent = percent
-        if percent and not self._throttling:
-            self._throttling = True
-            self._machine.start_task(self._throttle, "throttle")
-
-    async def _throttle(self) -> None:
-        while self._percent:
-            period = BRAKE_PERIOD_S if self._percent <= BRAKE_PERCENT else THROTTLE_PERIOD_S
-            for vcpu in self._writers():
-                vcpu.nap(period * self._percent / 100)
-            await trio.sleep(period)
-        self._throttling = False
-
-    def _writers(self) -> list[Vcpu]:
-        vcpus = self._machine.vcpus
-        counts = self._tracker.vcpu_counts() if self._tracker is not None else []
-        if not any(counts):
-            return vcpus
-        return [vcpu for vcpu, count in zip(vcpus, counts, strict=True) if count >= WRITER_SHARE * max(counts)]
+        if self._throttle is not None or percent:
+            self._throttle = self._throttle or Throttle(self._machine, self._tracker)
+            self._throttle.hold(percent)
 
     def end(self, peer: str, open_screen: Callable[[], Awaitable[trio.abc.Stream]]) -> int:
         """See `LeavingGuest`."""

@@ -37,7 +37,8 @@ from tvmm.snapshot.description import IMAGE_BLOCKS
 from tvmm.snapshot.options import LISTS
 from tvmm.snapshot.reader import Reading, SnapshotFile, ram_views
 from tvmm.state import decode
-from tvmm.vcpu.compat import CpuDescription, check_description, incompatibilities, moved
+from tvmm.vcpu.compat import CpuDescription, incompatibilities, moved
+from tvmm.vcpu.compat_check import check_description
 from tvmm.vcpu.compat_kvm import host_under
 from tvmm.wiring.cpu_parts import KvmParts
 from tvmm.wiring.saving import disk_files
