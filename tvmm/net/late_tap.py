@@ -165,7 +165,7 @@ class LateTap(Tap):
         """
         if not self._handed_over:
             return
-        with setting_up(), Links() as links:
+        with Links() as links, setting_up():
             link = links.find(self.name)
             found = read_alias(link.alias) if link is not None else None
             if link is None or found is None:

@@ -125,7 +125,7 @@ class Tap:
         changes, self._changes = self._changes, None
         try:
             if fds and changes is not None:
-                with setting_up(), Links() as links:
+                with Links() as links, setting_up():
                     link = links.find(self.name)
                     if link is not None and read_alias(link.alias) == (myself(), changes):
                         links.undo(link, changes)
@@ -141,7 +141,10 @@ def nowhere() -> int:
 
 @contextmanager
 def setting_up() -> Iterator[None]:
-    """One machine after the other: nobody restores a link that somebody is about to use."""
+    """One machine after the other: nobody restores a link that somebody is about to use.
+
+    Make `Links` before: the import that they take is not for others to wait for.
+    """
     with ExitStack() as stack:
         fd = open_tun()
         stack.callback(os.close, fd)

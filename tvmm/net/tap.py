@@ -76,7 +76,7 @@ def open_tap(options: TapOptions, machine_name: str) -> Tap:
     """The tap that `options` ask for, up and ready. Raises `UserError`, and has then changed nothing."""
     if options.fd is not None:
         return _inherited(options, options.fd)
-    with setting_up(), Links() as links, ExitStack() as undo:
+    with Links() as links, setting_up(), ExitStack() as undo:
         restore_leftovers(links)
         bridge = _bridge(links, options.br) if options.br else None
         fds: list[int] = []
