@@ -1,7 +1,9 @@
 """A guest of 1 GiB that is saved while it writes: `tvmm save --live` and QEMU's background snapshot, in turns.
 
-    python -m bench.live_snapshot [--runs 5] [--case idle|20k|flat]... [--only tvmm|qemu] [--folder .]
+    python -m bench.live_snapshot [--runs 5] [--case idle|20k|flat]... [--by protection|log]... [--only tvmm|qemu]
+                                  [--folder .]
 
+`--by log` is tvmm without userfaultfd, which leaves it the dirty log; given twice, one after the other in each turn.
 QEMU's is `migrate` to `exec:cat` with the capability `background-snapshot` and no bandwidth limit. For each load: the
 longest pause as the guest's clock tells, from a mark before the save to one after it, the longest in the second before,
 which is what the host does to a guest that nobody saves; and how long the save took by the monitor's word. The guest
@@ -14,10 +16,12 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +31,7 @@ from bench.peers import MEMORY, Line, Qmp
 from bench.snapshots import start
 
 LOADS = ("idle", "20k", "flat")
+LIVE_BY = {"protection": "write-protection", "log": "dirty-log"}
 
 
 class Result(NamedTuple):
@@ -64,16 +69,20 @@ def measured(line: Line, case: Case, save: Callable[[], float]) -> Result:
     return Result(pause, noise, total)
 
 
-def tvmm(folder: Path, case: Case) -> Result:
+def tvmm(by: str, folder: Path, case: Case) -> Result:
     """One save."""
     name = f"bench-live-{os.getpid()}"
     words = [*tvmm_command("", memory=MEMORY, serial=f"unix={folder}/s"), "--name", name]
-    with guest(words, folder / "s") as line:
+    machine = [sys.executable, "-m", "bench.by_log", *words[1:]] if by == "log" else words
+    with guest(machine, folder / "s") as line:
 
         def save() -> float:
             command = [words[0], "save", name, f"{folder}/tvmm.snap", "--live", "--json"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return float(json.loads(done.stdout.splitlines()[-1])["total-time"])
+            report = json.loads(done.stdout.splitlines()[-1])
+            if report["live-by"] != LIVE_BY[by]:
+                raise SystemExit(f"it was saved by {report['live-by']}")
+            return float(report["total-time"])
 
         return measured(line, case, save)
 
@@ -106,14 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.live_snapshot", description="saves of running guests")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--case", choices=LOADS, action="append", help="may be repeated (default: all)")
+    parser.add_argument("--by", choices=LIVE_BY, action="append", help="may be repeated (default: protection)")
     parser.add_argument("--only", choices=("tvmm", "qemu"))
     parser.add_argument("--folder", default=".", help="where the files are written")
     options = parser.parse_args()
-    ways = {"tvmm": tvmm, "QEMU": qemu}
-    if options.only == "tvmm" or (options.only is None and not have_qemu()):
-        del ways["QEMU"]
-    elif options.only == "qemu":
-        del ways["tvmm"]
+    ways: dict[str, Callable[[Path, Case], Result]] = {}
+    if options.only != "qemu":
+        ways = {f"tvmm by {by}": partial(tvmm, by) for by in options.by or ["protection"]}
+    if options.only != "tvmm" and have_qemu():
+        ways["QEMU"] = qemu
     print(f"load average {os.getloadavg()[0]:.1f}; what else runs here shows in all figures")
     for name in options.case or LOADS:
         rows: dict[str, list[Result]] = {way: [] for way in ways}
