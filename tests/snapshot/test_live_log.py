@@ -254,3 +254,21 @@ async def test_whatever_ends_it_the_guest_is_as_before(
 def no_room(self: SnapshotRounds, waker: Waker) -> None:
     """As on a disk that is full."""
     raise HostError("No space left on device")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_a_hundred_moments(tmp_path: Path) -> None:
+    """Each of them is restored and checks itself, and so does the guest that was saved."""
+    path = tmp_path / "guest.snap"
+    async with Machine(MachineConfig.parse(memory="64M", cpus=2)) as vm:
+        await booted(vm)
+        for number in range(100):
+            rate = (0, 2000, 50000)[number % 3]
+            await vm.send_serial(f"dirty {rate} 24M{' cpus' if number % 2 else ''}\n")
+            await trio.sleep(0.01 * (number % 7))
+            await vm.save(str(path), LIVE)
+            await stopped(vm)
+            async with restored(path, load="eager") as again:
+                await again.resume()
+                await stopped(again)

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Logged", "logged"]
 
-THREADS = 2
-"""They share the processors with the guest."""
+THREADS, ONE_THREAD_PAGES = 2, 8192
+"""They share the processors with the guest. Up to so many pages one is enough, and leaves the others to vCPUs."""
+POLITE_ROUNDS = 3
+"""The guest's processors come first in the first of them. Later ones have to be faster than the guest writes."""
 PAUSE_NS = 12_000_000
 """The longest pause that is reckoned with: a busy host adds to it."""
 COPY_SPEED = 4.0
@@ -106,8 +108,9 @@ class Logged:
         self._number += 1
         rounds = self._rounds
         rounds.begin(self._tracker.log)
-        # The first one takes its time. Later ones have to be faster than the guest writes.
-        await self._together(rounds.write, *others, politely=self._number == 1)
+        threads = 1 if rounds.bitmap.count() <= ONE_THREAD_PAGES else THREADS
+        politely = self._number <= POLITE_ROUNDS and not self._throttle
+        await self._together(rounds.write, *others, threads=threads, politely=politely)
         elapsed = time.perf_counter() - began
         await trio.to_thread.run_sync(self._sync)
         return Round(rounds.pages, rounds.bytes, int(elapsed * 1e9), rounds.bitmap.count())
@@ -122,7 +125,11 @@ class Logged:
             raise HostError(f"it is not known which pages the guest wrote: {error.strerror}") from error
 
     async def _together(
-        self, call: Callable[[Waker], None], *others: Callable[[Waker], None], politely: bool
+        self,
+        call: Callable[[Waker], None],
+        *others: Callable[[Waker], None],
+        threads: int = THREADS,
+        politely: bool = False,
     ) -> None:
         """`call` on some threads, the others on one each. `politely`: the guest's processors come first."""
         waker = Waker()
@@ -137,7 +144,7 @@ class Logged:
                 raise self._writer.cannot(error.message) from error
 
         try:
-            await run_together([*[write] * THREADS, *(partial(other, waker) for other in others)], waker)
+            await run_together([*[write] * threads, *(partial(other, waker) for other in others)], waker)
         finally:
             waker.close()
 
@@ -167,7 +174,7 @@ class Logged:
         left = rounds.keep() if pages <= AT_ONCE_PAGES else sum(await self._keep())
         if left:
             rounds.begin()
-            await self._together(rounds.write, politely=False)
+            await self._together(rounds.write)
         return True
 
     async def _keep(self) -> list[int]:
