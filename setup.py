@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import os
 import shutil
@@ -36,7 +37,7 @@ def missing_tool(compiler: str) -> str:
 
 
 class Build(build_ext):
-    """Compiles the extension and, beside it, the guest."""
+    """Compiles the extension and, beside it, the guest; in a working copy the modules too."""
 
     def run(self) -> None:
         compiler = os.environ.get("CC", "gcc").split()[0]
@@ -56,6 +57,10 @@ class Build(build_ext):
             module.build(folder / "guest.elf")
         except RuntimeError as error:
             sys.exit(f"tvmm: {error}")
+        if top == ROOT:
+            # Those that pip copies it compiles itself. Left to the first start, it would be each start's business where
+            # PYTHONDONTWRITEBYTECODE is set, and a third of a second for some.
+            compileall.compile_dir(ROOT / "tvmm", quiet=1)
 
 
 setup(cffi_modules=["tvmm/kvm/build.py:ffi"], cmdclass={"build_ext": Build})
