@@ -15,7 +15,8 @@ from collections.abc import Callable
 from bench.common import RUNS, Figures
 from tests.support.driver_ring import Buffer, Driver, RingMemory, lay_out, make_driver
 from tests.support.plain_ring import PlainRing
-from tvmm.kvm.vring import Batch, MemoryMap, Vring
+from tvmm.kvm.memory_map import MemoryMap
+from tvmm.kvm.vring import Batch, Vring
 from tvmm.kvm.vring_records import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED
 
 SIZE = 256

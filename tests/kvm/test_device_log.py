@@ -14,7 +14,7 @@ from tests.support.watch import take_marks
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.calls import ffi
 from tvmm.kvm.device_log import PAGE_SIZE, DeviceLog
-from tvmm.kvm.vring import MemoryMap
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.memory.ram import GuestRam
 
 PAGES = {"low": 200, "next": 2, "rom": 1, "top": 1}

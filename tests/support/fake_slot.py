@@ -12,8 +12,8 @@ from tests.support.driver_ring import Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.device_log import DeviceLog
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.kvm.serve import CALL_PYTHON
-from tvmm.kvm.vring import MemoryMap
 from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
 from tvmm.virtio.features import Ring

@@ -19,8 +19,8 @@ from tvmm.config.memory import MemoryConfig
 from tvmm.errors import HostError
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.device_log import DeviceLog
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.kvm.serve import CALL_PYTHON
-from tvmm.kvm.vring import MemoryMap
 from tvmm.kvm.vring_records import RING_FEATURES, VringConfig
 from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup

@@ -12,7 +12,7 @@ from tests.support.driver_ring import Buffer, Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.device_log import DeviceLog
-from tvmm.kvm.vring import MemoryMap
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
 from tvmm.virtio.features import Ring

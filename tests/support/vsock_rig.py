@@ -14,8 +14,9 @@ from typing import NamedTuple
 from tests.support.driver_ring import Buffer, Driver, lay_out, make_driver
 from tvmm.config.memory import MemoryConfig
 from tvmm.kvm.device_log import DeviceLog
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.kvm.serve import SERVE_CONTROL
-from tvmm.kvm.vring import MemoryMap, Vring
+from tvmm.kvm.vring import Vring
 from tvmm.kvm.vring_records import RING_FEATURES
 from tvmm.kvm.vsock import EVENT, RX, TX, VsockEngine
 from tvmm.memory.ram import GuestRam

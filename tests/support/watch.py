@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tvmm.kvm.device_log import DeviceLog
-    from tvmm.kvm.vring import Block
+    from tvmm.kvm.memory_map import Block
     from tvmm.memory.regions import RegionTable
 
 __all__ = ["Page", "Watch", "WatchedMemory", "take_marks"]

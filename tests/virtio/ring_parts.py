@@ -9,7 +9,8 @@ from tests.support.driver_ring import Driver, Memory, RingMemory, lay_out, make_
 from tests.support.plain_ring import PlainChain, PlainRing
 from tvmm.kvm.calls import ffi
 from tvmm.kvm.device_log import DeviceLog
-from tvmm.kvm.vring import Batch, MemoryMap, Vring
+from tvmm.kvm.memory_map import MemoryMap
+from tvmm.kvm.vring import Batch, Vring
 from tvmm.kvm.vring_records import (
     F_EVENT_IDX,
     F_IN_ORDER,

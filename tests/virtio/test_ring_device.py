@@ -12,7 +12,8 @@ import pytest
 from tests.support.driver_ring import Buffer, lay_out, make_driver
 from tests.virtio.ring_parts import FEATURES, feature_names
 from tvmm.config.memory import MemoryConfig
-from tvmm.kvm.vring import Batch, MemoryMap, Vring
+from tvmm.kvm.memory_map import MemoryMap
+from tvmm.kvm.vring import Batch, Vring
 from tvmm.kvm.vring_records import F_INDIRECT_DESC, RingError
 from tvmm.memory.ram import GuestRam
 

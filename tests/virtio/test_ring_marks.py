@@ -13,7 +13,8 @@ from tests.support.plain_ring import PlainChain
 from tests.support.watch import Page, Watch
 from tests.virtio.ring_parts import FEATURES, CRing, feature_names
 from tvmm.kvm.device_log import PAGE_SIZE, DeviceLog
-from tvmm.kvm.vring import Batch, MemoryMap, Vring
+from tvmm.kvm.memory_map import MemoryMap
+from tvmm.kvm.vring import Batch, Vring
 from tvmm.kvm.vring_records import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, RingError
 
 LOW = 0x10_0000

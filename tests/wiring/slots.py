@@ -13,9 +13,10 @@ from tvmm.config.memory import MemoryConfig
 from tvmm.devices.misc import SystemControl
 from tvmm.kvm.bus_lock import BusLock
 from tvmm.kvm.irq import new_event
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.kvm.system import Kvm
 from tvmm.kvm.vm import Vm
-from tvmm.kvm.vring import MemoryMap, Vring
+from tvmm.kvm.vring import Vring
 from tvmm.memory.ram import GuestRam
 from tvmm.virtio.device import Activation, QueueSetup
 from tvmm.wiring.pci_bus import PciBus

@@ -108,6 +108,7 @@ class _Watched:
         # The modules for it are imported, so the guest does not have to come first.
         self._machine.control_grace_s = 0
         self.powerdown: Callable[[], None] = self._machine.powerdown
+        self.keeps_another_alive: Callable[[], bool] = self._machine.keeps_another_alive
         self.quit: Callable[[], None] = self._machine.quit
         self._machine.start_task(self._watch, "parent")
         return self

@@ -164,8 +164,8 @@ def lost_text(name: str, status: MigrationStatus) -> str:
         )
     if status.state in POSTCOPY:
         return (
-            f"the process of {name} ended with memory that its guest at {_peer(status)} has not got yet: the guest cannot"
-            " go on; 'tvmm stop --force' there ends its machine"
+            f"the process of {name} ended with memory that its guest at {_peer(status)} has not got yet: the"
+            " guest cannot go on; 'tvmm stop --force' there ends its machine"
         )
     return (
         f"the process of {name} ended while it migrated ({where}), and its guest with it; what had arrived is discarded"

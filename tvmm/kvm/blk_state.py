@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tvmm.kvm.blk import BlkQueue
-    from tvmm.kvm.vring import MemoryMap
+    from tvmm.kvm.memory_map import MemoryMap
     from tvmm.kvm.vring_records import InFlight
 
 __all__ = ["KeptRequest", "check_kept", "keep_again", "kept_requests"]

@@ -14,7 +14,7 @@ from tvmm.errors import HostError
 from tvmm.kvm.calls import ffi, lib
 
 if TYPE_CHECKING:
-    from tvmm.kvm.vring import MappedRam
+    from tvmm.kvm.memory_map import MappedRam
 
 __all__ = ["PAGE_SIZE", "DeviceLog"]
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.board import Board
+    from tvmm.kvm.memory_map import MappedRam
     from tvmm.kvm.vcpu import KvmVcpu
     from tvmm.kvm.vm import Vm
     from tvmm.kvm.vram import VramMemory
-    from tvmm.kvm.vring import MappedRam
 
 __all__ = [
     "DeviceWrites",

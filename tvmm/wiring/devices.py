@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tvmm.boot.loader import Hardware
 from tvmm.errors import HostError
-from tvmm.kvm.vring import MemoryMap
+from tvmm.kvm.memory_map import MemoryMap
 from tvmm.virtio.runner.base import hold_all
 from tvmm.wiring.mmio_slot import MmioSlot
 from tvmm.wiring.slot import Slot, SlotHost

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvmm.kvm.bus_lock import BusLock
+    from tvmm.kvm.memory_map import MemoryMap
     from tvmm.kvm.vm import Vm
-    from tvmm.kvm.vring import MemoryMap
     from tvmm.virtio.device import QueueSetup, VirtioDevice
     from tvmm.virtio.mmio import VirtioMmio
     from tvmm.virtio.pci import VirtioPci

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvmm.kvm.bus_lock import BusLock
-    from tvmm.kvm.vring import MemoryMap, Vring
+    from tvmm.kvm.memory_map import MemoryMap
+    from tvmm.kvm.vring import Vring
     from tvmm.virtio.device import Activation, QueueSetup
 
 __all__ = ["Ends", "Holder", "QueueRun", "Runner", "check_runs", "hold_all", "ring_config"]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tvmm.config.disk import DiskConfig
     from tvmm.kvm.blk import BlkQueue, BlkQueueLimits, IoError
     from tvmm.kvm.limit import Limiter
-    from tvmm.kvm.vring import MemoryMap, Vring
+    from tvmm.kvm.memory_map import MemoryMap
+    from tvmm.kvm.vring import Vring
     from tvmm.kvm.vring_records import VringConfig
     from tvmm.virtio.runner.backing import Backing
 
