@@ -290,7 +290,6 @@ void tvmm_vring_free(struct tvmm_vring *ring);
 void tvmm_vring_reset(struct tvmm_vring *ring);
 int tvmm_vring_configure(struct tvmm_vring *ring, const struct tvmm_memory_map *map);
 uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch);
-void tvmm_batch_touch(const struct tvmm_batch *batch);
 int tvmm_vring_unpop(struct tvmm_vring *ring, struct tvmm_batch *batch, uint32_t count);
 int tvmm_vring_push(struct tvmm_vring *ring, const struct tvmm_used *used, uint32_t count);
 int tvmm_vring_should_notify(struct tvmm_vring *ring);

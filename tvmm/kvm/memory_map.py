@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 from tvmm.kvm.calls import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from tvmm.kvm.device_log import DeviceLog
-    from tvmm.kvm.vring import Batch
     from tvmm.memory.regions import Region
 
 __all__ = ["MappedRam", "MemoryMap"]
@@ -37,15 +36,11 @@ class MappedRam(Protocol):
 class MemoryMap:
     """Guest-physical to host addresses, for C. Close it before the RAM: it keeps the blocks' buffers exported."""
 
-    def __init__(
-        self, ram: MappedRam, log: DeviceLog | None = None, absent: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, ram: MappedRam, log: DeviceLog | None = None) -> None:
         """The regions of `ram` as they are now; after a change make another one and restore the rings with it.
 
-        What rings and devices write with this map is marked in `log`, which is closed after it. `absent` says whether
-        some of the memory may still be on its way.
+        What rings and devices write with this map is marked in `log`, which is closed after it.
         """
-        self._absent = absent
         self._log = log
         self._ram = ram
         self._buffers = {name: ffi.from_buffer("uint8_t[]", block.view) for name, block in ram.blocks.items()}
@@ -77,11 +72,6 @@ class MemoryMap:
             "regions": regions,
         }
         self.raw = ffi.new("struct tvmm_memory_map *", fields)
-
-    def fetch(self, batch: Batch) -> None:
-        """Wait, without the interpreter lock, until the buffers of a batch are here, while memory may be absent."""
-        if self._absent():
-            lib.tvmm_batch_touch(batch.raw)
 
     def missing(self, pieces: Iterable[memoryview]) -> list[tuple[str, int, int]]:
         """Which of these pieces of guest memory are still on their way, for `bring`; none of a guest that is whole."""

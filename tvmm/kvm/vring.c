@@ -344,6 +344,7 @@ uint32_t tvmm_vring_pop(struct tvmm_vring *ring, struct tvmm_batch *batch)
     return batch->count;
 }
 
+/* Look at each page: where guest memory is still on its way, that waits for it. */
 static void touch_iovecs(const struct iovec *iovecs, uint32_t count)
 {
     for (uint32_t index = 0; index < count; index++) {
@@ -355,9 +356,6 @@ static void touch_iovecs(const struct iovec *iovecs, uint32_t count)
         }
     }
 }
-
-/* Look at each page of all buffers: where guest memory is still on its way, that waits for it. */
-void tvmm_batch_touch(const struct tvmm_batch *batch) { touch_iovecs(batch->iovecs, batch->iovec_count); }
 
 /* Whether what these buffers hold, and the ring said of them, is the guest's; waits until they are here. Once they are,
  * they stay. Memory is marked as lost before its pages become zeros, so the mark is looked at last. */

@@ -153,16 +153,18 @@ class Vring:
         """Why it stopped, in words; empty if it did not."""
         return self.error.sentence(int(self.raw.error_value)) if self.raw.error else ""
 
-    def pop(self, batch: Batch, *, wait: bool = True) -> int:
+    def pop(self, batch: Batch) -> int:
         """Take what the driver offers, as far as there is room in `batch`. How many chains that were.
 
-        `wait`, while memory may be absent, for their buffers; else see `MemoryMap.missing`.
+        Python that looks at their buffers asks `missing` first; a server in C waits without the interpreter lock.
         """
-        count = int(lib.tvmm_vring_pop(self.raw, batch.raw))
-        if count and wait:
-            # For Python that looks at them; a server in C waits without the interpreter lock anyway.
-            self.memory.fetch(batch)
-        return count
+        return int(lib.tvmm_vring_pop(self.raw, batch.raw))
+
+    def missing(self, batch: Batch, chains: Iterable[Chain]) -> list[tuple[str, int, int]]:
+        """Which buffers of these chains of `batch` are still on their way, for `MemoryMap.bring`."""
+        return self.memory.missing(
+            piece for chain in chains for pieces in (batch.readable(chain), batch.writable(chain)) for piece in pieces
+        )
 
     def unpop(self, batch: Batch, count: int) -> None:
         """Put the last `count` chains of `batch` back, to be popped again later.

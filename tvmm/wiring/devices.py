@@ -71,7 +71,7 @@ class Devices:
         self.config = board.config
         self._board = board
         self._reset_control = reset_control
-        memory = MemoryMap(board.ram, board.device_log, lambda: board.ram.fetch is not None)
+        memory = MemoryMap(board.ram, board.device_log)
         stack.callback(memory.close)
         self.host = SlotHost(board.vm, memory, board.bus_lock, stack)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from struct import pack
 
 import pytest
@@ -49,6 +50,23 @@ async def test_filters_hold_from_the_answer_on(features: int) -> None:
         info = rig.runner.info()
         assert info.mac == OTHER
         assert info.counters[0].rx_filtered == 3
+
+
+async def test_a_command_that_is_still_to_come_is_waited_for() -> None:
+    """Memory of the guest may follow it: the server's thread has command and answer brought before it looks at them."""
+    async with net_rig() as rig:
+        await rig.activate(RECEIVE)
+        brought: list[int] = []
+
+        def fetch(block: str, offset: int, length: int) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                brought.append(length)
+
+        rig.ram.has = lambda block, offset, length: False
+        rig.ram.fetch = fetch
+        assert await rig.command(b"\0\0\1") == ACK_OK
+        rig.ram.has = rig.ram.fetch = None
+        assert sum(brought) == len(b"\0\0\1") + 1
 
 
 async def test_a_reset_forgets_filters() -> None:

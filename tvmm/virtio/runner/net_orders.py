@@ -60,6 +60,8 @@ class Orders:
         [chain] = self._batch.chains
         if not chain.writable_bytes:
             return NO_ANSWER
+        # On this thread: there is nothing else to do for a driver whose command is still to come.
+        ring.memory.bring(ring.missing(self._batch, [chain]))
         command = bytearray()
         for piece in self._batch.readable(chain):
             # A command of gigabytes is not copied: the model looks at no more than this.

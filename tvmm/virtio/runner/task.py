@@ -211,7 +211,7 @@ class TaskRunner:
         if not self.serves(index):
             return []
         ring = self._rings[index]
-        if ring.pop(self.batch, wait=False):
+        if ring.pop(self.batch):
             ring.disable_kicks()
             if self._bring(index):
                 self.put_back(index, len(self.batch.chains))
@@ -226,12 +226,7 @@ class TaskRunner:
         them here, under the bus lock: a thread waits for them, and has the queue looked at again.
         """
         memory = self.ends.memory
-        missing = [
-            piece
-            for chain in self.batch.chains
-            for pieces in (self.batch.readable(chain), self.batch.writable(chain))
-            for piece in memory.missing(pieces)
-        ]
+        missing = self._rings[index].missing(self.batch, self.batch.chains)
         if missing:
 
             def bring() -> None:
