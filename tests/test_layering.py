@@ -101,6 +101,7 @@ PURE = (
     "vnc/client.py",
     "vnc/client_messages.py",
     "vnc/clipboard.py",
+    "vnc/clipboard_share.py",
     "vnc/congestion.py",
     "vnc/damage.py",
     "vnc/encodings.py",

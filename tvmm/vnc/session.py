@@ -33,6 +33,7 @@ from tvmm.vnc.client_messages import (
     SetEncodings,
     SetPixelFormat,
 )
+from tvmm.vnc.clipboard_share import SharedClipboard
 from tvmm.vnc.encodings import ENCODINGS, Wishes
 from tvmm.vnc.errors import RfbError, RfbMisuse
 from tvmm.vnc.events import CutText, Event, Key, Motion, Pointer, WantsSize
@@ -97,9 +98,8 @@ class Session:
         self._skip = 0
         self._now_ns = 0
         self._sync_fence: ClientFence | None = None
-        self._guest_text: str | None = None
+        self._clipboard = SharedClipboard()
         self._told_extensions: set[int] = set()
-        self._capabilities_due = self._text_due = self._announcement_due = False
 
     # Who it is.
 
@@ -158,7 +158,9 @@ class Session:
 
     def take_output(self) -> list[bytes]:
         """What is to be sent, and counts as sent."""
-        self._send_clipboard()
+        if self._clipboard.owes and self._updates is not None and self.running and not self._updates.busy:
+            for message in self._clipboard.take_due(extended=self._extended_clipboard):
+                self._link.send(message)
         return self._link.take_output()
 
     def next_event(self) -> Event | None:
@@ -240,10 +242,7 @@ class Session:
 
     def set_clipboard(self, text: str | None) -> None:
         """The guest has this in its clipboard, or nothing. One longer than `clipboard.TEXT_BYTES` counts as nothing."""
-        # Each newline becomes two bytes.
-        long = text is not None and len(text.encode("utf-8", "replace")) + text.count("\n") >= clipboard.TEXT_BYTES
-        self._guest_text = None if long else text
-        self._announcement_due = True
+        self._clipboard.set_text(text)
 
     # Updates.
 
@@ -339,7 +338,7 @@ class Session:
             case ClientCutText():
                 self._input(CutText(message.text.decode("latin-1")))
             case ExtendedCutText():
-                self._clipboard(message)
+                self._clipboard_said(message)
 
     def _input(self, event: Event) -> None:
         if not self.view_only:
@@ -376,7 +375,7 @@ class Session:
         if encodings.CONTINUOUS_UPDATES in new:
             self._answer(server_messages.end_of_continuous_updates())
         if self._extended_clipboard:
-            self._capabilities_due = True
+            self._clipboard.introduce()
 
     @property
     def _extended_clipboard(self) -> bool:
@@ -393,36 +392,14 @@ class Session:
         else:
             self._events.append(WantsSize(message.width, message.height))
 
-    def _clipboard(self, message: ExtendedCutText) -> None:
+    def _clipboard_said(self, message: ExtendedCutText) -> None:
         if not self._extended_clipboard:
             return
-        said = clipboard.parse_clipboard(message.payload)
-        if said.action == clipboard.REQUEST:
-            self._text_due = bool(said.formats & clipboard.TEXT)
-        elif said.action == clipboard.PEEK:
-            self._announcement_due = True
-        elif said.action == clipboard.NOTIFY and said.formats & clipboard.TEXT and not self.view_only:
+        said = self._clipboard.hear(message.payload)
+        if said.action == clipboard.NOTIFY and said.formats & clipboard.TEXT and not self.view_only:
             self._answer(clipboard.request())
         elif said.action == clipboard.PROVIDE and said.text is not None:
             self._input(CutText(said.text))
-
-    def _send_clipboard(self) -> None:
-        """Once for however often it was asked: a question has twelve bytes, and a text may have a million."""
-        if self._updates is None or not self.running or self._updates.busy:
-            return
-        if self._capabilities_due:
-            self._capabilities_due = False
-            self._link.send(clipboard.capabilities())
-        if self._announcement_due:
-            self._announcement_due = False
-            if self._extended_clipboard:
-                self._link.send(clipboard.announce(text=self._guest_text is not None))
-            elif self._guest_text is not None:
-                self._link.send(server_messages.server_cut_text(self._guest_text.encode("latin-1", "replace")))
-        if self._text_due:
-            self._text_due = False
-            if self._guest_text is not None:
-                self._link.send(clipboard.provide(self._guest_text))
 
 
 class _Closing:
