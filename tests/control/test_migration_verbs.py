@@ -14,8 +14,6 @@ import trio
 
 from tests.control.fake_migration import COMPLETED, WHOLE, states
 from tests.control.fakes import FakeMachine, Peer, connected, serving
-from tvmm.control.migration_target import NoMigration
-from tvmm.control.migration_verbs import parameters_as_arguments
 from tvmm.control.verbs import VERBS
 from tvmm.errors import TvmmError, UserError
 from tvmm.migration.status import MigrationParameters
@@ -203,21 +201,6 @@ async def test_incoming() -> None:
     assert (await run(machine, "query-migrate"))["socket-address"][0]["host"] == "127.0.0.1"
     with pytest.raises(UserError, match="listens for a guest already"):
         await run(machine, "migrate-incoming", uri="tcp:127.0.0.1:0")
-
-
-async def test_a_machine_that_cannot_move() -> None:
-    """It says so, tells defaults, and has nothing to cancel."""
-    none = NoMigration()
-    assert parameters_as_arguments(none.migration_parameters())["downtime-limit"] == 300
-    assert none.migration_status().state == "none"
-    none.cancel_migration()
-    none.set_migration_parameters({})
-    with pytest.raises(UserError, match="cannot be moved"):
-        none.set_migration_parameters({"bandwidth": 1})
-    with pytest.raises(UserError, match="cannot be moved"):
-        await none.start_migration("unix:/tmp/a", MigrationParameters())
-    with pytest.raises(UserError, match="cannot be moved"):
-        await none.listen_for_migration("unix:/tmp/a")
 
 
 async def test_the_last_event_comes_before_the_end(tmp_path: Path) -> None:

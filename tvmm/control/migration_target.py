@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-
-from tvmm.errors import UserError
-from tvmm.migration.status import NO_MIGRATION, MigrationParameters
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tvmm.migration.status import MigrationStatus
+    from tvmm.migration.status import MigrationParameters, MigrationStatus
 
-__all__ = ["MigrationTarget", "NoMigration"]
+__all__ = ["MigrationTarget"]
 
 
 class MigrationTarget(Protocol):
@@ -64,47 +61,3 @@ class MigrationTarget(Protocol):
     async def listen_for_migration(self, uri: str) -> None:
         """Return when the machine, started with ``--incoming defer``, listens at `uri`. Raises `UserError`: it was
         not started so, it listens already, or it cannot listen there."""
-
-
-class NoMigration:
-    """`MigrationTarget` of a machine that cannot move."""
-
-    def migration_status(self) -> MigrationStatus:
-        """That there was none."""
-        return NO_MIGRATION
-
-    def migration_parameters(self) -> MigrationParameters:
-        """The defaults."""
-        return MigrationParameters()
-
-    def set_migration_parameters(self, changes: Mapping[str, Any]) -> None:
-        """Raise `UserError`, unless there is nothing to set."""
-        if changes:
-            raise self._refusal()
-
-    async def start_migration(self, uri: str, parameters: MigrationParameters) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def cancel_migration(self) -> None:
-        """Nothing to do."""
-
-    async def listen_for_migration(self, uri: str) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def start_postcopy(self) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    def pause_migration(self) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    async def recover_migration(self, uri: str) -> NoReturn:
-        """Raise `UserError`."""
-        raise self._refusal()
-
-    @staticmethod
-    def _refusal() -> UserError:
-        return UserError("this machine cannot be moved")

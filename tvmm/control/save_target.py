@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol
-
-from tvmm.errors import UserError
-from tvmm.snapshot.status import NO_SAVE
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from tvmm.snapshot.status import SaveParameters, SaveStatus
 
-__all__ = ["NoSave", "SaveTarget"]
+__all__ = ["SaveTarget"]
 
 
 class SaveTarget(Protocol):
@@ -26,18 +23,3 @@ class SaveTarget(Protocol):
 
     def cancel_save(self) -> None:
         """Begin to give it up, if it can still be given up."""
-
-
-class NoSave:
-    """`SaveTarget` of a machine that cannot be saved."""
-
-    def save_status(self) -> SaveStatus:
-        """That there was none."""
-        return NO_SAVE
-
-    async def start_save(self, path: str, parameters: SaveParameters) -> NoReturn:
-        """Raise `UserError`."""
-        raise UserError("this machine cannot be saved")
-
-    def cancel_save(self) -> None:
-        """Nothing to do."""

@@ -281,12 +281,6 @@ class BlkQueue:
         """The sum of that for one of `OPERATIONS`."""
         return int(self.raw.latency.histograms[OPERATIONS.index(operation)].sum_ns)
 
-    @property
-    def spin_counts(self) -> tuple[int, int]:
-        """How often looking again found work, and how often the thread slept."""
-        spins = self.raw.spin, self.raw.busy_spin
-        return sum(int(spin.hits) for spin in spins), sum(int(spin.sleeps) for spin in spins)
-
 
 def direct_alignment(fd: int) -> tuple[int, int] | None:
     """What O_DIRECT asks of memory and of offsets, in bytes; None if the kernel does not say so for this file."""

@@ -329,9 +329,7 @@ void tvmm_waker_wake(struct tvmm_waker *waker);
 void tvmm_waker_clear(struct tvmm_waker *waker);
 void tvmm_waker_wait(struct tvmm_waker *waker);
 int tvmm_served_call(struct tvmm_served *queue);
-void tvmm_served_take_kick(struct tvmm_served *queue);
 void tvmm_set_call(struct tvmm_served *queue, int32_t fd);
-void tvmm_spin_adapt(struct tvmm_spin *spin, uint64_t waited_ns);
 
 /* limit.h */
 #define TVMM_LIMIT_TOTAL ...
