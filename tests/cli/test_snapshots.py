@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,25 @@ def test_secrets_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(UserError, match="a passphrase is wanted, and there is no terminal"):
         new_secret({"encrypt": True})
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (EOFError(), "no passphrase was given"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), "what was typed is not UTF-8 text"),
+    ],
+)
+def test_what_is_typed_is_no_passphrase(error: Exception, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-D, and keys of another encoding than the terminal's."""
+
+    def typed(prompt: str) -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getpass", typed)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(UserError, match=why):
+        answer({})(KeySource(1))
 
 
 def test_what_does_not_go_together_is_told_before_a_passphrase_is_asked_for(

@@ -79,6 +79,8 @@ def _ask(prompt: str, why: str) -> str:
         return _checked(getpass.getpass(f"tvmm: {prompt}"), "what was typed")
     except EOFError:
         raise UserError("no passphrase was given") from None
+    except UnicodeDecodeError:
+        raise UserError("what was typed is not UTF-8 text") from None
 
 
 def _checked(passphrase: str, whose: str) -> str:
