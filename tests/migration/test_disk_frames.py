@@ -196,3 +196,14 @@ def test_an_image_that_has_become_shorter(tmp_path: Path) -> None:
         pytest.raises(HostError, match="shorter"),
     ):
         image.read_into(memoryview(bytearray(1 << 16)), 0, 8192)
+
+
+def test_the_end_of_a_shorter_image_is_no_hole(tmp_path: Path) -> None:
+    """It would be copied, and hashed, as zeroes."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(4096))
+    with path.open("rb") as file, ImageFile(file.fileno(), "image", 4 << 20, writable=False) as image:
+        with pytest.raises(HostError, match="shorter"):
+            list(image.extents(0, 4 << 20))
+        with pytest.raises(HostError, match="shorter"):
+            image.hash()

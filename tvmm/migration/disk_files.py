@@ -94,6 +94,9 @@ class ImageFile:
         What is small is read in any case.
         """
         end = offset + length
+        if os.lseek(self._fd, 0, os.SEEK_END) < end:
+            # What is behind the end of a file would pass for a hole.
+            raise HostError(f"disk image {self.name} has become shorter", "leave its file alone")
         if 0 < length <= SMALL_BYTES:
             yield offset, length, True
             return
