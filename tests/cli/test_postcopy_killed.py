@@ -122,6 +122,10 @@ def test_the_destination_stays_controllable(tmp_path: Path) -> None:
         status, _, said = answered("migrate", THERE, "--to", f"unix:{tmp_path}/on")
         assert status
         assert "cannot be moved" in said
+        # It lets the source in, and does not wait for it.
+        status, told, said = answered("migrate", THERE, "--recover")
+        assert (status, said) == (0, "")
+        assert f"'tvmm migrate {HERE} --recover'" in told
         # The guest does not hear of the power button.
         status, _, said = answered("stop", THERE, "--timeout", "500ms")
         assert status

@@ -133,6 +133,8 @@ def run(options: Mapping[str, Any]) -> int:
         # Found now, when the machine is at work.
         with _display(options) as display:
             for info in follower.updates(interrupts):
+                if follower.status.incoming:
+                    break
                 if not follower.ended:
                     display.update(info)
                 if follower.waits:
@@ -210,6 +212,12 @@ def _report(name: str, follower: Follower, interrupts: Interrupts, display: Disp
         display.end(follower.info, "moved", 0)
         if not silent:
             say("\n".join(view.summary_lines(name, status)))
+        return 0
+    if status.incoming:
+        # At the destination there is nothing to follow: it waits, and the source knows more.
+        display.end(follower.info, "listening", 0)
+        if not silent:
+            say(view.listening_text(name, status))
         return 0
     if follower.ended and status.state == "cancelled" and status.guest == "source":
         outcome, exit_status, text = "cancelled", interrupted, view.still_here_text(name, status)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "amount",
     "arrived_share",
+    "listening_text",
     "lost_text",
     "paused_text",
     "plain_line",
@@ -139,6 +140,12 @@ def paused_text(name: str, status: MigrationStatus) -> str:
         f"the connection is broken{why}; the guest of {name} {where} at {_peer(status)} and waits for memory that is"
         f" here: 'tvmm migrate {name} --recover' once the network works; keep both processes alive"
     )
+
+
+def listening_text(name: str, status: MigrationStatus) -> str:
+    """What to tell where a post-copy is to go on, which has its guest and not its memory."""
+    source = printable(status.peer) or "NAME"
+    return f"{name} lets its source in: 'tvmm migrate {source} --recover' there, or it comes by itself"
 
 
 def still_here_text(name: str, status: MigrationStatus) -> str:
