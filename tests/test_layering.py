@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,8 @@ def is_pure(module: str) -> bool:
     return module.startswith(PURE) and not module.startswith(SHELLS)
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names that a module imports at run time, also inside functions; not those for type checkers."""
     found: set[str] = set()
 
@@ -149,7 +151,7 @@ def imports(path: Path) -> set[str]:
             visit(child)
 
     visit(ast.parse(path.read_text()))
-    return found
+    return frozenset(found)
 
 
 def tops(path: Path) -> set[str]:
