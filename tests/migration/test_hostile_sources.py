@@ -22,6 +22,7 @@ from tvmm.migration.messages import (
     Query,
     Ready,
     Refuse,
+    Wants,
 )
 from tvmm.migration.reception import MAX_STRANGERS
 from tvmm.migration.secure import Insecure
@@ -142,6 +143,18 @@ async def test_a_greeting_out_of_range(world: World, fields: dict[str, object]) 
         with pytest.raises(LinkLost):
             await link.receive()
         assert "greeting" in source.said[0] or "connections for pages" in source.said[0]
+        await still_waits(source)
+
+
+async def test_memory_that_is_compared_before_it_is_there(world: World) -> None:
+    """Nobody waits, in a pause, for pages that a liar keeps."""
+    async with waiting_for(world) as source:
+        link = await source.control()
+        await link.send(Wants(("postcopy",)))
+        await link.send(HELLO._replace(verify=True))
+        with pytest.raises(LinkLost):
+            await link.receive()
+        assert "wants its memory compared" in source.said[0]
         await still_waits(source)
 
 

@@ -54,7 +54,7 @@ async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDis
     Raises `ProtocolError` for what none can be.
     """
     hello = request.hello
-    _check_hello(hello)
+    _check_hello(hello, request.wants)
     reasons = list(guest.differences(hello.description, await guest.description()))
     if not reasons and hello.blocks != blocks_of(guest.ram):
         reasons.append("its RAM is laid out differently")
@@ -79,9 +79,12 @@ def granted(wants: Wants, guest: ArrivingGuest, link: Link) -> frozenset[str]:
     return features
 
 
-def _check_hello(hello: Hello) -> None:
+def _check_hello(hello: Hello, wants: Wants) -> None:
     """Raise `ProtocolError` for what no source says."""
     if len(hello.session) != SESSION_BYTES or len(hello.name) > MAX_NAME or len(hello.description) > MAX_TEXTS:
         raise ProtocolError("the source's greeting has a field of another length")
     if not 1 <= hello.lanes <= MAX_LANES:
         raise ProtocolError(f"the source wants {hello.lanes} connections for pages, 1 to {MAX_LANES} are possible")
+    if hello.verify and "postcopy" in wants.features:
+        # To compare what is to come later would wait for it, in the pause.
+        raise ProtocolError("the source wants its memory compared, and some of it to come later")
