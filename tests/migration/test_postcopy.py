@@ -105,6 +105,7 @@ async def test_a_cut_behind_commit_is_mended(
             check_one_guest(world, ends)
             return
         check_moved(world, ends)
+        assert ends.out.status.reason == ""
         assert ends.out.status.postcopy is not None
         assert ends.out.status.downtime_ms is not None
         await ends.incoming_over.wait()

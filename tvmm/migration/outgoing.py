@@ -387,6 +387,8 @@ class Outgoing:
 
     async def _end_if_done(self, link: Link) -> None:
         if self.state is SourceState.DONE:
+            # A post-copy may have been cut at last, and is through all the same.
+            self.progress.error = self.progress.error_hint = ""
             # Told before the machine ends for it: who watches is never in doubt.
             self._tell("completed")
             self._guest.let_go_of_taps(taps_in(self._talk.granted))
