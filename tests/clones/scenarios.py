@@ -103,9 +103,9 @@ def together(members: Sequence[Member]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for member in members:
         member.ready(pid=str(os.getpid()))
-    for member in members[:-1]:
-        member.ended(member.number)
-        member.ended(9)
+        if member is not members[-1]:
+            member.ended(member.number)
+            member.ended(9)
     signal.sigwait({signal.SIGTERM})
     return 20
 
