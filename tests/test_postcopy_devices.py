@@ -355,10 +355,9 @@ async def write_from_missing_pages(machines: Pair, image: Path) -> bytes:
     ("how", "aio"),
     [
         ("reset", "threads"),
-        ("quit", "io_uring"),
         *(
             pytest.param(how, aio, marks=pytest.mark.slow)
-            for how, aio in [("reset", "io_uring"), ("guest", "threads"), ("guest", "io_uring"), ("crash", "threads")]
+            for how, aio in [("quit", "io_uring"), ("reset", "io_uring"), ("guest", "io_uring"), ("crash", "threads")]
         ),
     ],
 )
