@@ -2,9 +2,10 @@
 
     python -m fuzz.migration [--runs 1000] [--seed 1] [--at-once 8]
 
-Openings, messages, frames of pages, compressed pieces and TLS records are damaged, cut short, dropped, repeated, put in
-another order and forged. Both sides must end as their tables have it, with the guest on one side at most and with its
-disk, raise nothing but what they are to raise, and leave nothing behind.
+Openings, messages, frames of pages and of disks that are copied, requests for pages, descriptors of memory, compressed
+pieces and TLS records are damaged, cut short, dropped, repeated, put in another order and forged. A post-copy that is
+cut is begun anew until it is through. Both sides must end as their tables have it, with the guest on one side at most
+and with its disk, raise nothing but what they are to raise, and leave nothing behind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from fuzz.common import Watch, fail, options
-from tests.support.mangled_runs import mangled_run
+from tests.support.mangled_runs import PATIENCE, mangled_run
 from tests.support.patience import hurry
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def main() -> None:
         __doc__ or "",
         (("runs", 1000, "how many"), ("seed", 1, "the first run's"), ("at-once", 8, "runs side by side")),
     )
-    hurry(setattr)
+    hurry(setattr, **PATIENCE)
     libc = ctypes.CDLL(None)
     libc.mallopt(M_ARENA_MAX, 1)
     libc.mallopt(M_MMAP_THRESHOLD, 256 << 10)

@@ -8,16 +8,17 @@ from collections import Counter
 import pytest
 import trio
 
-from tests.support.mangled_runs import Ending, mangled_run
+from tests.support.mangled_runs import PATIENCE, Ending, mangled_run
+from tests.support.patience import hurry
 from tests.support.vitals import own_vitals
 
 SEEDS = 48
 AT_ONCE = 8
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_damaged_migrations() -> None:
+async def test_damaged_migrations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides end as their tables have it, with one guest; no descriptor and no thread of a lane is left."""
+    hurry(monkeypatch.setattr, **PATIENCE)
     await mangled_run(-1)
     before = own_vitals()
     seeds, endings = iter(range(SEEDS)), list[Ending]()

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from tvmm.migration import (
     commit,
+    disk_arrival,
+    disk_departure,
     hand_over,
     incoming,
     intake,
     lane_arrival,
     link,
     plain_thread,
+    postcopy_service,
+    postcopy_source,
     reception,
+    recovering,
     rounds,
     senders,
     talk,
@@ -43,7 +48,17 @@ def hurry(
     The source waits `answer_s` for the next word of a destination, `running_s` for the one that the guest runs there,
     and asks for `ask_s` what has become of it; the destination waits `wait_s` for a source.
     """
-    for module, name in ((rounds, "ROUND_SECONDS"), (hand_over, "TAKEN_SECONDS"), (talk, "GREETING_SECONDS")):
+    for module, name in (
+        (talk, "GREETING_SECONDS"),
+        (rounds, "ROUND_SECONDS"),
+        (hand_over, "TAKEN_SECONDS"),
+        (disk_departure, "COPIES_SECONDS"),
+        (disk_departure, "STORED_SECONDS"),
+        (postcopy_source, "DISCARD_SECONDS"),
+        (recovering, "RECOVER_SECONDS"),
+        (link, "CONNECT_SECONDS"),
+        (tls, "HANDSHAKE_SECONDS"),
+    ):
         put(module, name, answer_s)
     put(commit, "RUNNING_SECONDS", running_s)
     put(commit, "ASK_SECONDS", ask_s)
@@ -55,11 +70,15 @@ def hurry(
         (intake, "COMMIT_SECONDS"),
         (intake, "SILENCE_SECONDS"),
         (reception, "OPENING_SECONDS"),
+        (hand_over, "MEMORY_SECONDS"),
+        (disk_arrival, "STREAM_SECONDS"),
+        (postcopy_service, "HELLO_SECONDS"),
+        (postcopy_service, "REJOIN_SECONDS"),
     ):
         put(module, name, wait_s)
-    for module in (incoming, talk):
+    for module in (incoming, talk, postcopy_service):
         put(module, "FAREWELL_SECONDS", 0.2)
-    put(link, "CONNECT_SECONDS", answer_s)
-    put(tls, "HANDSHAKE_SECONDS", answer_s)
+    put(postcopy_source, "LAST_WORD_SECONDS", 0.1)
+    put(postcopy_source, "AGAIN_SECONDS", 0.05)
     for module in (senders, plain_thread):
         put(module, "STALL_MS", int(answer_s * 1000))
