@@ -59,11 +59,13 @@ async def why_refused(request: Request, guest: ArrivingGuest, disks: ArrivingDis
     if not reasons and hello.blocks != blocks_of(guest.ram):
         reasons.append("its RAM is laid out differently")
     reasons += guest.cpu_problems(hello.cpu)
-    reasons += await disks.problems(request.wants, request.images)
     if hello.compress not in COMPRESSIONS:
         reasons.append(f"compression {readable(hello.compress)!r} is not known here")
+    # What is wrong with copies of disks says itself what to do.
+    hint = "start it with the options of the source" if reasons else ""
+    reasons += await disks.problems(request.wants, request.images)
     if reasons:
-        return Refuse(tuple(reasons[:MAX_REASONS]), "start it with the options of the source")
+        return Refuse(tuple(reasons[:MAX_REASONS]), hint)
     busy = await guest.tap_problems(taps_in(granted(request.wants, guest, link)))
     return Refuse(tuple(busy[:MAX_REASONS]), "end who has it, or start it with another ifname=") if busy else None
 

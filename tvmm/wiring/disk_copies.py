@@ -107,10 +107,9 @@ def copy_problems(devices: Devices | None, config: MachineConfig, images: tuple[
     """See `ArrivingGuest.copy_problems`."""
     wanted = [disk.id for disk in config.disks if disk.copy]
     if images is None:
-        names = ", ".join(wanted)
+        names = f"{', '.join(wanted)} {'is' if len(wanted) == 1 else 'are'}"
         return [
-            f"{names} is to be filled at the destination (copy=on), and the source copies nothing: say --copy-storage "
-            "there"
+            f"{names} to be filled at the destination (copy=on), and the source copies nothing: say --copy-storage there"
         ]
     if not wanted:
         disks = [disk.id for disk in config.disks if not disk.is_nbd and disk.image_format == "raw"]
