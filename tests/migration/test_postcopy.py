@@ -22,6 +22,7 @@ from tvmm.migration.absent import pieces_of, take_piece
 from tvmm.migration.destination import DestinationState
 from tvmm.migration.link import Link, LinkLost, open_connection
 from tvmm.migration.messages import FROM_DESTINATION, Absent, Recover
+from tvmm.migration.postcopy_service import PageService
 from tvmm.migration.secure import Tls
 from tvmm.migration.source import SourceState
 from tvmm.migration.status import MigrationStatus
@@ -124,6 +125,27 @@ async def test_a_cut_while_it_is_mended(world: World, tmp_path: Path, name: str)
         await ends.out.run(trio.Event())
         assert second.done
         check_moved(world, ends)
+
+
+async def test_pages_that_are_lost_on_the_way(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither side waits for ever: the source that has sent them all comes anew, and sends them again."""
+    monkeypatch.setattr(postcopy_source, "COMPLETE_SECONDS", 0.5)
+    take, lost = PageService._take_pages, list[PageService]()
+
+    async def lose_once(self: PageService) -> None:
+        if lost:
+            await take(self)
+            return
+        lost.append(self)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(PageService, "_take_pages", lose_once)
+    async with connected(world, tmp_path, parameters=NOW) as ends:
+        await ends.out.run(trio.Event())
+        assert lost
+        check_moved(world, ends)
+        assert ends.out.status.postcopy is not None
+        assert ends.out.status.postcopy.cuts
 
 
 async def test_a_pause_waits_for_the_user(world: World, tmp_path: Path) -> None:

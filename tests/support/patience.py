@@ -55,6 +55,7 @@ def hurry(
         (disk_departure, "COPIES_SECONDS"),
         (disk_departure, "STORED_SECONDS"),
         (postcopy_source, "DISCARD_SECONDS"),
+        (postcopy_source, "COMPLETE_SECONDS"),
         (recovering, "RECOVER_SECONDS"),
         (link, "CONNECT_SECONDS"),
         (tls, "HANDSHAKE_SECONDS"),

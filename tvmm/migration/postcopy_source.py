@@ -44,6 +44,9 @@ __all__ = ["Departure", "Serving"]
 
 DISCARD_SECONDS = 60.0
 """For the destination to throw away what is dirty, before the guest is paused."""
+COMPLETE_SECONDS = 60.0
+"""For the word that all is there, once all has been sent. Pages that somebody has lost on the way are sent again after
+that: a source does not wait for ever for a destination that waits for them."""
 LAST_WORD_SECONDS = 1.0
 """A connection for pages that breaks may be that of a destination which has them all, and says so on another one."""
 AUTO_RECOVER_SECONDS, AGAIN_SECONDS = 10.0, 0.5
@@ -271,6 +274,8 @@ class Serving:
         except LinkLost:
             await trio.sleep(LAST_WORD_SECONDS)
             raise
+        await trio.sleep(COMPLETE_SECONDS)
+        raise LinkLost(f"the destination did not say within {COMPLETE_SECONDS:g} s that all pages have come")
 
     async def _hear(self, hear: Callable[[], Awaitable[object]]) -> None:
         message = await hear()
