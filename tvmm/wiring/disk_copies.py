@@ -109,7 +109,8 @@ def copy_problems(devices: Devices | None, config: MachineConfig, images: tuple[
     if images is None:
         names = f"{', '.join(wanted)} {'is' if len(wanted) == 1 else 'are'}"
         return [
-            f"{names} to be filled at the destination (copy=on), and the source copies nothing: say --copy-storage there"
+            f"{names} to be filled at the destination (copy=on), and the source copies nothing: say --copy-storage "
+            "there"
         ]
     if not wanted:
         disks = [disk.id for disk in config.disks if not disk.is_nbd and disk.image_format == "raw"]
