@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -66,6 +67,26 @@ async def test_lists_of_disks_that_are_none(world: World, copy: Path, said: tupl
             await link.receive()
         assert source.incoming.status.state == "none"
     assert not copy.exists()
+
+
+async def test_nothing_stays_open_when_it_is_cancelled(world: World, copy: Path) -> None:
+    """By the destination's user, while a source has come for disks and for page requests and says nothing."""
+    before = len(os.listdir("/proc/self/fd"))
+    async with waiting_for(world) as source:
+        if "postcopy" not in world.destination.features():
+            pytest.skip("needs userfaultfd")
+        link = await source.control()
+        for message in (Wants(("postcopy", "storage")), Images((IMAGE,)), HELLO):
+            await link.send(message)
+        assert await link.receive() == Grants(("postcopy", "storage"))
+        welcome = await link.receive()
+        assert isinstance(welcome, Welcome)
+        assert await link.receive() == Copies((0,))
+        for kind in (Kind.STORAGE, Kind.REQUESTS):
+            assert (await source.open(Opening(kind, token=welcome.token)))[1] is Reply.GO
+        # They are taken by then.
+        assert (await source.open(Opening(Kind.STORAGE)))[1] is Reply.NO_SUCH_TOKEN
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def welcomed(source: HostileSource) -> tuple[Link, bytes]:

@@ -172,12 +172,13 @@ class Incoming:
                 with collapse():
                     await self._serve(listeners)
             finally:
-                if self._partial is not None:
-                    await self._partial.close()
                 # No task is left that could let another one in.
                 self._disks.close()
                 self._arrivals.close()
-                await self._memory.close()
+                with trio.CancelScope(shield=True):
+                    if self._partial is not None:
+                        await self._partial.close()
+                    await self._memory.close()
         if self.state is DestinationState.ABANDONED:
             raise IncomingFailed(f"the guest did not arrive: {self._error}", "it is the source's, if that is alive")
 
