@@ -107,10 +107,17 @@ class PostCopy:
     def connect(self) -> tuple[Future[PagerStop], Future[PageServerStop]]:
         """An urgent connection, and both ends at work on it."""
         ours, theirs = self.pair()
-        pager = self._threads.submit(self.pager.serve, ours.fileno(), self.waker)
+        pager = self._threads.submit(self._serve, ours.fileno())
         server = self._threads.submit(self.server.serve, theirs.fileno(), self.their_waker)
         self._calls += [pager, server]  # type: ignore[list-item]
         return pager, server
+
+    def _serve(self, fd: int) -> PagerStop:
+        stop = self.pager.serve(fd, self.waker)
+        if stop is PagerStop.COMPLETE:
+            # Somebody may have come meanwhile to a page that was given back.
+            self.pager.release()
+        return stop
 
     def push(self, lanes: int = 1) -> list[Future[LaneStop]]:
         """A round of all that is left on so many lanes."""

@@ -143,6 +143,16 @@ def test_a_hostile_source_is_refused(bad: bytes, what: str) -> None:
         assert there.urgent(encode(Frame(ZEROS, 0, (6,)))) is PagerStop.LOST
 
 
+def test_a_connection_with_the_number_of_the_last_one() -> None:
+    """Of the last one, at which all was there before its end, nothing is left."""
+    with ExitStack() as stack:
+        there = Destination(stack, {1})
+        assert there.urgent(encode(Frame(PAGES, 0, tuple(range(40)), FILL * 40))) is PagerStop.COMPLETE
+        there.expect({39})
+        assert there.urgent(encode(Frame(PAGES, 0, (0,), FILL))) is PagerStop.LOST
+        assert there.pager.remaining == 1
+
+
 def test_what_cannot_be_expected() -> None:
     """Pages of blocks that always are here, and bitmaps of others."""
     with ExitStack() as stack:

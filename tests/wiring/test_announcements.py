@@ -19,7 +19,7 @@ class Nets:
         self.said: list[tuple[float, bool]] = []
         self.motion = SimpleNamespace(stage="")
         self.name = "a"
-        devices = SimpleNamespace(nets={"net0": self})
+        devices = SimpleNamespace(nets={"net0": self}, taps={})
         ram = SimpleNamespace(blocks={"pc.ram": SimpleNamespace(fd=-1)})
         self.board: Any = SimpleNamespace(ram=ram, devices=devices)
         self._nursery = nursery

@@ -210,10 +210,12 @@ enum tvmm_pager_stop tvmm_pager_serve(struct tvmm_pager *pager, int fd, struct t
         pager_connect(pager, fd);
     pager->failure = 0;
     for (;;) {
-        if (__atomic_load_n(&pager->released, __ATOMIC_SEQ_CST))
-            return TVMM_PAGER_RELEASED;
-        if (!__atomic_load_n(&pager->remaining, __ATOMIC_SEQ_CST))
-            return TVMM_PAGER_COMPLETE;
+        int released = (int)__atomic_load_n(&pager->released, __ATOMIC_SEQ_CST);
+        if (released || !__atomic_load_n(&pager->remaining, __ATOMIC_SEQ_CST)) {
+            /* The next connection may have the same number. */
+            pager->fd = NO_CONNECTION;
+            return released ? TVMM_PAGER_RELEASED : TVMM_PAGER_COMPLETE;
+        }
         if (tvmm_woken(waker))
             return TVMM_PAGER_WOKEN;
         if (pager->again)

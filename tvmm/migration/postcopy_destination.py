@@ -167,6 +167,10 @@ class PartialArrival:
     # --- the end of it, one way or another ---
 
     def _on_end(self, stop: str, why: str) -> None:
+        """On the engine's thread, which answers nobody from here on if all is here."""
+        if stop == "COMPLETE":
+            # Who is told of it may wait himself: at a page that came, and that the guest has given back since.
+            self.release()
         self.on_end(stop, why)
 
     def _ended_early(self, stop: str, why: str) -> None:
