@@ -165,7 +165,6 @@ class LocalServer:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
-            self.crashed = self.crashed or self._process.returncode != 0
             self._end(0)
         if self._process is None:
             self._process = self._start()
@@ -293,6 +292,8 @@ class LocalServer:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
                 break
+        # Whoever comes first to see its end: connections of one that dies are closed before it is gone.
+        self.crashed = self.crashed or process.returncode != 0
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
