@@ -57,6 +57,18 @@ def check_moved(world: World, ends: Ends) -> None:
     assert bytes(world.destination.ram.blocks["pc.ram"].view) == bytes(world.source.ram.blocks["pc.ram"].view)
 
 
+def cut_once(ends: Ends) -> None:
+    """The source breaks off as soon as the guest has gone, the first time."""
+    told = ends.out._changed
+
+    def changed(status: MigrationStatus) -> None:
+        told(status)
+        if status.state == "postcopy-active" and not ends.out.status.postcopy.cuts:  # type: ignore[union-attr]
+            ends.out.pause()
+
+    ends.out._changed = changed
+
+
 async def test_a_guest_goes_before_its_memory(world: World, tmp_path: Path) -> None:
     """At once after the first pass, if that is wanted."""
     async with connected(world, tmp_path, parameters=NOW) as ends:
@@ -190,14 +202,7 @@ async def test_a_pause_waits_for_the_user(world: World, tmp_path: Path) -> None:
 async def test_a_wrong_address_is_not_kept(world: World, tmp_path: Path) -> None:
     """The guest is where it was, which is what users are told, and where the next recovery looks for it."""
     async with connected(world, tmp_path, parameters=NOW) as ends, trio.open_nursery() as nursery:
-        told = ends.out._changed
-
-        def changed(status: MigrationStatus) -> None:
-            told(status)
-            if status.state == "postcopy-active" and not ends.out.status.postcopy.cuts:  # type: ignore[union-attr]
-                ends.out.pause()
-
-        ends.out._changed = changed
+        cut_once(ends)
 
         async def waits() -> None:
             while not (ends.out.status.postcopy and ends.out.status.postcopy.waiting):
@@ -251,14 +256,7 @@ async def test_strangers_recover_nothing(world: World, tmp_path: Path) -> None:
         there = MigrationAddress("unix", path=str(tmp_path / "there"))
         with pytest.raises(UserError, match="does not know this migration"):
             await open_connection(there, Opening(Kind.RECOVER, token=bytes(16)))
-        told = ends.out._changed
-
-        def changed(status: MigrationStatus) -> None:
-            told(status)
-            if status.state == "postcopy-active" and not ends.out.status.postcopy.cuts:  # type: ignore[union-attr]
-                ends.out.pause()
-
-        ends.out._changed = changed
+        cut_once(ends)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ends.out.run, trio.Event())
             while ends.incoming.state is not DestinationState.SEVERED:
